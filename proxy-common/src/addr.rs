@@ -1,0 +1,176 @@
+//! Addresses, ports and protocols as they stand in maps and on the wire: network order, in memory order.
+
+/// An IPv4 address. Aligned, so that the BPF compiler loads it as one word.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ipv4 {
+    /// The four octets, as on the wire.
+    pub octets: [u8; 4],
+}
+
+/// An IPv6 address. Aligned, so that the BPF compiler loads it as two double words.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ipv6 {
+    /// The sixteen octets, as on the wire.
+    pub octets: [u8; 16],
+}
+
+/// What the two address families have in common.
+pub trait Address: Copy + Eq + Ord + Default {
+    /// The unspecified address, which stands for "any node address" in a NodePort's frontend.
+    const ANY: Self;
+
+    /// The one's-complement sum of the address, words taken in memory order (RFC 1071 §1.B), not folded.
+    fn sum(&self) -> u32;
+}
+
+impl Ipv4 {
+    /// The address as one word in memory order, for hashing and comparing; its value has no meaning as a number.
+    #[inline(always)]
+    pub const fn word(&self) -> u32 {
+        u32::from_ne_bytes(self.octets)
+    }
+}
+
+impl Ipv6 {
+    /// The address as four words in memory order.
+    #[inline(always)]
+    pub const fn words(&self) -> [u32; 4] {
+        let o = &self.octets;
+        [
+            u32::from_ne_bytes([o[0], o[1], o[2], o[3]]),
+            u32::from_ne_bytes([o[4], o[5], o[6], o[7]]),
+            u32::from_ne_bytes([o[8], o[9], o[10], o[11]]),
+            u32::from_ne_bytes([o[12], o[13], o[14], o[15]]),
+        ]
+    }
+}
+
+#[inline(always)]
+const fn halves(word: u32) -> u32 {
+    (word & 0xffff) + (word >> 16)
+}
+
+impl Address for Ipv4 {
+    const ANY: Self = Self { octets: [0; 4] };
+
+    #[inline(always)]
+    fn sum(&self) -> u32 {
+        halves(self.word())
+    }
+}
+
+impl Address for Ipv6 {
+    const ANY: Self = Self { octets: [0; 16] };
+
+    #[inline(always)]
+    fn sum(&self) -> u32 {
+        let [a, b, c, d] = self.words();
+        halves(a) + halves(b) + halves(c) + halves(d)
+    }
+}
+
+/// A port in network order.
+#[repr(C, align(2))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Port {
+    /// Two octets, high one first.
+    pub octets: [u8; 2],
+}
+
+impl Port {
+    /// From a number.
+    #[inline(always)]
+    pub const fn new(number: u16) -> Self {
+        Self { octets: number.to_be_bytes() }
+    }
+
+    /// As a number.
+    #[inline(always)]
+    pub const fn number(self) -> u16 {
+        u16::from_be_bytes(self.octets)
+    }
+
+    /// As a word in memory order: what a checksum takes.
+    #[inline(always)]
+    pub const fn word(self) -> u16 {
+        u16::from_ne_bytes(self.octets)
+    }
+}
+
+/// A transport protocol, by its IANA number.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// TCP
+    Tcp = 6,
+    /// UDP
+    Udp = 17,
+    /// SCTP
+    Sctp = 132,
+}
+
+crate::map_type!(Ipv4, Ipv6, Port, Protocol);
+
+#[cfg(feature = "user")]
+mod user {
+    use std::{
+        fmt,
+        net::{Ipv4Addr, Ipv6Addr},
+    };
+
+    use super::{Ipv4, Ipv6, Port, Protocol};
+
+    impl From<Ipv4Addr> for Ipv4 {
+        fn from(address: Ipv4Addr) -> Self {
+            Self { octets: address.octets() }
+        }
+    }
+
+    impl From<Ipv6Addr> for Ipv6 {
+        fn from(address: Ipv6Addr) -> Self {
+            Self { octets: address.octets() }
+        }
+    }
+
+    impl From<Ipv4> for std::net::IpAddr {
+        fn from(address: Ipv4) -> Self {
+            Self::V4(address.octets.into())
+        }
+    }
+
+    impl From<Ipv6> for std::net::IpAddr {
+        fn from(address: Ipv6) -> Self {
+            Self::V6(address.octets.into())
+        }
+    }
+
+    impl fmt::Display for Ipv4 {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            Ipv4Addr::from(self.octets).fmt(f)
+        }
+    }
+
+    impl fmt::Display for Ipv6 {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            Ipv6Addr::from(self.octets).fmt(f)
+        }
+    }
+
+    impl fmt::Display for Port {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            self.number().fmt(f)
+        }
+    }
+
+    impl fmt::Display for Protocol {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(match self {
+                Self::Tcp => "TCP",
+                Self::Udp => "UDP",
+                Self::Sctp => "SCTP",
+            })
+        }
+    }
+}

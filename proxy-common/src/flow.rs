@@ -1,0 +1,119 @@
+//! Tracked connections: values of `FLOWS_V4`, `FLOWS_V6` and of the `EMBRYOS_*` tables, where a flow lives until it is
+//! confirmed. Original and reply direction are two entries of the same shape.
+
+use crate::{
+    addr::{Ipv4, Ipv6, Port},
+    backend::BackendId,
+    tuple::Stage,
+};
+
+/// A ready-made rewrite: the addresses and ports a packet gets, with what that does to its checksums.
+///
+/// The deltas are folded one's-complement sums of (new − old), words in memory order: a checksum field becomes
+/// `!(!field + delta)` (RFC 1624, eq. 3).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Rewrite<A> {
+    /// New source address.
+    pub saddr: A,
+    /// New destination address.
+    pub daddr: A,
+    /// New source port.
+    pub sport: Port,
+    /// New destination port.
+    pub dport: Port,
+    /// What the addresses do to the sum: of the IPv4 header, and of the pseudo-header in TCP and UDP.
+    pub addr_delta: u16,
+    /// What the ports do to the sum of TCP and UDP.
+    pub port_delta: u16,
+}
+
+/// Where a forwarded packet leaves, as found by the kernel's FIB.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct NextHop {
+    /// Outgoing device; 0 when not resolved.
+    pub ifindex: u32,
+    /// [`crate::node::Node::route_generation`] at the time of the look-up.
+    pub generation: u32,
+    /// Destination MAC.
+    pub dmac: [u8; 6],
+    /// Source MAC.
+    pub smac: [u8; 6],
+}
+
+/// What becomes of a packet after the rewrite.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Output {
+    /// It goes on its way through the kernel.
+    #[default]
+    Stack = 0,
+    /// It is sent out at its next hop, without the kernel's routing.
+    Forward = 1,
+    /// It goes back to the device it came from (a pod that picked itself).
+    Hairpin = 2,
+}
+
+/// Which half of a pair an entry is.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// Client to Service.
+    #[default]
+    Original = 0,
+    /// Backend to client.
+    Reply = 1,
+}
+
+/// Bits of [`Flow::state`], the same in both halves.
+pub mod state {
+    /// A packet in reply direction was seen.
+    pub const REPLIED: u8 = 1;
+    /// Confirmed (TCP: the handshake's last ACK; UDP: a reply) and living in `FLOWS_*`.
+    pub const CONFIRMED: u8 = 2;
+    /// The client has sent FIN.
+    pub const FIN_ORIGINAL: u8 = 4;
+    /// The backend has sent FIN.
+    pub const FIN_REPLY: u8 = 8;
+    /// Either side has sent RST.
+    pub const RESET: u8 = 16;
+}
+
+/// One direction of a tracked connection. The other half's key and rewrite follow from this entry's key and rewrite and
+/// from [`Flow::twin_stage`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Flow<A> {
+    /// What is written into the packet.
+    pub rewrite: Rewrite<A>,
+    /// For [`Output::Forward`].
+    pub next_hop: NextHop,
+    /// The backend that was chosen.
+    pub backend: BackendId,
+    /// [`crate::backend::Backend::generation`] when it was chosen.
+    pub backend_generation: u32,
+    /// [`crate::service::Service::index`].
+    pub service: u32,
+    /// Low 32 bits of jiffies; written at most once a second.
+    pub last_seen: u32,
+    /// Where the packet goes.
+    pub output: Output,
+    /// Where the other half's packets go.
+    pub twin_output: Output,
+    /// The stage of the other half's key.
+    pub twin_stage: Stage,
+    /// Which half this is.
+    pub direction: Direction,
+    /// Bits of [`state`].
+    pub state: u8,
+    /// Zero.
+    pub pad: [u8; 7],
+}
+
+crate::no_padding!(Rewrite<Ipv4>: Ipv4, Ipv4, Port, Port, u16, u16);
+crate::no_padding!(Rewrite<Ipv6>: Ipv6, Ipv6, Port, Port, u16, u16);
+crate::no_padding!(NextHop: u32, u32, [u8; 6], [u8; 6]);
+crate::no_padding!(Flow<Ipv4>: Rewrite<Ipv4>, NextHop, u32, u32, u32, u32, Output, Output, Stage, Direction, u8, [u8; 7]);
+crate::no_padding!(Flow<Ipv6>: Rewrite<Ipv6>, NextHop, u32, u32, u32, u32, Output, Output, Stage, Direction, u8, [u8; 7]);
+crate::map_type!(Rewrite<Ipv4>, Rewrite<Ipv6>, NextHop, Flow<Ipv4>, Flow<Ipv6>);

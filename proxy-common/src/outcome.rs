@@ -1,0 +1,118 @@
+//! What the programs count, per hook and per CPU, in `COUNTERS`. Packets of known flows and packets that are not ours
+//! are not counted here: these are the events worth a question.
+
+/// Where something happened.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Hook {
+    /// XDP on an uplink.
+    UplinkXdp = 0,
+    /// TC ingress of an uplink.
+    UplinkIn = 1,
+    /// TC egress of an uplink.
+    UplinkOut = 2,
+    /// TC ingress of a pod's device.
+    PodIn = 3,
+    /// TC egress of a pod's device.
+    PodOut = 4,
+    /// `connect4` and `connect6`.
+    Connect = 5,
+    /// `sendmsg4` and `sendmsg6`.
+    Sendmsg = 6,
+    /// `recvmsg4` and `recvmsg6`.
+    Recvmsg = 7,
+    /// `getpeername4` and `getpeername6`.
+    Getpeername = 8,
+}
+
+/// What happened.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Outcome {
+    /// A new flow (or a new socket) was given a backend.
+    Opened = 0,
+    /// A flow was confirmed.
+    Confirmed = 1,
+    /// A UDP flow left a backend that no longer serves.
+    Moved = 2,
+    /// The missing half of a pair was rebuilt from the other.
+    Repaired = 3,
+    /// A new flow needed another source port, because its reply would not have been told from another flow's.
+    PortChanged = 4,
+    /// Passed on: the frame has one or more VLAN tags.
+    PassVlan = 16,
+    /// Passed on: an IP header that lies about itself, or ends early.
+    PassMalformed = 17,
+    /// Passed on: a fragment.
+    PassFragment = 18,
+    /// Passed on: an IPv4 header with options.
+    PassOptions = 19,
+    /// Passed on: an IPv6 packet with extension headers.
+    PassExtension = 20,
+    /// Passed on: neither TCP nor UDP, addressed to one of ours.
+    PassProtocol = 21,
+    /// Dropped: the Service has no endpoint for this client.
+    DropNoEndpoint = 32,
+    /// Dropped: the Service's slot or backend entry was not there.
+    DropNoBackend = 33,
+    /// Dropped: no source port was free for the flow.
+    DropNoPort = 34,
+    /// Dropped: the kernel has no route to the next hop, or forbids it.
+    DropNoRoute = 35,
+    /// Dropped: the packet could not be written to.
+    DropNotWritable = 36,
+    /// Dropped: the node has no address to masquerade with.
+    DropNoMasquerade = 37,
+    /// Dropped: the packet's lifetime was used up.
+    DropLifetime = 38,
+}
+
+/// Places for each hook in `COUNTERS`.
+pub const OUTCOMES: u32 = 64;
+/// Places in all.
+pub const COUNTERS: u32 = OUTCOMES * 9;
+
+/// The index in `COUNTERS`.
+#[inline(always)]
+pub const fn counter(hook: Hook, outcome: Outcome) -> u32 {
+    hook as u32 * OUTCOMES + outcome as u32
+}
+
+impl Hook {
+    /// Every hook, in the order of `COUNTERS`.
+    pub const ALL: [Self; 9] = [
+        Self::UplinkXdp,
+        Self::UplinkIn,
+        Self::UplinkOut,
+        Self::PodIn,
+        Self::PodOut,
+        Self::Connect,
+        Self::Sendmsg,
+        Self::Recvmsg,
+        Self::Getpeername,
+    ];
+}
+
+impl Outcome {
+    /// Every outcome.
+    pub const ALL: [Self; 18] = [
+        Self::Opened,
+        Self::Confirmed,
+        Self::Moved,
+        Self::Repaired,
+        Self::PortChanged,
+        Self::PassVlan,
+        Self::PassMalformed,
+        Self::PassFragment,
+        Self::PassOptions,
+        Self::PassExtension,
+        Self::PassProtocol,
+        Self::DropNoEndpoint,
+        Self::DropNoBackend,
+        Self::DropNoPort,
+        Self::DropNoRoute,
+        Self::DropNotWritable,
+        Self::DropNoMasquerade,
+        Self::DropLifetime,
+    ];
+}

@@ -1,0 +1,5 @@
+//! Sluice's agent: `sources → model → desired → diff → dataplane`. Everything up to the plan is pure; only `dataplane`
+//! talks to the kernel.
+
+pub mod desired;
+pub mod diff;

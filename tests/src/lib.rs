@@ -1,0 +1,1 @@
+//! Fixtures for the tests that need a kernel.
