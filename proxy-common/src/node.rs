@@ -25,8 +25,8 @@ pub struct Node {
     pub source_port_first: Port,
     /// Last source port given to masqueraded flows.
     pub source_port_last: Port,
-    /// Zero.
-    pub pad: u32,
+    /// What the kernel calls HZ, measured by the agent.
+    pub jiffies_per_second: u32,
 }
 
 /// Bits of the value of `LOCAL_ADDRS_V4` and `LOCAL_ADDRS_V6`.
