@@ -12,7 +12,14 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-fn main() -> Result<()> {
+fn main() {
+    if let Err(error) = build() {
+        eprintln!("{error:#}");
+        std::process::exit(1);
+    }
+}
+
+fn build() -> Result<()> {
     let out = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?);
     for path in ["proxy-ebpf", "proxy-common", "Cargo.toml", "Cargo.lock"] {
         println!("cargo::rerun-if-changed=../{path}");

@@ -1,0 +1,19 @@
+//! What the datapath asks of the kernel besides maps: time, chance, routes, and the constants the agent sets when it
+//! loads the object.
+
+use aya_ebpf::{Global, helpers::generated as helpers};
+
+/// Which sockets are balanced: 0 none, 1 those of the node's own network namespace, 2 all.
+#[unsafe(no_mangle)]
+pub static SOCKET_LB: Global<u8> = Global::new(2);
+
+/// Cookie of the node's own network namespace.
+#[unsafe(no_mangle)]
+pub static HOST_NETNS_COOKIE: Global<u64> = Global::new(1);
+
+/// The low 32 bits of jiffies. Inlined by the kernel to one load.
+#[inline(always)]
+pub fn jiffies() -> u32 {
+    // SAFETY: takes no argument.
+    (unsafe { helpers::bpf_jiffies64() }) as u32
+}
