@@ -1,0 +1,70 @@
+//! The node's own network, as netlink tells it: links, addresses and which links carry a default route. A watcher
+//! turns the kernel's notifications into [`NetworkEvent`]s.
+
+use ipnet::IpNet;
+
+/// The node's links and addresses at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeNetwork {
+    /// Every link of this network namespace, by interface index.
+    pub links: Vec<Link>,
+    /// Every address, by link and then by address.
+    pub addresses: Vec<LinkAddress>,
+}
+
+impl NodeNetwork {
+    /// The link of a name.
+    pub fn link(&self, name: &str) -> Option<&Link> {
+        self.links.iter().find(|link| link.name == name)
+    }
+}
+
+/// A network device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own about the device")]
+pub struct Link {
+    /// Interface index.
+    pub ifindex: u32,
+    /// Name.
+    pub name: String,
+    /// The kernel's name of its kind (`veth`, `bridge`, `vxlan`); empty for a physical device.
+    pub kind: String,
+    /// It is administratively up.
+    pub is_up: bool,
+    /// It is the loopback device.
+    pub is_loopback: bool,
+    /// It is a veth whose other end is in another network namespace.
+    pub is_pod_veth: bool,
+    /// A default route of either family leads out of it.
+    pub has_default_route: bool,
+    /// Its frames have an Ethernet header.
+    pub has_ethernet: bool,
+    /// Interface index of the bridge, bond or VRF it belongs to.
+    pub master: Option<u32>,
+    /// Id of the XDP program on it.
+    pub xdp_program: Option<u32>,
+}
+
+/// An address of the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LinkAddress {
+    /// Interface index of its link.
+    pub ifindex: u32,
+    /// The address with the length of its prefix.
+    pub net: IpNet,
+    /// The kernel calls its scope global: neither link-local nor of the host alone.
+    pub is_global: bool,
+    /// It was added after another one of the same subnet, or is a temporary one (RFC 8981).
+    pub is_secondary: bool,
+    /// It can be used: duplicate address detection is over and did not fail, and it is not deprecated.
+    pub is_usable: bool,
+}
+
+/// What changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetworkEvent {
+    /// Links, addresses or default routes are now these. The first event of a watcher.
+    Changed(NodeNetwork),
+    /// Routes, neighbours or links changed: a next hop found before may be wrong.
+    RoutesChanged,
+}
