@@ -1,2 +1,61 @@
-//! The one door to building, testing and running Sluice.
-fn main() {}
+//! The one door to building, testing and running Sluice: `cargo xtask <verb>`, one file per verb.
+//!
+//! Every verb installs first what it needs and the machine lacks (`setup`), so that a fresh machine needs Rust, a C
+//! compiler and nothing else.
+#![expect(clippy::print_stdout, reason = "a command line speaks on its standard output")]
+
+mod build;
+mod check;
+mod debian;
+#[path = "../../proxy-userspace/toolchain.rs"]
+mod toolchain;
+
+mod setup;
+mod summary;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use workspace::Workspace;
+
+/// Builds, checks, tests and runs Sluice.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Setup(setup::Arguments),
+    Build(build::Arguments),
+    /// Format, lints (host and BPF) and documentation, warnings being errors.
+    Check,
+    Test(test::Arguments),
+}
+
+fn main() -> ExitCode {
+    match run(&Cli::parse().verb) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: &Verb) -> Result<ExitCode> {
+    let workspace = Workspace::open()?;
+    match verb {
+        Verb::Setup(arguments) => setup::run(&workspace, arguments)?,
+        Verb::Build(arguments) => build::run(&workspace, arguments)?,
+        Verb::Check => check::run(&workspace)?,
+        Verb::Test(arguments) => return test::run(&workspace, arguments),
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,222 @@
+//! `test`: the suites on this machine and its running kernel, and one line that sums them up.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Command, ExitCode, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, ValueEnum};
+use xshell::{Cmd, cmd};
+
+use crate::{
+    setup,
+    summary::Totals,
+    workspace::{Workspace, is_root},
+};
+
+/// Run the tests: all suites, or one.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// All that exist if none is named.
+    suite: Option<Suite>,
+    /// How many tests of a program run at once; suites that build networks run one by one unless told otherwise.
+    #[arg(long)]
+    test_threads: Option<usize>,
+    /// Passed to the test programs: a part of a test's name, `--nocapture`, …
+    #[arg(last = true)]
+    options: Vec<String>,
+}
+
+/// Tests that need the same of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Suite {
+    /// Pure functions of every crate, on the host.
+    Unit,
+    /// Packets through the programs on the real verifier, by `BPF_PROG_TEST_RUN`.
+    Program,
+    /// Real sockets between network namespaces.
+    Netns,
+    /// The agent against a fake API server.
+    Agent,
+    /// The same traffic through kube-proxy.
+    Parity,
+    /// What operators fear.
+    Scenarios,
+}
+
+impl Suite {
+    /// The suites whose programs run on a kernel, in the order of their cost.
+    pub(crate) const ON_KERNEL: [Self; 5] = [Self::Program, Self::Netns, Self::Agent, Self::Parity, Self::Scenarios];
+
+    /// The name on the command line, with which the names of its test programs begin.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Unit => "unit",
+            Self::Program => "program",
+            Self::Netns => "netns",
+            Self::Agent => "agent",
+            Self::Parity => "parity",
+            Self::Scenarios => "scenarios",
+        }
+    }
+
+    /// The test programs of the suite: `program.rs`, `program_nat.rs` or `program_nat/main.rs` for `program`.
+    pub(crate) fn targets(self, workspace: &Workspace) -> Result<Vec<String>> {
+        let mut targets: Vec<String> =
+            test_targets(&workspace.root.join("tests/tests"))?.into_iter().filter(|name| self.owns(name)).collect();
+        targets.sort();
+        Ok(targets)
+    }
+
+    /// How many of its tests may run at once, if that matters.
+    pub(crate) fn threads(self) -> Option<usize> {
+        // Each test of the others builds networks, and measures what happens in them.
+        (!matches!(self, Self::Unit | Self::Program)).then_some(1)
+    }
+
+    fn owns(self, target: &str) -> bool {
+        target.strip_prefix(self.name()).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+    }
+}
+
+pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
+    setup::ensure(workspace, &[setup::BPF, setup::KERNEL])?;
+    let mut totals = Totals::default();
+    for suite in chosen(workspace, arguments.suite)? {
+        println!("== {}", suite.name());
+        totals += run_suite(workspace, suite, arguments)?;
+    }
+    if totals.ignored > 0 {
+        println!("{} tests are marked `#[ignore]` and did not run", totals.ignored);
+    }
+    println!("{totals}");
+    Ok(if totals.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn chosen(workspace: &Workspace, named: Option<Suite>) -> Result<Vec<Suite>> {
+    if let Some(suite) = named {
+        return Ok(vec![suite]);
+    }
+    let mut suites = vec![Suite::Unit];
+    for suite in Suite::ON_KERNEL {
+        if !suite.targets(workspace)?.is_empty() {
+            suites.push(suite);
+        }
+    }
+    Ok(suites)
+}
+
+fn run_suite(workspace: &Workspace, suite: Suite, arguments: &Arguments) -> Result<Totals> {
+    if suite == Suite::Unit {
+        return unit(workspace, arguments);
+    }
+    if !is_root() {
+        eprintln!("error: the {0} suite needs root: run `cargo xtask test {0}` as root", suite.name());
+        return Ok(Totals::ONE_FAILURE);
+    }
+    let targets = suite.targets(workspace)?;
+    if targets.is_empty() {
+        eprintln!("error: the {0} suite has no test: there is no tests/tests/{0}*.rs", suite.name());
+        return Ok(Totals::default());
+    }
+    mount_bpf(workspace)?;
+    on_kernel(workspace, suite, &targets, arguments)
+}
+
+/// Every library and program, then the examples in their documentation.
+fn unit(workspace: &Workspace, arguments: &Arguments) -> Result<Totals> {
+    let mut totals = Totals::default();
+    for kind in [["--lib", "--bins"].as_slice(), &["--doc"]] {
+        let cargo = workspace.cargo(&["test", "--workspace", "--no-fail-fast"]).args(kind);
+        totals += count(cargo.arg("--").args(options(Suite::Unit, arguments)))?;
+    }
+    Ok(totals)
+}
+
+fn on_kernel(workspace: &Workspace, suite: Suite, targets: &[String], arguments: &Arguments) -> Result<Totals> {
+    let agent = build_agent(workspace)?;
+    let named = targets.iter().flat_map(|target| ["--test", target]);
+    let cargo = workspace.cargo(&["test", "--package", "tests", "--no-fail-fast"]).args(named);
+    count(cargo.env(AGENT, agent).arg("--").args(options(suite, arguments)))
+}
+
+/// The variable that tells tests where the agent is.
+pub(crate) const AGENT: &str = "SLUICE_BINARY";
+
+/// Builds the agent that tests start.
+pub(crate) fn build_agent(workspace: &Workspace) -> Result<std::path::PathBuf> {
+    let built = workspace.executables(&["build", "--package", "proxy-userspace", "--bin", "sluice"])?;
+    let agent = built.into_iter().next().context("building the agent made no program")?;
+    Ok(agent.path)
+}
+
+fn options(suite: Suite, arguments: &Arguments) -> Vec<String> {
+    let threads = arguments.test_threads.or(suite.threads());
+    let mut options: Vec<String> = threads.map(|threads| format!("--test-threads={threads}")).into_iter().collect();
+    options.extend_from_slice(&arguments.options);
+    options
+}
+
+/// Runs a command that runs tests, shows its output as it comes, and counts the results in it.
+fn count(command: Cmd<'_>) -> Result<Totals> {
+    println!("$ {command}");
+    let mut child = Command::from(command).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let mut totals = Totals::default();
+    let output = child.stdout.take().context("the output is not captured")?;
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line?;
+        let line = String::from_utf8_lossy(&line);
+        println!("{line}");
+        totals.read(&line);
+    }
+    Ok(totals.ended(child.wait()?.success()))
+}
+
+/// The names of the test programs in `directory`, by cargo's rules.
+fn test_targets(directory: &Path) -> Result<Vec<String>> {
+    if !directory.exists() {
+        return Ok(Vec::new());
+    }
+    let entries = fs::read_dir(directory)?.map(|entry| Ok(entry?.path()));
+    Ok(entries.collect::<Result<Vec<_>>>()?.iter().filter_map(|path| test_target(path)).collect())
+}
+
+fn test_target(path: &Path) -> Option<String> {
+    let is_target = path.extension().is_some_and(|extension| extension == "rs") || path.join("main.rs").exists();
+    is_target.then(|| path.file_stem().map(|name| name.to_string_lossy().into_owned()))?
+}
+
+/// Pinned maps and links need the BPF file system; containers often come without it.
+fn mount_bpf(workspace: &Workspace) -> Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    if mounts.lines().any(|mount| mount.split(' ').nth(1) == Some("/sys/fs/bpf")) {
+        return Ok(());
+    }
+    if let Err(error) = cmd!(workspace.shell, "mount -t bpf bpf /sys/fs/bpf").run() {
+        bail!("there is no BPF file system at /sys/fs/bpf and mounting it failed: {error}");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_test_program_belongs_to_the_suite_it_is_named_after() {
+        for (target, owned) in [("program", true), ("program_nat", true), ("programs", false), ("netns_udp", false)] {
+            assert_eq!(Suite::Program.owns(target), owned, "{target}");
+        }
+    }
+
+    #[test]
+    fn suites_are_named_on_the_command_line_as_their_programs_are() {
+        for suite in Suite::value_variants() {
+            let value = suite.to_possible_value().unwrap();
+            assert_eq!(value.get_name(), suite.name());
+        }
+    }
+}
