@@ -4,7 +4,7 @@
 use crate::{
     addr::{Ipv4, Ipv6, Port},
     backend::BackendId,
-    tuple::Stage,
+    tuple::{Stage, Tuple},
 };
 
 /// A ready-made rewrite: the addresses and ports a packet gets, with what that does to its checksums.
@@ -64,6 +64,8 @@ pub enum Direction {
     Original = 0,
     /// Backend to client.
     Reply = 1,
+    /// The second step of a flow that takes the way through the kernel: has no other half, and is made anew by the first.
+    Transit = 2,
 }
 
 /// Bits of [`Flow::state`], the same in both halves.
@@ -111,9 +113,26 @@ pub struct Flow<A> {
     pub pad: [u8; 7],
 }
 
+/// Room for a pair that is being made: value of `DRAFTS_V4` and `DRAFTS_V6`, one for each CPU. It is too large for a BPF
+/// program's stack, and means nothing between two runs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Draft<A> {
+    /// Addresses and ports after the rewrite.
+    pub to: Tuple<A>,
+    /// One half.
+    pub flow: Flow<A>,
+    /// Key of the other half.
+    pub twin_key: Tuple<A>,
+    /// The other half.
+    pub twin: Flow<A>,
+}
+
+crate::no_padding!(Draft<Ipv4>: Tuple<Ipv4>, Flow<Ipv4>, Tuple<Ipv4>, Flow<Ipv4>);
+crate::no_padding!(Draft<Ipv6>: Tuple<Ipv6>, Flow<Ipv6>, Tuple<Ipv6>, Flow<Ipv6>);
 crate::no_padding!(Rewrite<Ipv4>: Ipv4, Ipv4, Port, Port, u16, u16);
 crate::no_padding!(Rewrite<Ipv6>: Ipv6, Ipv6, Port, Port, u16, u16);
 crate::no_padding!(NextHop: u32, u32, [u8; 6], [u8; 6]);
 crate::no_padding!(Flow<Ipv4>: Rewrite<Ipv4>, NextHop, u32, u32, u32, u32, Output, Output, Stage, Direction, u8, [u8; 7]);
 crate::no_padding!(Flow<Ipv6>: Rewrite<Ipv6>, NextHop, u32, u32, u32, u32, Output, Output, Stage, Direction, u8, [u8; 7]);
-crate::map_type!(Rewrite<Ipv4>, Rewrite<Ipv6>, NextHop, Flow<Ipv4>, Flow<Ipv6>);
+crate::map_type!(Rewrite<Ipv4>, Rewrite<Ipv6>, NextHop, Flow<Ipv4>, Flow<Ipv6>, Draft<Ipv4>, Draft<Ipv6>);

@@ -57,14 +57,12 @@ pub enum Outcome {
     DropNoBackend = 33,
     /// Dropped: no source port was free for the flow.
     DropNoPort = 34,
-    /// Dropped: the kernel has no route to the next hop, or forbids it.
-    DropNoRoute = 35,
     /// Dropped: the packet could not be written to.
-    DropNotWritable = 36,
+    DropNotWritable = 35,
     /// Dropped: the node has no address to masquerade with.
-    DropNoMasquerade = 37,
-    /// Dropped: the packet's lifetime was used up.
-    DropLifetime = 38,
+    DropNoMasquerade = 36,
+    /// Dropped: the Service's policy is Local and no endpoint is on this node.
+    DropNoLocalEndpoint = 37,
 }
 
 /// Places for each hook in `COUNTERS`.
@@ -95,7 +93,7 @@ impl Hook {
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 17] = [
         Self::Opened,
         Self::Confirmed,
         Self::Moved,
@@ -110,9 +108,8 @@ impl Outcome {
         Self::DropNoEndpoint,
         Self::DropNoBackend,
         Self::DropNoPort,
-        Self::DropNoRoute,
         Self::DropNotWritable,
         Self::DropNoMasquerade,
-        Self::DropLifetime,
+        Self::DropNoLocalEndpoint,
     ];
 }

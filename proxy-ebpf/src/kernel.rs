@@ -1,5 +1,5 @@
-//! What the datapath asks of the kernel besides maps: time, chance, routes, and the constants the agent sets when it
-//! loads the object.
+//! What the datapath asks of the kernel besides maps: time, chance, and the constants the agent sets when it loads the
+//! object.
 
 use aya_ebpf::{Global, helpers::generated as helpers};
 
@@ -16,4 +16,11 @@ pub static HOST_NETNS_COOKIE: Global<u64> = Global::new(1);
 pub fn jiffies() -> u32 {
     // SAFETY: takes no argument.
     (unsafe { helpers::bpf_jiffies64() }) as u32
+}
+
+/// A random word.
+#[inline(always)]
+pub(crate) fn random() -> u32 {
+    // SAFETY: takes no argument.
+    unsafe { helpers::bpf_get_prandom_u32() }
 }

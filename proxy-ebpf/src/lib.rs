@@ -1,6 +1,23 @@
 //! Sluice's datapath. All logic is in this library, so that what is pure can be tested on the host; the binary holds the
 //! entry points only.
 #![cfg_attr(target_arch = "bpf", no_std)]
+// A panic path is a verifier failure.
+#![deny(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, clippy::expect_used)]
+// Everything on the fast path has to end up in one program; the compiler cannot know.
+#![allow(clippy::inline_always, reason = "a call costs more than most of these functions")]
 
+mod admit;
+mod checksum;
+pub mod counters;
+pub mod datapath;
+mod family;
+mod filter;
+mod flow;
 pub mod kernel;
 mod maps;
+mod nat;
+pub mod output;
+pub mod packet;
+mod parse;
+mod service;
+pub mod socket;

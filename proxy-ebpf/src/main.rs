@@ -3,75 +3,127 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 use aya_ebpf::{
-    bindings::{TC_ACT_UNSPEC, xdp_action},
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
+    helpers::generated::bpf_redirect,
     macros::{cgroup_sock_addr, classifier, xdp},
     programs::{SockAddrContext, TcContext, XdpContext},
 };
-use proxy_ebpf::kernel;
+use proxy_common::{
+    outcome::{Hook, Outcome},
+    tuple::Stage,
+};
+use proxy_ebpf::{
+    counters::count,
+    datapath, kernel,
+    output::Verdict,
+    packet::{TcPacket, XdpPacket},
+    socket::{self, Answer},
+};
 
 #[xdp]
-fn uplink_xdp(_: XdpContext) -> u32 {
-    xdp_action::XDP_PASS
+fn uplink_xdp(context: XdpContext) -> u32 {
+    let ingress = context.ingress_ifindex() as u32;
+    match datapath::run(Hook::UplinkXdp, Stage::UplinkIn, &mut XdpPacket::new(context)) {
+        Ok(Verdict::Pass) => xdp_action::XDP_PASS,
+        Ok(Verdict::Redirect(ifindex)) if ifindex == ingress => xdp_action::XDP_TX,
+        // SAFETY: takes two numbers.
+        Ok(Verdict::Redirect(ifindex)) => (unsafe { bpf_redirect(ifindex, 0) }) as u32,
+        Err(reason) => {
+            count(Hook::UplinkXdp, reason);
+            xdp_action::XDP_DROP
+        }
+    }
 }
 
 #[classifier]
-fn uplink_in(_: TcContext) -> i32 {
-    TC_ACT_UNSPEC
+fn uplink_in(context: TcContext) -> i32 {
+    classify(Hook::UplinkIn, Stage::UplinkIn, context)
 }
 
 #[classifier]
-fn uplink_out(_: TcContext) -> i32 {
-    TC_ACT_UNSPEC
+fn uplink_out(context: TcContext) -> i32 {
+    classify(Hook::UplinkOut, Stage::UplinkOut, context)
 }
 
 #[classifier]
-fn pod_in(_: TcContext) -> i32 {
-    TC_ACT_UNSPEC
+fn pod_in(context: TcContext) -> i32 {
+    classify(Hook::PodIn, Stage::FromPod, context)
 }
 
 #[classifier]
-fn pod_out(_: TcContext) -> i32 {
-    TC_ACT_UNSPEC
+fn pod_out(context: TcContext) -> i32 {
+    classify(Hook::PodOut, Stage::ToPod, context)
+}
+
+/// What goes on its way is left to whoever stands behind us in the chain.
+#[inline(always)]
+fn classify(hook: Hook, stage: Stage, context: TcContext) -> i32 {
+    answer_classified(hook, datapath::run(hook, stage, &mut TcPacket::new(context)))
+}
+
+#[inline(always)]
+fn answer_classified(hook: Hook, answer: Result<Verdict, Outcome>) -> i32 {
+    match answer {
+        Ok(Verdict::Pass) => TC_ACT_UNSPEC,
+        // SAFETY: takes two numbers.
+        Ok(Verdict::Redirect(ifindex)) => (unsafe { bpf_redirect(ifindex, 0) }) as i32,
+        Err(reason) => {
+            count(hook, reason);
+            TC_ACT_SHOT
+        }
+    }
 }
 
 #[cgroup_sock_addr(connect4)]
-fn connect4(_: SockAddrContext) -> i32 {
-    1
+fn connect4(context: SockAddrContext) -> i32 {
+    verdict(socket::connect4(&context))
 }
 
 #[cgroup_sock_addr(connect6)]
-fn connect6(_: SockAddrContext) -> i32 {
-    1
+fn connect6(context: SockAddrContext) -> i32 {
+    verdict(socket::connect6(&context))
 }
 
 #[cgroup_sock_addr(sendmsg4)]
-fn sendmsg4(_: SockAddrContext) -> i32 {
-    1
+fn sendmsg4(context: SockAddrContext) -> i32 {
+    verdict(socket::sendmsg4(&context))
 }
 
 #[cgroup_sock_addr(sendmsg6)]
-fn sendmsg6(_: SockAddrContext) -> i32 {
-    1
+fn sendmsg6(context: SockAddrContext) -> i32 {
+    verdict(socket::sendmsg6(&context))
 }
 
 #[cgroup_sock_addr(recvmsg4)]
-fn recvmsg4(_: SockAddrContext) -> i32 {
+fn recvmsg4(context: SockAddrContext) -> i32 {
+    socket::name_peer4(&context);
     1
 }
 
 #[cgroup_sock_addr(recvmsg6)]
-fn recvmsg6(_: SockAddrContext) -> i32 {
+fn recvmsg6(context: SockAddrContext) -> i32 {
+    socket::name_peer6(&context);
     1
 }
 
 #[cgroup_sock_addr(getpeername4)]
-fn getpeername4(_: SockAddrContext) -> i32 {
+fn getpeername4(context: SockAddrContext) -> i32 {
+    socket::name_peer4(&context);
     1
 }
 
 #[cgroup_sock_addr(getpeername6)]
-fn getpeername6(_: SockAddrContext) -> i32 {
+fn getpeername6(context: SockAddrContext) -> i32 {
+    socket::name_peer6(&context);
     1
+}
+
+#[inline(always)]
+fn verdict(answer: Answer) -> i32 {
+    match answer {
+        Answer::GoOn => 1,
+        Answer::Refuse => 0,
+    }
 }
 
 /// Not attached anywhere: the agent runs it twice to learn how long a jiffy is.

@@ -10,7 +10,7 @@ use proxy_common::{
     addr::{Ipv4, Ipv6},
     backend::{Backend, BackendId},
     filter::Filter,
-    flow::Flow,
+    flow::{Draft, Flow},
     node::Node,
     outcome,
     service::{Frontend, Service},
@@ -25,23 +25,26 @@ const LOCAL_ADDRS: usize = 4_096;
 const FLOWS: usize = 262_144;
 const EMBRYOS: usize = 65_536;
 const SOCKETS: usize = 131_072;
+const UPLINKS_: usize = 256;
 
 /// Elements of a hash table that are written anew are never reused under a reader's feet: without preallocation the
 /// kernel frees the old one after a grace period.
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
 /// A table of frontends.
-pub(crate) type Services<A> = HashMap<Frontend<A>, Service, SERVICES, NO_PREALLOC>;
+pub type Services<A> = HashMap<Frontend<A>, Service, SERVICES, NO_PREALLOC>;
 /// A table of backends by id.
-pub(crate) type Backends<A> = Array<Backend<A>, BACKENDS>;
+pub type Backends<A> = Array<Backend<A>, BACKENDS>;
 /// A table of the node's addresses.
-pub(crate) type LocalAddrs<A> = HashMap<A, u32, LOCAL_ADDRS, NO_PREALLOC>;
+pub type LocalAddrs<A> = HashMap<A, u32, LOCAL_ADDRS, NO_PREALLOC>;
 /// A table of confirmed flows.
-pub(crate) type Flows<A> = LruHashMap<Tuple<A>, Flow<A>, FLOWS>;
+pub type Flows<A> = LruHashMap<Tuple<A>, Flow<A>, FLOWS>;
 /// A table of flows not yet confirmed.
-pub(crate) type Embryos<A> = LruHashMap<Tuple<A>, Flow<A>, EMBRYOS>;
+pub type Embryos<A> = LruHashMap<Tuple<A>, Flow<A>, EMBRYOS>;
+/// Room for a pair in the making.
+pub type Drafts<A> = PerCpuArray<Draft<A>, 1>;
 /// A table of translated sockets.
-pub(crate) type Sockets<A> = LruHashMap<SocketPeer<A>, SocketTarget<A>, SOCKETS>;
+pub type Sockets<A> = LruHashMap<SocketPeer<A>, SocketTarget<A>, SOCKETS>;
 
 #[btf_map]
 pub(crate) static SERVICES_V4: Services<Ipv4> = HashMap::new();
@@ -66,6 +69,10 @@ pub(crate) static EMBRYOS_V4: Embryos<Ipv4> = LruHashMap::new();
 #[btf_map]
 pub(crate) static EMBRYOS_V6: Embryos<Ipv6> = LruHashMap::new();
 #[btf_map]
+pub(crate) static DRAFTS_V4: Drafts<Ipv4> = PerCpuArray::new();
+#[btf_map]
+pub(crate) static DRAFTS_V6: Drafts<Ipv6> = PerCpuArray::new();
+#[btf_map]
 pub(crate) static SOCKETS_V4: Sockets<Ipv4> = LruHashMap::new();
 #[btf_map]
 pub(crate) static SOCKETS_V6: Sockets<Ipv6> = LruHashMap::new();
@@ -77,5 +84,8 @@ pub(crate) static INBOUND: Array<Filter, 1> = Array::new();
 pub(crate) static OUTBOUND: Array<Filter, 1> = Array::new();
 #[btf_map]
 pub(crate) static NODE: Array<Node, 1> = Array::new();
+/// Devices, by index, that take frames from XDP. The value is 1.
+#[btf_map]
+pub(crate) static UPLINKS: HashMap<u32, u32, UPLINKS_, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 pub(crate) static COUNTERS: PerCpuArray<u64, { outcome::COUNTERS as usize }> = PerCpuArray::new();

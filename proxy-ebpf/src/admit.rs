@@ -1,0 +1,119 @@
+//! A new flow: from a tuple nobody knows to a pair of entries.
+
+use proxy_common::{
+    addr::{Address as _, Port},
+    flow::{Direction, NextHop, Output},
+    node::Node,
+    outcome::{Hook, Outcome},
+    tuple::{Stage, Tuple},
+};
+
+use crate::{
+    counters::count,
+    family::Family,
+    flow, kernel,
+    service::{self, Chosen, Client},
+};
+
+/// Source ports tried before the flow is dropped. Each is random, so the chance that all are taken is the share of ports
+/// in use, to this power.
+const ATTEMPTS: u32 = 16;
+
+/// What became of a new tuple.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Admission {
+    /// It is not addressed to a Service.
+    NotOurs,
+    /// It has a backend, and both entries stand among the embryos.
+    Admitted,
+    /// It is to be dropped.
+    Refused(Outcome),
+}
+
+/// How a flow travels, which follows from where its client and its backend are.
+struct Way<A> {
+    /// Source address towards the backend.
+    saddr: A,
+    /// The client's source port need not be kept.
+    is_masqueraded: bool,
+    output: Output,
+    twin_stage: Stage,
+}
+
+/// Finds the Service of a tuple, chooses a backend, and enters the pair.
+#[inline(never)]
+pub(crate) fn admit<F: Family>(hook: Hook, key: &Tuple<F::Addr>) -> Admission {
+    let (Some(node), Some(service)) = (service::node(), service::find::<F>(key.daddr, key.dport, key.proto)) else {
+        return Admission::NotOurs;
+    };
+    let client = if matches!(key.stage, Stage::UplinkIn) { Client::External } else { Client::Internal };
+    let chosen = match service::choose::<F>(&service, client) {
+        Ok(chosen) => chosen,
+        Err(outcome) => return Admission::Refused(outcome),
+    };
+    let way = way::<F>(node, key, client, &chosen);
+    if way.is_masqueraded && way.saddr == F::Addr::ANY {
+        return Admission::Refused(Outcome::DropNoMasquerade);
+    }
+    let Some(draft) = flow::draft::<F>() else { return Admission::Refused(Outcome::DropNoBackend) };
+    draft.to = Tuple::new(way.saddr, chosen.backend.addr, key.sport, chosen.backend.port, key.proto, key.stage);
+    if way.is_masqueraded && !is_source_port(node, key.sport) {
+        draft.to.sport = random_source_port(node);
+    }
+    draft.flow.backend = chosen.id;
+    draft.flow.backend_generation = chosen.backend.generation;
+    draft.flow.service = service.index;
+    draft.flow.last_seen = kernel::jiffies();
+    draft.flow.output = way.output;
+    draft.flow.twin_output = way.output;
+    draft.flow.twin_stage = way.twin_stage;
+    draft.flow.direction = Direction::Original;
+    draft.flow.state = 0;
+    draft.flow.next_hop = NextHop { ifindex: 0, generation: 0, dmac: [0; 6], smac: [0; 6] };
+    for attempt in 0..ATTEMPTS {
+        flow::set_rewrite::<F>(&mut draft.flow.rewrite, key, &draft.to);
+        if flow::open::<F>(key, draft) {
+            count(hook, Outcome::Opened);
+            if attempt > 0 {
+                count(hook, Outcome::PortChanged);
+            }
+            return Admission::Admitted;
+        }
+        draft.to.sport = random_source_port(node);
+    }
+    Admission::Refused(Outcome::DropNoPort)
+}
+
+#[inline(always)]
+fn way<F: Family>(node: &Node, key: &Tuple<F::Addr>, client: Client, chosen: &Chosen<F::Addr>) -> Way<F::Addr> {
+    let masquerade = F::masquerade(node);
+    match client {
+        // A pod that picked itself would answer itself directly: it must believe that the node asks.
+        Client::Internal if chosen.backend.addr == key.saddr => {
+            Way { saddr: masquerade, is_masqueraded: true, output: Output::Hairpin, twin_stage: Stage::FromPod }
+        }
+        Client::Internal => {
+            Way { saddr: key.saddr, is_masqueraded: false, output: Output::Stack, twin_stage: Stage::ToPod }
+        }
+        Client::External if chosen.backend.is_local != 0 => {
+            Way { saddr: key.saddr, is_masqueraded: false, output: Output::Stack, twin_stage: Stage::UplinkOut }
+        }
+        // The other node would answer the client directly: replies must come back this way.
+        Client::External => {
+            Way { saddr: masquerade, is_masqueraded: true, output: Output::Forward, twin_stage: Stage::UplinkIn }
+        }
+    }
+}
+
+#[inline(always)]
+fn is_source_port(node: &Node, port: Port) -> bool {
+    let port = port.number();
+    port >= node.source_port_first.number() && port <= node.source_port_last.number()
+}
+
+#[inline(always)]
+fn random_source_port(node: &Node) -> Port {
+    let first = u32::from(node.source_port_first.number());
+    let count = u32::from(node.source_port_last.number()).wrapping_sub(first).wrapping_add(1);
+    Port::new(first.wrapping_add((kernel::random() >> 16).wrapping_mul(count) >> 16) as u16)
+}

@@ -1,0 +1,184 @@
+//! What differs between IPv4 and IPv6: headers, maps, and nothing else.
+
+use proxy_common::{
+    addr::{Address, Ipv4, Ipv6},
+    filter::Hashed,
+    node::Node,
+    outcome::Outcome,
+};
+
+use crate::{
+    checksum, maps,
+    parse::{self, Ipv4Header, Ipv6Header, Payload, ethertype},
+};
+
+/// An address family.
+pub trait Family: 'static {
+    /// Its addresses.
+    type Addr: Address + Hashed + 'static;
+    /// Its header, without options and extensions.
+    type Header: 'static;
+    /// In network order.
+    const ETHERTYPE: u16;
+    /// `AF_INET` or `AF_INET6`.
+    const NUMBER: u8;
+    /// Where the hop limit stands in the header.
+    const HOP_LIMIT: usize;
+    /// Whether the header has no checksum of its own, so that a change of it changes the sum of the whole packet.
+    const IS_V6: bool;
+
+    fn services() -> &'static maps::Services<Self::Addr>;
+    fn backends() -> &'static maps::Backends<Self::Addr>;
+    fn local_addrs() -> &'static maps::LocalAddrs<Self::Addr>;
+    fn flows() -> &'static maps::Flows<Self::Addr>;
+    fn embryos() -> &'static maps::Embryos<Self::Addr>;
+    fn drafts() -> &'static maps::Drafts<Self::Addr>;
+    fn sockets() -> &'static maps::Sockets<Self::Addr>;
+    /// The address the node's own traffic bears.
+    fn masquerade(node: &Node) -> Self::Addr;
+
+    fn addresses(header: &Self::Header) -> (Self::Addr, Self::Addr);
+    /// Understands the header, or says why the packet is passed on.
+    fn payload(header: &Self::Header) -> Result<Payload, Outcome>;
+    fn hop_limit(header: &Self::Header) -> u8;
+    /// Writes the addresses; `delta` is what they do to the header's sum.
+    fn set_addresses(header: &mut Self::Header, saddr: Self::Addr, daddr: Self::Addr, delta: u16);
+    /// Takes one from the hop limit.
+    fn decrement_hop_limit(header: &mut Self::Header);
+    /// An address as the FIB takes it.
+    fn words(addr: Self::Addr) -> [u32; 4];
+}
+
+/// IPv4.
+pub struct V4;
+/// IPv6.
+pub struct V6;
+
+macro_rules! family_maps {
+    ($services:ident $backends:ident $local:ident $flows:ident $embryos:ident $drafts:ident $sockets:ident) => {
+        #[inline(always)]
+        fn services() -> &'static maps::Services<Self::Addr> {
+            &maps::$services
+        }
+        #[inline(always)]
+        fn backends() -> &'static maps::Backends<Self::Addr> {
+            &maps::$backends
+        }
+        #[inline(always)]
+        fn local_addrs() -> &'static maps::LocalAddrs<Self::Addr> {
+            &maps::$local
+        }
+        #[inline(always)]
+        fn flows() -> &'static maps::Flows<Self::Addr> {
+            &maps::$flows
+        }
+        #[inline(always)]
+        fn embryos() -> &'static maps::Embryos<Self::Addr> {
+            &maps::$embryos
+        }
+        #[inline(always)]
+        fn drafts() -> &'static maps::Drafts<Self::Addr> {
+            &maps::$drafts
+        }
+        #[inline(always)]
+        fn sockets() -> &'static maps::Sockets<Self::Addr> {
+            &maps::$sockets
+        }
+    };
+}
+
+impl Family for V4 {
+    type Addr = Ipv4;
+    type Header = Ipv4Header;
+    const ETHERTYPE: u16 = ethertype::IPV4;
+    const NUMBER: u8 = 2;
+    const HOP_LIMIT: usize = core::mem::offset_of!(Ipv4Header, ttl);
+    const IS_V6: bool = false;
+
+    family_maps!(SERVICES_V4 BACKENDS_V4 LOCAL_ADDRS_V4 FLOWS_V4 EMBRYOS_V4 DRAFTS_V4 SOCKETS_V4);
+
+    #[inline(always)]
+    fn masquerade(node: &Node) -> Ipv4 {
+        node.masquerade_v4
+    }
+
+    #[inline(always)]
+    fn addresses(header: &Ipv4Header) -> (Ipv4, Ipv4) {
+        (header.saddr, header.daddr)
+    }
+
+    #[inline(always)]
+    fn payload(header: &Ipv4Header) -> Result<Payload, Outcome> {
+        parse::ipv4(header)
+    }
+
+    #[inline(always)]
+    fn hop_limit(header: &Ipv4Header) -> u8 {
+        header.ttl
+    }
+
+    #[inline(always)]
+    fn set_addresses(header: &mut Ipv4Header, saddr: Ipv4, daddr: Ipv4, delta: u16) {
+        header.saddr = saddr;
+        header.daddr = daddr;
+        header.csum = checksum::update(header.csum, u32::from(delta));
+    }
+
+    #[inline(always)]
+    fn decrement_hop_limit(header: &mut Ipv4Header) {
+        header.ttl -= 1;
+        header.csum = checksum::update(header.csum, u32::from(checksum::TTL_DECREMENT));
+    }
+
+    #[inline(always)]
+    fn words(addr: Ipv4) -> [u32; 4] {
+        [addr.word(), 0, 0, 0]
+    }
+}
+
+impl Family for V6 {
+    type Addr = Ipv6;
+    type Header = Ipv6Header;
+    const ETHERTYPE: u16 = ethertype::IPV6;
+    const NUMBER: u8 = 10;
+    const HOP_LIMIT: usize = core::mem::offset_of!(Ipv6Header, hop_limit);
+    const IS_V6: bool = true;
+
+    family_maps!(SERVICES_V6 BACKENDS_V6 LOCAL_ADDRS_V6 FLOWS_V6 EMBRYOS_V6 DRAFTS_V6 SOCKETS_V6);
+
+    #[inline(always)]
+    fn masquerade(node: &Node) -> Ipv6 {
+        node.masquerade_v6
+    }
+
+    #[inline(always)]
+    fn addresses(header: &Ipv6Header) -> (Ipv6, Ipv6) {
+        (header.saddr, header.daddr)
+    }
+
+    #[inline(always)]
+    fn payload(header: &Ipv6Header) -> Result<Payload, Outcome> {
+        parse::ipv6(header)
+    }
+
+    #[inline(always)]
+    fn hop_limit(header: &Ipv6Header) -> u8 {
+        header.hop_limit
+    }
+
+    #[inline(always)]
+    fn set_addresses(header: &mut Ipv6Header, saddr: Ipv6, daddr: Ipv6, _: u16) {
+        header.saddr = saddr;
+        header.daddr = daddr;
+    }
+
+    #[inline(always)]
+    fn decrement_hop_limit(header: &mut Ipv6Header) {
+        header.hop_limit -= 1;
+    }
+
+    #[inline(always)]
+    fn words(addr: Ipv6) -> [u32; 4] {
+        addr.words()
+    }
+}

@@ -1,0 +1,394 @@
+//! The flow table: tracked connections, their pairs, their lifetimes. Two tiers of LRU maps: a flow is born in the small
+//! one (`EMBRYOS_*`) and moves to the large one (`FLOWS_*`) when it is confirmed, so that a flood of first packets cannot
+//! evict a confirmed connection.
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use proxy_common::{
+    addr::{Address as _, Protocol},
+    flow::{Direction, Draft, Flow, NextHop, Output, Rewrite, state},
+    node::Node,
+    outcome::{Hook, Outcome},
+    tuple::{Stage, Tuple},
+};
+
+use crate::{checksum, counters::count, family::Family, kernel, parse::tcp, service};
+
+/// An entry of a flow table. The kernel may give the memory to another flow after an eviction, which takes the least
+/// recently used: not one that was looked up a moment ago.
+#[derive(Clone, Copy)]
+pub(crate) struct Entry<A: 'static>(*mut Flow<A>);
+
+impl<A: Copy> Entry<A> {
+    /// The flow, as it is now.
+    #[inline(always)]
+    pub(crate) fn flow(&self) -> &'static Flow<A> {
+        // SAFETY: the pointer came from a map look-up; map memory outlives the program's run.
+        unsafe { &*self.0 }
+    }
+
+    #[inline(always)]
+    fn set_last_seen(self, now: u32) {
+        // SAFETY: as in `flow`; an aligned word, so that no other CPU sees half of it.
+        unsafe { (*self.0).last_seen = now };
+    }
+
+    #[inline(always)]
+    fn add_state(self, bits: u8) {
+        // SAFETY: as in `flow`. Two CPUs may lose one of two bits set at the same instant; the next packet sets it again.
+        unsafe { (*self.0).state |= bits };
+    }
+
+    /// Keeps a next hop. The generation is written last: a reader that sees it sees the rest.
+    #[inline(always)]
+    pub(crate) fn set_next_hop(self, next_hop: NextHop) {
+        // SAFETY: as in `flow`.
+        let place = unsafe { &mut (*self.0).next_hop };
+        place.ifindex = next_hop.ifindex;
+        place.dmac = next_hop.dmac;
+        place.smac = next_hop.smac;
+        place.generation = next_hop.generation;
+    }
+}
+
+/// Seconds a flow may be silent before its tuple means a new one.
+mod lifetime {
+    /// An established TCP connection; kube-proxy's `tcpEstablishedTimeout`.
+    pub(super) const TCP_ESTABLISHED: u32 = 86_400;
+    /// A TCP connection that is opening or closing; kube-proxy's nf_conntrack default for SYN_SENT and FIN_WAIT.
+    pub(super) const TCP_OTHER: u32 = 120;
+    /// A UDP flow with replies; nf_conntrack's `udp_timeout_stream`.
+    pub(super) const UDP_REPLIED: u32 = 120;
+    /// A UDP flow without; nf_conntrack's `udp_timeout`.
+    pub(super) const UDP_UNREPLIED: u32 = 30;
+}
+
+/// What a known tuple's packet means for its flow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Advance {
+    /// It belongs to the flow.
+    Keep,
+    /// The tuple is used anew: forget the flow and choose again.
+    Afresh,
+}
+
+#[inline(always)]
+pub(crate) fn confirmed<F: Family>(tuple: &Tuple<F::Addr>) -> Option<Entry<F::Addr>> {
+    F::flows().get_ptr_mut(tuple).map(Entry)
+}
+
+#[inline(always)]
+pub(crate) fn embryo<F: Family>(tuple: &Tuple<F::Addr>) -> Option<Entry<F::Addr>> {
+    F::embryos().get_ptr_mut(tuple).map(Entry)
+}
+
+/// Whether the connection is over, but for what is still on the wire.
+#[inline(always)]
+fn is_closing(bits: u8) -> bool {
+    const BOTH: u8 = state::FIN_ORIGINAL | state::FIN_REPLY;
+    bits & state::RESET != 0 || bits & BOTH == BOTH
+}
+
+fn lifetime_seconds(proto: Protocol, bits: u8) -> u32 {
+    match proto {
+        Protocol::Udp if bits & state::REPLIED != 0 => lifetime::UDP_REPLIED,
+        Protocol::Udp => lifetime::UDP_UNREPLIED,
+        _ if bits & state::CONFIRMED != 0 && !is_closing(bits) => lifetime::TCP_ESTABLISHED,
+        _ => lifetime::TCP_OTHER,
+    }
+}
+
+/// Room for a pair in the making. What is in it does not outlive the packet; nobody else writes it meanwhile, because
+/// programs that handle packets do not interrupt each other on one CPU.
+#[inline(always)]
+pub(crate) fn draft<F: Family>() -> Option<&'static mut Draft<F::Addr>> {
+    // SAFETY: the pointer is to this CPU's own value, which stays as long as the map.
+    F::drafts().get_ptr_mut(0).map(|draft| unsafe { &mut *draft })
+}
+
+/// The rewrite from one set of addresses and ports to another.
+#[inline(always)]
+pub(crate) fn set_rewrite<F: Family>(place: &mut Rewrite<F::Addr>, from: &Tuple<F::Addr>, to: &Tuple<F::Addr>) {
+    place.saddr = to.saddr;
+    place.daddr = to.daddr;
+    place.sport = to.sport;
+    place.dport = to.dport;
+    place.addr_delta = checksum::delta(from.saddr.sum() + from.daddr.sum(), to.saddr.sum() + to.daddr.sum());
+    place.port_delta = checksum::delta(
+        u32::from(from.sport.word()) + u32::from(from.dport.word()),
+        u32::from(to.sport.word()) + u32::from(to.dport.word()),
+    );
+}
+
+/// Key of the other half.
+#[inline(always)]
+pub(crate) fn twin_key<A: Copy>(key: &Tuple<A>, flow: &Flow<A>) -> Tuple<A> {
+    let to = &flow.rewrite;
+    Tuple::new(to.daddr, to.saddr, to.dport, to.sport, key.proto, flow.twin_stage)
+}
+
+/// Makes the other half from this one, field by field, because a whole one does not fit the stack.
+#[inline(always)]
+pub(crate) fn set_twin<A: Copy>(twin: &mut Flow<A>, key: &Tuple<A>, flow: &Flow<A>) {
+    twin.rewrite.saddr = key.daddr;
+    twin.rewrite.daddr = key.saddr;
+    twin.rewrite.sport = key.dport;
+    twin.rewrite.dport = key.sport;
+    twin.rewrite.addr_delta = checksum::negate(flow.rewrite.addr_delta);
+    twin.rewrite.port_delta = checksum::negate(flow.rewrite.port_delta);
+    twin.next_hop = NextHop { ifindex: 0, generation: 0, dmac: [0; 6], smac: [0; 6] };
+    twin.backend = flow.backend;
+    twin.backend_generation = flow.backend_generation;
+    twin.service = flow.service;
+    twin.last_seen = flow.last_seen;
+    twin.output = flow.twin_output;
+    twin.twin_output = flow.output;
+    twin.twin_stage = key.stage;
+    twin.direction = match flow.direction {
+        Direction::Original => Direction::Reply,
+        _ => Direction::Original,
+    };
+    twin.state = flow.state;
+    twin.pad = [0; 7];
+}
+
+/// Enters a new pair, whose original half is `draft.flow`. The reply's key is claimed first and must be free in both tiers:
+/// another flow that has it would get this one's replies. The order (claim among the embryos, then look among the
+/// confirmed) is what makes it safe against `hatch`, which enters among the confirmed before it leaves the embryos.
+///
+/// `false` when the key is another flow's.
+#[inline(always)]
+pub(crate) fn open<F: Family>(key: &Tuple<F::Addr>, draft: &mut Draft<F::Addr>) -> bool {
+    draft.twin_key = twin_key(key, &draft.flow);
+    set_twin(&mut draft.twin, key, &draft.flow);
+    let is_claimed = F::embryos().insert(&draft.twin_key, &draft.twin, u64::from(BPF_NOEXIST)).is_ok();
+    let holder = if is_claimed { confirmed::<F>(&draft.twin_key) } else { half::<F>(&draft.twin_key) };
+    if let Some(holder) = holder {
+        if is_claimed {
+            let _ = F::embryos().remove(&draft.twin_key);
+        }
+        // A reply half whose original was evicted: this very flow.
+        if holder.flow().rewrite != draft.twin.rewrite {
+            return false;
+        }
+        holder.set_last_seen(draft.flow.last_seen);
+        draft.flow.state = holder.flow().state;
+        if draft.flow.state & state::CONFIRMED != 0 {
+            return F::flows().insert(key, &draft.flow, u64::from(BPF_ANY)).is_ok();
+        }
+    }
+    // Another CPU may have opened the same flow a moment ago: then its backend counts, and the reply claimed here is
+    // never used.
+    let _ = F::embryos().insert(key, &draft.flow, u64::from(BPF_NOEXIST));
+    true
+}
+
+/// Cuts a rewrite in two: the first step, left in `draft.flow.rewrite`, changes the destination only; an entry for the
+/// uplink's egress does the rest.
+#[inline(never)]
+pub(crate) fn cut<F: Family>(key: &Tuple<F::Addr>, flow: &Flow<F::Addr>, draft: &mut Draft<F::Addr>) {
+    let to = &flow.rewrite;
+    draft.twin_key = Tuple::new(key.saddr, to.daddr, key.sport, to.dport, key.proto, Stage::UplinkOut);
+    draft.to = Tuple::new(to.saddr, to.daddr, to.sport, to.dport, key.proto, Stage::UplinkOut);
+    draft.twin = *flow;
+    set_rewrite::<F>(&mut draft.twin.rewrite, &draft.twin_key, &draft.to);
+    draft.twin.output = Output::Stack;
+    draft.twin.twin_output = Output::Stack;
+    draft.twin.direction = Direction::Transit;
+    let _ = F::embryos().insert(&draft.twin_key, &draft.twin, u64::from(BPF_ANY));
+    set_rewrite::<F>(&mut draft.flow.rewrite, key, &draft.twin_key);
+}
+
+/// Forgets a pair, wherever its halves are.
+#[inline(never)]
+pub(crate) fn forget<F: Family>(key: &Tuple<F::Addr>, flow: &Flow<F::Addr>) {
+    let other = twin_key(key, flow);
+    let _ = F::flows().remove(&other);
+    let _ = F::embryos().remove(&other);
+    let _ = F::flows().remove(key);
+    let _ = F::embryos().remove(key);
+}
+
+/// Looks after a known flow that has something to say: TCP flags that open or close, or a second gone by.
+#[inline(always)]
+pub(crate) fn advance<F: Family>(
+    hook: Hook,
+    key: &Tuple<F::Addr>,
+    entry: Entry<F::Addr>,
+    flags: u8,
+    node: &Node,
+) -> Advance {
+    if flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0 && note_flags::<F>(key, entry.0, flags) {
+        return Advance::Afresh;
+    }
+    let silent = kernel::jiffies().wrapping_sub(entry.flow().last_seen);
+    if silent >= node.jiffies_per_second && refresh::<F>(hook, key, entry.0, silent, node.jiffies_per_second) {
+        return Advance::Afresh;
+    }
+    Advance::Keep
+}
+
+/// TCP's beginnings and ends. `true` when a SYN starts a new connection on this tuple.
+#[inline(never)]
+fn note_flags<F: Family>(key: &Tuple<F::Addr>, entry: *mut Flow<F::Addr>, flags: u8) -> bool {
+    let entry = Entry(entry);
+    let flow = entry.flow();
+    if flags & (tcp::SYN | tcp::ACK) == tcp::SYN
+        && flow.direction == Direction::Original
+        && (is_closing(flow.state) || !service::still_serves::<F>(flow.backend, flow.backend_generation))
+    {
+        return true;
+    }
+    let mut bits = 0;
+    if flags & tcp::RST != 0 {
+        bits |= state::RESET;
+    }
+    if flags & tcp::FIN != 0 {
+        bits |= if flow.direction == Direction::Reply { state::FIN_REPLY } else { state::FIN_ORIGINAL };
+    }
+    if bits & !flow.state != 0 {
+        entry.add_state(bits);
+        if let Some(other) = half::<F>(&twin_key(key, flow)) {
+            other.add_state(bits);
+        }
+    }
+    false
+}
+
+/// Once a second: last-seen is written, and the other half touched, or rebuilt when it was evicted. `true` when the flow
+/// was silent for longer than it lives.
+#[inline(never)]
+fn refresh<F: Family>(hook: Hook, key: &Tuple<F::Addr>, entry: *mut Flow<F::Addr>, silent: u32, second: u32) -> bool {
+    let entry = Entry(entry);
+    let flow = entry.flow();
+    let lifetime = lifetime_seconds(key.proto, flow.state).saturating_mul(second);
+    if silent > lifetime && flow.direction == Direction::Original {
+        return true;
+    }
+    let now = kernel::jiffies();
+    entry.set_last_seen(now);
+    if flow.direction == Direction::Transit {
+        return false;
+    }
+    let other = twin_key(key, flow);
+    if let Some(other) = half::<F>(&other) {
+        other.set_last_seen(now);
+        return false;
+    }
+    let Some(draft) = draft::<F>() else { return false };
+    set_twin(&mut draft.twin, key, flow);
+    let is_rebuilt = if flow.state & state::CONFIRMED != 0 {
+        F::flows().insert(&other, &draft.twin, u64::from(BPF_ANY)).is_ok()
+    } else {
+        F::embryos().insert(&other, &draft.twin, u64::from(BPF_ANY)).is_ok()
+    };
+    if is_rebuilt {
+        count(hook, Outcome::Repaired);
+    }
+    false
+}
+
+/// An entry in either tier.
+#[inline(always)]
+pub(crate) fn half<F: Family>(key: &Tuple<F::Addr>) -> Option<Entry<F::Addr>> {
+    confirmed::<F>(key).or_else(|| embryo::<F>(key))
+}
+
+/// Looks after an embryo: a reply is noted in both halves; TCP is confirmed by the client's next ACK after it, UDP by the
+/// reply itself.
+#[inline(never)]
+pub(crate) fn hatch<F: Family>(hook: Hook, key: &Tuple<F::Addr>, flow: &Flow<F::Addr>, flags: u8) {
+    let bits = match flow.direction {
+        Direction::Transit => return,
+        Direction::Reply if key.proto == Protocol::Udp => state::REPLIED | state::CONFIRMED,
+        Direction::Reply => state::REPLIED,
+        Direction::Original => {
+            let is_third = flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::ACK;
+            if flow.state & state::REPLIED == 0 || !is_third {
+                return;
+            }
+            state::CONFIRMED
+        }
+    };
+    let Some(draft) = draft::<F>() else { return };
+    draft.flow = *flow;
+    draft.flow.state |= bits;
+    draft.flow.last_seen = kernel::jiffies();
+    draft.twin_key = twin_key(key, flow);
+    set_twin(&mut draft.twin, key, &draft.flow);
+    if bits & state::CONFIRMED == 0 {
+        // Both halves are written whole: this also rebuilds one that was evicted.
+        let _ = F::embryos().insert(key, &draft.flow, u64::from(BPF_ANY));
+        let _ = F::embryos().insert(&draft.twin_key, &draft.twin, u64::from(BPF_ANY));
+        return;
+    }
+    // First enter, then leave: see `open`.
+    let _ = F::flows().insert(&draft.twin_key, &draft.twin, u64::from(BPF_ANY));
+    let _ = F::flows().insert(key, &draft.flow, u64::from(BPF_ANY));
+    let _ = F::embryos().remove(&draft.twin_key);
+    let _ = F::embryos().remove(key);
+    count(hook, Outcome::Confirmed);
+}
+
+#[cfg(test)]
+mod tests {
+    use proxy_common::addr::{Ipv4, Port};
+
+    use super::*;
+    use crate::family::V4;
+
+    fn address(last: u8) -> Ipv4 {
+        Ipv4 { octets: [10, 0, 0, last] }
+    }
+
+    fn pair() -> (Tuple<Ipv4>, Flow<Ipv4>) {
+        let key = Tuple::new(address(1), address(9), Port::new(4000), Port::new(80), Protocol::Tcp, Stage::FromPod);
+        let to = Tuple::new(address(1), address(5), Port::new(4000), Port::new(8080), Protocol::Tcp, Stage::FromPod);
+        let mut flow = Flow {
+            rewrite: Rewrite::default(),
+            next_hop: NextHop::default(),
+            backend: 7,
+            backend_generation: 1,
+            service: 3,
+            last_seen: 11,
+            output: Output::Stack,
+            twin_output: Output::Stack,
+            twin_stage: Stage::ToPod,
+            direction: Direction::Original,
+            state: 0,
+            pad: [0; 7],
+        };
+        set_rewrite::<V4>(&mut flow.rewrite, &key, &to);
+        (key, flow)
+    }
+
+    #[test]
+    fn a_pair_can_be_rebuilt_from_either_half() {
+        let (key, flow) = pair();
+        let reply_key = twin_key(&key, &flow);
+        assert_eq!((reply_key.saddr, reply_key.daddr), (address(5), address(1)));
+        assert_eq!(reply_key.stage, Stage::ToPod);
+        let mut reply = flow;
+        set_twin(&mut reply, &key, &flow);
+        assert_eq!((reply.rewrite.saddr, reply.rewrite.sport), (address(9), Port::new(80)));
+        assert_eq!(twin_key(&reply_key, &reply), key);
+        let mut rebuilt = reply;
+        set_twin(&mut rebuilt, &reply_key, &reply);
+        assert_eq!(rebuilt, flow);
+    }
+
+    #[test]
+    fn a_closing_connection_is_one_with_a_reset_or_two_fins() {
+        assert!(!is_closing(state::REPLIED | state::CONFIRMED | state::FIN_ORIGINAL));
+        assert!(is_closing(state::FIN_ORIGINAL | state::FIN_REPLY));
+        assert!(is_closing(state::RESET));
+    }
+
+    #[test]
+    fn lifetimes_follow_the_state() {
+        assert_eq!(lifetime_seconds(Protocol::Udp, 0), 30);
+        assert_eq!(lifetime_seconds(Protocol::Udp, state::REPLIED | state::CONFIRMED), 120);
+        assert_eq!(lifetime_seconds(Protocol::Tcp, state::REPLIED), 120);
+        assert_eq!(lifetime_seconds(Protocol::Tcp, state::REPLIED | state::CONFIRMED), 86_400);
+        assert_eq!(lifetime_seconds(Protocol::Tcp, state::CONFIRMED | state::RESET), 120);
+    }
+}

@@ -1,0 +1,117 @@
+//! Where a translated packet goes: up the stack, out at its next hop, or back to the pod it came from.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{bindings::bpf_fib_lookup, helpers::generated as helpers};
+use proxy_common::{
+    addr::{Port, Protocol},
+    flow::{NextHop, Rewrite},
+};
+
+use crate::{
+    family::Family,
+    maps::UPLINKS,
+    packet::Packet,
+    parse::{ETHERNET, Ethernet},
+};
+
+/// The answer to a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// On its way through the kernel.
+    Pass,
+    /// Out of the device with this index, which may be the one it came in by.
+    Redirect(u32),
+}
+
+/// Asks the kernel's FIB for the way to the rewritten destination. Nothing when the kernel has to find it: no neighbour
+/// entry yet, an unreachable destination, a tunnel, or a device that takes no frames from us.
+#[inline(always)]
+pub(crate) fn resolve<P: Packet, F: Family>(
+    packet: &P,
+    rewrite: &Rewrite<F::Addr>,
+    proto: Protocol,
+    generation: u32,
+) -> Option<NextHop> {
+    let mut next_hop = NextHop { ifindex: packet.ifindex(), generation, dmac: [0; 6], smac: [0; 6] };
+    if !ask::<F>(packet.context(), rewrite, proto, &mut next_hop) {
+        return None;
+    }
+    // SAFETY: entries are replaced, never written in place.
+    let takes_frames = unsafe { UPLINKS.get(next_hop.ifindex) }.is_some();
+    packet.can_leave_by(next_hop.ifindex, takes_frames).then_some(next_hop)
+}
+
+/// Out of line, for the room its question takes on the stack. `next_hop` holds the device the packet came in by, and gets
+/// the answer.
+#[inline(never)]
+fn ask<F: Family>(context: *mut c_void, rewrite: &Rewrite<F::Addr>, proto: Protocol, next_hop: &mut NextHop) -> bool {
+    let mut question = Question::new::<F>(next_hop.ifindex, rewrite, proto);
+    let length = size_of::<bpf_fib_lookup>() as i32;
+    // SAFETY: the context is the program's own, the structure is on the stack and as long as stated.
+    let answer = unsafe { helpers::bpf_fib_lookup(context, (&raw mut question).cast(), length, 0) };
+    next_hop.ifindex = question.ifindex;
+    next_hop.dmac = question.dmac;
+    next_hop.smac = question.smac;
+    answer == 0
+}
+
+/// `struct bpf_fib_lookup` without its unions.
+#[repr(C)]
+struct Question {
+    family: u8,
+    protocol: u8,
+    sport: Port,
+    dport: Port,
+    total_length: u16,
+    ifindex: u32,
+    flow_info: u32,
+    source: [u32; 4],
+    destination: [u32; 4],
+    vlan: [u16; 2],
+    smac: [u8; 6],
+    dmac: [u8; 6],
+}
+
+const _: () = assert!(size_of::<Question>() == size_of::<bpf_fib_lookup>());
+
+impl Question {
+    #[inline(always)]
+    fn new<F: Family>(ifindex: u32, rewrite: &Rewrite<F::Addr>, proto: Protocol) -> Self {
+        Self {
+            family: F::NUMBER,
+            protocol: proto as u8,
+            sport: rewrite.sport,
+            dport: rewrite.dport,
+            // 0 asks for no MTU check.
+            total_length: 0,
+            ifindex,
+            flow_info: 0,
+            source: F::words(rewrite.saddr),
+            destination: F::words(rewrite.daddr),
+            vlan: [0; 2],
+            smac: [0; 6],
+            dmac: [0; 6],
+        }
+    }
+}
+
+/// Sends the packet out at its next hop. `false` when the packet is too short, which cannot be.
+#[inline(always)]
+pub(crate) fn forward<P: Packet, F: Family>(packet: &mut P, next_hop: &NextHop) -> Option<Verdict> {
+    let ethernet = packet.at::<Ethernet>(0)?;
+    ethernet.dmac = next_hop.dmac;
+    ethernet.smac = next_hop.smac;
+    let ifindex = next_hop.ifindex;
+    packet.decrement_hop_limit::<F>(ETHERNET);
+    Some(Verdict::Redirect(ifindex))
+}
+
+/// Sends the packet back where it came from.
+#[inline(always)]
+pub(crate) fn hairpin<P: Packet, F: Family>(packet: &mut P) -> Option<Verdict> {
+    let ethernet = packet.at::<Ethernet>(0)?;
+    core::mem::swap(&mut ethernet.dmac, &mut ethernet.smac);
+    packet.decrement_hop_limit::<F>(ETHERNET);
+    Some(Verdict::Redirect(packet.ifindex()))
+}

@@ -1,0 +1,235 @@
+//! A packet under our hands: bounds-checked views of it, and the ways to change it. `XdpPacket` is plain memory;
+//! `TcPacket` leaves transport checksums to the kernel's helpers, because an skb's may be partial.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
+    helpers::generated as helpers,
+    programs::{TcContext, XdpContext},
+};
+use core::ffi::c_void;
+
+use crate::{checksum, family::Family, parse::Transport};
+
+/// `BPF_F_IPV6` of `bpf_l4_csum_replace`: an IPv6 address change does not alter a checksum over the whole packet.
+/// Kernel 6.16, commit ead7f9b8de65 ("bpf: Fix L4 csum update on IPv6 in CHECKSUM_COMPLETE"); refused by older ones.
+const BPF_F_IPV6: u64 = 128;
+
+/// What the datapath needs of a packet.
+pub trait Packet {
+    /// Makes at least the first `length` bytes readable, if there are as many.
+    fn linearize(&mut self, length: usize);
+
+    /// A view of `T` at `offset`, if the packet is that long. No write through any other view may happen while it lives.
+    fn at<T>(&self, offset: usize) -> Option<&'static mut T>;
+
+    /// Whether the packet has at least `length` bytes.
+    fn holds(&self, length: usize) -> bool;
+
+    /// Device it came in by (or, on the way out, leaves by).
+    fn ifindex(&self) -> u32;
+
+    /// The context, for helpers.
+    fn context(&self) -> *mut c_void;
+
+    /// Mends the transport checksum at `offset` for a change of addresses and ports that was made. Views are stale after it.
+    fn mend_checksum<F: Family, L: Transport>(
+        &mut self,
+        field: &mut u16,
+        offset: usize,
+        addresses: u16,
+        ports: u16,
+    ) -> bool;
+
+    /// Takes one from the hop limit. Views are stale after it.
+    fn decrement_hop_limit<F: Family>(&mut self, offset: usize);
+
+    /// Whether a frame can be sent out of another device at once; `takes_frames` is what the agent says of it.
+    fn can_leave_by(&self, ifindex: u32, takes_frames: bool) -> bool;
+}
+
+/// A frame in the driver's hands.
+pub struct XdpPacket {
+    context: XdpContext,
+}
+
+impl XdpPacket {
+    /// Takes the context of an XDP program.
+    #[inline(always)]
+    pub const fn new(context: XdpContext) -> Self {
+        Self { context }
+    }
+}
+
+impl Packet for XdpPacket {
+    #[inline(always)]
+    fn linearize(&mut self, _: usize) {}
+
+    #[inline(always)]
+    fn at<T>(&self, offset: usize) -> Option<&'static mut T> {
+        let start = self.context.data() + offset;
+        if start + size_of::<T>() > self.context.data_end() {
+            return None;
+        }
+        // SAFETY: `start` plus the size of `T` was just found to be inside the frame.
+        Some(unsafe { &mut *(start as *mut T) })
+    }
+
+    #[inline(always)]
+    fn holds(&self, length: usize) -> bool {
+        // By comparison of pointers: their difference is not for programs without CAP_PERFMON.
+        self.context.data() + length <= self.context.data_end()
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        self.context.ingress_ifindex() as u32
+    }
+
+    #[inline(always)]
+    fn context(&self) -> *mut c_void {
+        self.context.as_ptr()
+    }
+
+    #[inline(always)]
+    fn mend_checksum<F: Family, L: Transport>(
+        &mut self,
+        field: &mut u16,
+        _: usize,
+        addresses: u16,
+        ports: u16,
+    ) -> bool {
+        if !L::HAS_STATE && *field == 0 {
+            return true;
+        }
+        let sum = checksum::update(*field, u32::from(addresses) + u32::from(ports));
+        // In UDP, 0 means that there is none (RFC 768).
+        *field = if !L::HAS_STATE && sum == 0 { 0xffff } else { sum };
+        true
+    }
+
+    #[inline(always)]
+    fn decrement_hop_limit<F: Family>(&mut self, offset: usize) {
+        if let Some(header) = self.at::<F::Header>(offset) {
+            F::decrement_hop_limit(header);
+        }
+    }
+
+    #[inline(always)]
+    fn can_leave_by(&self, ifindex: u32, takes_frames: bool) -> bool {
+        takes_frames || ifindex == self.ifindex()
+    }
+}
+
+/// An skb.
+pub struct TcPacket {
+    context: TcContext,
+}
+
+impl TcPacket {
+    /// Takes the context of a classifier.
+    #[inline(always)]
+    pub const fn new(context: TcContext) -> Self {
+        Self { context }
+    }
+
+    #[inline(always)]
+    fn length(&self) -> usize {
+        // SAFETY: a field of the context the program was called with.
+        (unsafe { (*self.context.skb.skb).len }) as usize
+    }
+}
+
+impl Packet for TcPacket {
+    #[inline(always)]
+    fn linearize(&mut self, length: usize) {
+        let wanted = length.min(self.length());
+        if self.context.data() + wanted > self.context.data_end() {
+            // SAFETY: a helper on the program's own context. A failure shows in the next bounds check.
+            unsafe { helpers::bpf_skb_pull_data(self.context.skb.skb, wanted as u32) };
+        }
+    }
+
+    #[inline(always)]
+    fn at<T>(&self, offset: usize) -> Option<&'static mut T> {
+        let start = self.context.data() + offset;
+        if start + size_of::<T>() > self.context.data_end() {
+            return None;
+        }
+        // SAFETY: `start` plus the size of `T` was just found to be inside the linear part.
+        Some(unsafe { &mut *(start as *mut T) })
+    }
+
+    #[inline(always)]
+    fn holds(&self, length: usize) -> bool {
+        length <= self.length()
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: a field of the context the program was called with.
+        unsafe { (*self.context.skb.skb).ifindex }
+    }
+
+    #[inline(always)]
+    fn context(&self) -> *mut c_void {
+        self.context.as_ptr()
+    }
+
+    #[inline(always)]
+    fn mend_checksum<F: Family, L: Transport>(
+        &mut self,
+        _: &mut u16,
+        offset: usize,
+        addresses: u16,
+        ports: u16,
+    ) -> bool {
+        let skb = self.context.skb.skb;
+        let offset = (offset + L::CSUM) as u32;
+        // A checksum of 0 stays 0 in UDP, and none becomes it.
+        let base = if L::HAS_STATE { 0 } else { u64::from(BPF_F_MARK_MANGLED_0) };
+        let pseudo = base | u64::from(BPF_F_PSEUDO_HDR);
+        let addresses = u64::from(addresses);
+        let mut status = if F::IS_V6 {
+            // SAFETY: a helper on the program's own context.
+            unsafe { helpers::bpf_l4_csum_replace(skb, offset, 0, addresses, pseudo | BPF_F_IPV6) }
+        } else {
+            -1
+        };
+        if status != 0 {
+            // SAFETY: as above.
+            status = unsafe { helpers::bpf_l4_csum_replace(skb, offset, 0, addresses, pseudo) };
+        }
+        if status == 0 {
+            // SAFETY: as above.
+            status = unsafe { helpers::bpf_l4_csum_replace(skb, offset, 0, u64::from(ports), base) };
+        }
+        status == 0
+    }
+
+    #[inline(always)]
+    fn decrement_hop_limit<F: Family>(&mut self, offset: usize) {
+        let Some(header) = self.at::<F::Header>(offset) else { return };
+        if !F::IS_V6 {
+            F::decrement_hop_limit(header);
+            return;
+        }
+        // Nothing in an IPv6 header makes up for the change, so a checksum over the whole packet must follow it.
+        let hop_limit = F::hop_limit(header) - 1;
+        // SAFETY: a helper on the program's own context; the source is one byte on the stack.
+        unsafe {
+            helpers::bpf_skb_store_bytes(
+                self.context.skb.skb,
+                (offset + F::HOP_LIMIT) as u32,
+                (&raw const hop_limit).cast(),
+                1,
+                u64::from(BPF_F_RECOMPUTE_CSUM),
+            )
+        };
+    }
+
+    #[inline(always)]
+    fn can_leave_by(&self, _: u32, _: bool) -> bool {
+        true
+    }
+}

@@ -1,0 +1,300 @@
+//! Wire headers as they lie in memory, and the checks that make a packet one we understand. Structs are laid over the
+//! packet; their alignment is a promise to the compiler that whole words may be loaded, which every BPF machine can do
+//! at any address.
+
+use proxy_common::{
+    addr::{Ipv4, Ipv6, Port, Protocol},
+    outcome::Outcome,
+};
+
+/// Length of an Ethernet header without tags.
+pub const ETHERNET: usize = size_of::<Ethernet>();
+
+/// Ethernet.
+#[repr(C)]
+pub struct Ethernet {
+    /// Destination.
+    pub dmac: [u8; 6],
+    /// Source.
+    pub smac: [u8; 6],
+    /// In network order.
+    pub ethertype: u16,
+}
+
+/// Ethertypes in network order.
+pub mod ethertype {
+    /// IPv4
+    pub const IPV4: u16 = 0x0800_u16.to_be();
+    /// IPv6
+    pub const IPV6: u16 = 0x86DD_u16.to_be();
+    /// 802.1Q
+    pub const VLAN: u16 = 0x8100_u16.to_be();
+    /// 802.1ad
+    pub const QINQ: u16 = 0x88A8_u16.to_be();
+}
+
+/// IPv4 without options.
+#[repr(C)]
+pub struct Ipv4Header {
+    /// Version and length in words.
+    pub version_ihl: u8,
+    /// Type of service.
+    pub tos: u8,
+    /// Length of the packet, network order.
+    pub total_length: u16,
+    /// Identification.
+    pub id: u16,
+    /// Flags and fragment offset, network order.
+    pub fragment: u16,
+    /// Time to live.
+    pub ttl: u8,
+    /// Transport protocol.
+    pub protocol: u8,
+    /// Checksum of the header.
+    pub csum: u16,
+    /// Source.
+    pub saddr: Ipv4,
+    /// Destination.
+    pub daddr: Ipv4,
+}
+
+/// IPv6, the fixed header. Addresses are bytes here, because a header of 40 bytes is not a multiple of an aligned one.
+#[repr(C)]
+pub struct Ipv6Header {
+    /// Version, traffic class, flow label.
+    pub version: u32,
+    /// Length of what follows, network order.
+    pub payload_length: u16,
+    /// Transport protocol, or the first extension header.
+    pub next_header: u8,
+    /// Hop limit.
+    pub hop_limit: u8,
+    /// Source.
+    pub saddr: Ipv6,
+    /// Destination.
+    pub daddr: Ipv6,
+}
+
+/// TCP without options.
+#[repr(C)]
+pub struct TcpHeader {
+    /// Source port.
+    pub sport: Port,
+    /// Destination port.
+    pub dport: Port,
+    /// Sequence number.
+    pub sequence: u32,
+    /// Acknowledged.
+    pub acknowledged: u32,
+    /// Length in words, in the high four bits.
+    pub data_offset: u8,
+    /// See [`tcp`].
+    pub flags: u8,
+    /// Window.
+    pub window: u16,
+    /// Checksum.
+    pub csum: u16,
+    /// Urgent pointer.
+    pub urgent: u16,
+}
+
+/// TCP flags.
+pub mod tcp {
+    /// The sender is done.
+    pub const FIN: u8 = 1;
+    /// Opens a connection.
+    pub const SYN: u8 = 2;
+    /// Ends a connection at once.
+    pub const RST: u8 = 4;
+    /// The acknowledgement number is valid.
+    pub const ACK: u8 = 16;
+}
+
+/// UDP.
+#[repr(C)]
+pub struct UdpHeader {
+    /// Source port.
+    pub sport: Port,
+    /// Destination port.
+    pub dport: Port,
+    /// Length with header, network order.
+    pub length: u16,
+    /// Checksum; 0 means none.
+    pub csum: u16,
+}
+
+const _: () = assert!(size_of::<Ethernet>() == 14 && size_of::<Ipv4Header>() == 20 && size_of::<Ipv6Header>() == 40);
+const _: () = assert!(size_of::<TcpHeader>() == 20 && size_of::<UdpHeader>() == 8);
+
+/// A transport protocol whose ports are translated.
+pub trait Transport {
+    /// Its header.
+    type Header: 'static;
+    /// Its number.
+    const PROTOCOL: Protocol;
+    /// Whether a packet can say that a connection begins or ends.
+    const HAS_STATE: bool;
+    /// Where the checksum stands in the header.
+    const CSUM: usize;
+
+    /// Source and destination port.
+    fn ports(header: &Self::Header) -> (Port, Port);
+    /// TCP flags, or 0.
+    fn flags(header: &Self::Header) -> u8;
+    /// Whether the header's own lengths fit the packet: `payload` bytes follow the IP header.
+    fn is_sound(header: &Self::Header, payload: u16) -> bool;
+    /// The ports and the checksum, to be written.
+    fn fields(header: &mut Self::Header) -> (&mut Port, &mut Port, &mut u16);
+}
+
+/// TCP.
+pub struct Tcp;
+/// UDP.
+pub struct Udp;
+
+impl Transport for Tcp {
+    type Header = TcpHeader;
+    const PROTOCOL: Protocol = Protocol::Tcp;
+    const HAS_STATE: bool = true;
+    const CSUM: usize = core::mem::offset_of!(TcpHeader, csum);
+
+    #[inline(always)]
+    fn ports(header: &TcpHeader) -> (Port, Port) {
+        (header.sport, header.dport)
+    }
+
+    #[inline(always)]
+    fn flags(header: &TcpHeader) -> u8 {
+        header.flags
+    }
+
+    #[inline(always)]
+    fn is_sound(header: &TcpHeader, payload: u16) -> bool {
+        let length = u16::from(header.data_offset >> 4) * 4;
+        length >= 20 && length <= payload
+    }
+
+    #[inline(always)]
+    fn fields(header: &mut TcpHeader) -> (&mut Port, &mut Port, &mut u16) {
+        (&mut header.sport, &mut header.dport, &mut header.csum)
+    }
+}
+
+impl Transport for Udp {
+    type Header = UdpHeader;
+    const PROTOCOL: Protocol = Protocol::Udp;
+    const HAS_STATE: bool = false;
+    const CSUM: usize = core::mem::offset_of!(UdpHeader, csum);
+
+    #[inline(always)]
+    fn ports(header: &UdpHeader) -> (Port, Port) {
+        (header.sport, header.dport)
+    }
+
+    #[inline(always)]
+    fn flags(_: &UdpHeader) -> u8 {
+        0
+    }
+
+    #[inline(always)]
+    fn is_sound(header: &UdpHeader, payload: u16) -> bool {
+        let length = u16::from_be(header.length);
+        length >= 8 && length <= payload
+    }
+
+    #[inline(always)]
+    fn fields(header: &mut UdpHeader) -> (&mut Port, &mut Port, &mut u16) {
+        (&mut header.sport, &mut header.dport, &mut header.csum)
+    }
+}
+
+/// What an IP header says of the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Payload {
+    /// Transport protocol.
+    pub protocol: u8,
+    /// How many bytes follow the IP header.
+    pub length: u16,
+}
+
+/// Understands an IPv4 header. An error is why the packet is passed on instead.
+#[inline(always)]
+pub fn ipv4(header: &Ipv4Header) -> Result<Payload, Outcome> {
+    if header.version_ihl != 0x45 {
+        return Err(if header.version_ihl >> 4 == 4 && header.version_ihl & 15 > 5 {
+            Outcome::PassOptions
+        } else {
+            Outcome::PassMalformed
+        });
+    }
+    // All but "do not fragment" and the reserved bit.
+    if header.fragment & 0x3fff_u16.to_be() != 0 {
+        return Err(Outcome::PassFragment);
+    }
+    let total = u16::from_be(header.total_length);
+    match total.checked_sub(20) {
+        Some(length) => Ok(Payload { protocol: header.protocol, length }),
+        None => Err(Outcome::PassMalformed),
+    }
+}
+
+/// Understands an IPv6 header. An error is why the packet is passed on instead.
+#[inline(always)]
+pub fn ipv6(header: &Ipv6Header) -> Result<Payload, Outcome> {
+    if header.version & 0xf000_0000_u32.to_be() != 0x6000_0000_u32.to_be() {
+        return Err(Outcome::PassMalformed);
+    }
+    match header.next_header {
+        // Hop-by-hop, routing, authentication, destination options, mobility, HIP, shim6.
+        0 | 43 | 51 | 60 | 135 | 139 | 140 => Err(Outcome::PassExtension),
+        44 => Err(Outcome::PassFragment),
+        protocol => Ok(Payload { protocol, length: u16::from_be(header.payload_length) }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> Ipv4Header {
+        Ipv4Header {
+            version_ihl: 0x45,
+            tos: 0,
+            total_length: 60_u16.to_be(),
+            id: 0,
+            fragment: 0x4000_u16.to_be(),
+            ttl: 64,
+            protocol: 6,
+            csum: 0,
+            saddr: Ipv4::default(),
+            daddr: Ipv4::default(),
+        }
+    }
+
+    #[test]
+    fn ipv4_headers_are_understood_or_named() {
+        let cases: [(&str, fn(&mut Ipv4Header), Result<u16, Outcome>); 7] = [
+            ("plain", |_| {}, Ok(40)),
+            ("options", |h| h.version_ihl = 0x46, Err(Outcome::PassOptions)),
+            ("too short a header", |h| h.version_ihl = 0x44, Err(Outcome::PassMalformed)),
+            ("another version", |h| h.version_ihl = 0x65, Err(Outcome::PassMalformed)),
+            ("more fragments", |h| h.fragment = 0x2000_u16.to_be(), Err(Outcome::PassFragment)),
+            ("a later fragment", |h| h.fragment = 1_u16.to_be(), Err(Outcome::PassFragment)),
+            ("shorter than its header", |h| h.total_length = 19_u16.to_be(), Err(Outcome::PassMalformed)),
+        ];
+        for (name, change, expected) in cases {
+            let mut header = header();
+            change(&mut header);
+            assert_eq!(ipv4(&header).map(|payload| payload.length), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn transport_lengths_must_fit() {
+        let udp = |length: u16| UdpHeader { sport: Port::new(1), dport: Port::new(2), length: length.to_be(), csum: 0 };
+        assert!(Udp::is_sound(&udp(8), 8));
+        assert!(Udp::is_sound(&udp(8), 20), "the rest is padding");
+        assert!(!Udp::is_sound(&udp(7), 20));
+        assert!(!Udp::is_sound(&udp(21), 20));
+    }
+}

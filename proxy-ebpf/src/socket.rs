@@ -1,0 +1,278 @@
+//! A socket's way: at `connect` and `sendmsg` a frontend becomes a backend, once per connection and without any work per
+//! packet; at `recvmsg` and `getpeername` the backend becomes the frontend again, because that is whom the application
+//! named. TCP of all sockets, UDP only of the node's own: a pod's UDP is translated per packet, where it can leave a dead
+//! backend.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_ANY, bpf_sock_addr},
+    helpers::generated as helpers,
+    programs::SockAddrContext,
+};
+use proxy_common::{
+    addr::{Ipv4, Ipv6, Port, Protocol},
+    outcome::{Hook, Outcome},
+    socket::{SocketPeer, SocketTarget, SocketWay},
+};
+
+use crate::{
+    counters::count,
+    family::{Family, V4, V6},
+    kernel::{HOST_NETNS_COOKIE, SOCKET_LB},
+    service::{self, Client},
+};
+
+/// Whether the system call goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// With the address as it now is.
+    GoOn,
+    /// It fails, with the error that was set.
+    Refuse,
+}
+
+/// A socket's peer.
+#[derive(Clone, Copy)]
+struct Peer<A> {
+    addr: A,
+    port: Port,
+}
+
+const GO_ON: Answer = Answer::GoOn;
+const ECONNREFUSED: i32 = 111;
+const EHOSTUNREACH: i32 = 113;
+
+/// `connect` to an IPv4 address.
+#[inline(always)]
+pub fn connect4(context: &SockAddrContext) -> Answer {
+    let Some(protocol) = balanced(context) else { return GO_ON };
+    translate::<V4>(context, Hook::Connect, protocol, peer4(context), set_peer4)
+}
+
+/// `connect` to an IPv6 address, which may be an IPv4 one in IPv6's clothes.
+#[inline(always)]
+pub fn connect6(context: &SockAddrContext) -> Answer {
+    let Some(protocol) = balanced(context) else { return GO_ON };
+    let peer = peer6(context);
+    match mapped(&peer) {
+        Some(peer) => translate::<V4>(context, Hook::Connect, protocol, peer, set_mapped_peer),
+        None => translate::<V6>(context, Hook::Connect, protocol, peer, set_peer6),
+    }
+}
+
+/// `sendmsg` of an unconnected socket to an IPv4 address.
+#[inline(always)]
+pub fn sendmsg4(context: &SockAddrContext) -> Answer {
+    let Some(protocol) = balanced(context) else { return GO_ON };
+    translate_datagram::<V4>(context, protocol, peer4(context), set_peer4)
+}
+
+/// `sendmsg` of an unconnected socket to an IPv6 address. A mapped IPv4 address comes by `sendmsg4`.
+#[inline(always)]
+pub fn sendmsg6(context: &SockAddrContext) -> Answer {
+    let Some(protocol) = balanced(context) else { return GO_ON };
+    translate_datagram::<V6>(context, protocol, peer6(context), set_peer6)
+}
+
+/// `recvmsg` and `getpeername` of an IPv4 socket.
+#[inline(always)]
+pub fn name_peer4(context: &SockAddrContext) {
+    name_peer::<V4>(context, peer4(context), set_peer4);
+}
+
+/// `recvmsg` and `getpeername` of an IPv6 socket.
+#[inline(always)]
+pub fn name_peer6(context: &SockAddrContext) {
+    let peer = peer6(context);
+    match mapped(&peer) {
+        Some(peer) => name_peer::<V4>(context, peer, set_mapped_peer),
+        None => name_peer::<V6>(context, peer, set_peer6),
+    }
+}
+
+/// The protocol, if sockets like this one are balanced here.
+#[inline(always)]
+fn balanced(context: &SockAddrContext) -> Option<Protocol> {
+    let scope = SOCKET_LB.load();
+    if scope == 0 {
+        return None;
+    }
+    // SAFETY: a helper on the program's own context.
+    let is_node = unsafe { helpers::bpf_get_netns_cookie(context.as_ptr()) } == HOST_NETNS_COOKIE.load();
+    // SAFETY: a field of the context the program was called with; volatile, so that the load stays one of its width.
+    let protocol = unsafe { (&raw const (*context.sock_addr).protocol).read_volatile() };
+    match protocol {
+        6 if is_node || scope > 1 => Some(Protocol::Tcp),
+        17 if is_node => Some(Protocol::Udp),
+        _ => None,
+    }
+}
+
+/// Gives the socket a backend of the Service it names, if it names one.
+#[inline(always)]
+fn translate<F: Family>(
+    context: &SockAddrContext,
+    hook: Hook,
+    protocol: Protocol,
+    peer: Peer<F::Addr>,
+    set_peer: fn(&SockAddrContext, Peer<F::Addr>),
+) -> Answer {
+    let Some(service) = service::find::<F>(peer.addr, peer.port, protocol) else { return GO_ON };
+    let chosen = match service::choose::<F>(&service, Client::Internal) {
+        Ok(chosen) => chosen,
+        Err(reason) => return refuse(hook, reason),
+    };
+    let frontend = SocketTarget {
+        addr: peer.addr,
+        port: peer.port,
+        pad: [0; 2],
+        backend: chosen.id,
+        backend_generation: chosen.backend.generation,
+        service: service.index,
+    };
+    let backend = SocketTarget { addr: chosen.backend.addr, port: chosen.backend.port, ..frontend };
+    let cookie = cookie(context);
+    let from_backend = SocketPeer::new(cookie, backend.addr, backend.port, SocketWay::ToFrontend);
+    let _ = F::sockets().insert(&from_backend, &frontend, u64::from(BPF_ANY));
+    if matches!(hook, Hook::Sendmsg) {
+        let to_backend = SocketPeer::new(cookie, peer.addr, peer.port, SocketWay::ToBackend);
+        let _ = F::sockets().insert(&to_backend, &backend, u64::from(BPF_ANY));
+    }
+    set_peer(context, Peer { addr: backend.addr, port: backend.port });
+    count(hook, Outcome::Opened);
+    GO_ON
+}
+
+/// Datagrams of one socket to one frontend stay with one backend while it serves.
+#[inline(always)]
+fn translate_datagram<F: Family>(
+    context: &SockAddrContext,
+    protocol: Protocol,
+    peer: Peer<F::Addr>,
+    set_peer: fn(&SockAddrContext, Peer<F::Addr>),
+) -> Answer {
+    let key = SocketPeer::new(cookie(context), peer.addr, peer.port, SocketWay::ToBackend);
+    // SAFETY: an entry may be given to another socket after an eviction, not one looked up a moment ago.
+    if let Some(known) = unsafe { F::sockets().get(&key) } {
+        if service::still_serves::<F>(known.backend, known.backend_generation) {
+            set_peer(context, Peer { addr: known.addr, port: known.port });
+            return GO_ON;
+        }
+        count(Hook::Sendmsg, Outcome::Moved);
+        let _ = F::sockets().remove(&key);
+    }
+    translate::<F>(context, Hook::Sendmsg, protocol, peer, set_peer)
+}
+
+/// Shows the application the frontend it named in place of the backend it got.
+#[inline(always)]
+fn name_peer<F: Family>(context: &SockAddrContext, peer: Peer<F::Addr>, set_peer: fn(&SockAddrContext, Peer<F::Addr>)) {
+    let key = SocketPeer::new(cookie(context), peer.addr, peer.port, SocketWay::ToFrontend);
+    // SAFETY: an entry may be given to another socket after an eviction, not one looked up a moment ago.
+    if let Some(frontend) = unsafe { F::sockets().get(&key) } {
+        set_peer(context, Peer { addr: frontend.addr, port: frontend.port });
+    }
+}
+
+#[inline(always)]
+fn refuse(hook: Hook, reason: Outcome) -> Answer {
+    count(hook, reason);
+    let error = if matches!(reason, Outcome::DropNoLocalEndpoint) { EHOSTUNREACH } else { ECONNREFUSED };
+    // SAFETY: takes a number.
+    unsafe { helpers::bpf_set_retval(-error) };
+    Answer::Refuse
+}
+
+#[inline(always)]
+fn cookie(context: &SockAddrContext) -> u64 {
+    // SAFETY: a helper on the program's own context.
+    unsafe { helpers::bpf_get_socket_cookie(context.as_ptr()) }
+}
+
+/// Loads and stores of the context are volatile: the kernel knows its fields by offset and width, so they must not be
+/// merged.
+#[inline(always)]
+fn load(field: *const u32) -> u32 {
+    // SAFETY: callers pass a field of the context their program was called with.
+    unsafe { field.read_volatile() }
+}
+
+#[inline(always)]
+fn store(field: *mut u32, value: u32) {
+    // SAFETY: callers pass a field of the context their program was called with, of those that may be written.
+    unsafe { field.write_volatile(value) }
+}
+
+#[inline(always)]
+fn port(context: *mut bpf_sock_addr) -> Port {
+    // SAFETY: only the place of the field is taken.
+    let word = load(unsafe { &raw const (*context).user_port });
+    Port { octets: (word as u16).to_ne_bytes() }
+}
+
+#[inline(always)]
+fn set_port(context: *mut bpf_sock_addr, port: Port) {
+    // SAFETY: only the place of the field is taken.
+    store(unsafe { &raw mut (*context).user_port }, u32::from(port.word()));
+}
+
+#[inline(always)]
+fn peer4(context: &SockAddrContext) -> Peer<Ipv4> {
+    let context = context.sock_addr;
+    // SAFETY: only the place of the field is taken.
+    let word = load(unsafe { &raw const (*context).user_ip4 });
+    Peer { addr: Ipv4 { octets: word.to_ne_bytes() }, port: port(context) }
+}
+
+#[inline(always)]
+fn set_peer4(context: &SockAddrContext, peer: Peer<Ipv4>) {
+    let context = context.sock_addr;
+    // SAFETY: only the place of the field is taken.
+    store(unsafe { &raw mut (*context).user_ip4 }, peer.addr.word());
+    set_port(context, peer.port);
+}
+
+#[inline(always)]
+fn peer6(context: &SockAddrContext) -> Peer<Ipv6> {
+    let context = context.sock_addr;
+    // SAFETY: only the place of the field is taken.
+    let words = unsafe { &raw const (*context).user_ip6 }.cast::<u32>();
+    let mut addr = Ipv6::default();
+    for (index, octets) in addr.octets.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+        *octets = load(words.wrapping_add(index)).to_ne_bytes();
+    }
+    Peer { addr, port: port(context) }
+}
+
+#[inline(always)]
+fn set_peer6(context: &SockAddrContext, peer: Peer<Ipv6>) {
+    set_words6(context.sock_addr, peer.addr.words());
+    set_port(context.sock_addr, peer.port);
+}
+
+#[inline(always)]
+fn set_mapped_peer(context: &SockAddrContext, peer: Peer<Ipv4>) {
+    set_words6(context.sock_addr, [0, 0, MAPPED, peer.addr.word()]);
+    set_port(context.sock_addr, peer.port);
+}
+
+#[inline(always)]
+fn set_words6(context: *mut bpf_sock_addr, words: [u32; 4]) {
+    // SAFETY: only the place of the field is taken.
+    let place = unsafe { &raw mut (*context).user_ip6 }.cast::<u32>();
+    for (index, word) in words.into_iter().enumerate() {
+        store(place.wrapping_add(index), word);
+    }
+}
+
+/// The third word of `::ffff:0:0/96`.
+const MAPPED: u32 = 0xffff_u32.to_be();
+
+/// The IPv4 peer a mapped IPv6 address stands for.
+#[inline(always)]
+fn mapped(peer: &Peer<Ipv6>) -> Option<Peer<Ipv4>> {
+    match peer.addr.words() {
+        [0, 0, MAPPED, word] => Some(Peer { addr: Ipv4 { octets: word.to_ne_bytes() }, port: peer.port }),
+        _ => None,
+    }
+}
