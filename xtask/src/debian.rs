@@ -5,7 +5,10 @@ use std::{collections::HashSet, fs};
 use anyhow::{Context as _, Result, ensure};
 use xshell::{Shell, cmd};
 
-use crate::workspace::is_root;
+use crate::machine::is_root;
+
+/// The keys of Debian's archive.
+pub(crate) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// A Debian package, and why it is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

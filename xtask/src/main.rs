@@ -6,13 +6,22 @@
 
 mod build;
 mod check;
+mod run;
+mod setup;
+mod test;
+mod vm;
+
+mod cpio;
 mod debian;
+mod guest;
+mod kernel;
+mod machine;
+mod module;
+mod report;
+mod rootfs;
+mod summary;
 #[path = "../../proxy-userspace/toolchain.rs"]
 mod toolchain;
-
-mod setup;
-mod summary;
-mod test;
 mod workspace;
 
 use std::process::ExitCode;
@@ -37,10 +46,12 @@ enum Verb {
     /// Format, lints (host and BPF) and documentation, warnings being errors.
     Check,
     Test(test::Arguments),
+    Vm(vm::Arguments),
+    Run(run::Arguments),
 }
 
 fn main() -> ExitCode {
-    match run(&Cli::parse().verb) {
+    match perform(&Cli::parse().verb) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -49,13 +60,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(verb: &Verb) -> Result<ExitCode> {
+fn perform(verb: &Verb) -> Result<ExitCode> {
     let workspace = Workspace::open()?;
     match verb {
         Verb::Setup(arguments) => setup::run(&workspace, arguments)?,
         Verb::Build(arguments) => build::run(&workspace, arguments)?,
         Verb::Check => check::run(&workspace)?,
         Verb::Test(arguments) => return test::run(&workspace, arguments),
+        Verb::Vm(arguments) => return vm::run(&workspace, arguments),
+        Verb::Run(arguments) => return run::run(&workspace, arguments),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -9,6 +9,7 @@ use xshell::cmd;
 
 use crate::{
     debian::{self, Package},
+    machine,
     toolchain::Toolchain,
     workspace::Workspace,
 };
@@ -105,7 +106,8 @@ fn packages(workspace: &Workspace, need: &Need) -> Result<()> {
 
 /// The same for systems whose packages have other names.
 fn programs(need: &Need) -> Result<()> {
-    let missing: Vec<&str> = need.programs.iter().filter(|program| !is_in_path(program)).copied().collect();
+    let missing: Vec<&str> =
+        need.programs.iter().filter(|program| machine::in_path(program).is_none()).copied().collect();
     ensure!(missing.is_empty(), "{} need {}: install what provides them", need.purpose, missing.join(", "));
     Ok(())
 }
@@ -137,10 +139,6 @@ fn is_new_enough(version: &str) -> bool {
 
 fn numbers(version: &str) -> Vec<u32> {
     version.trim().split('.').map_while(|number| number.parse().ok()).collect()
-}
-
-fn is_in_path(program: &str) -> bool {
-    std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|bin| bin.join(program).is_file()))
 }
 
 #[cfg(test)]

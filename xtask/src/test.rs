@@ -3,18 +3,18 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
-use xshell::{Cmd, cmd};
+use xshell::Cmd;
 
 use crate::{
-    setup,
+    machine, setup,
     summary::Totals,
-    workspace::{Workspace, is_root},
+    workspace::{Executable, Workspace},
 };
 
 /// Run the tests: all suites, or one.
@@ -113,7 +113,7 @@ fn run_suite(workspace: &Workspace, suite: Suite, arguments: &Arguments) -> Resu
     if suite == Suite::Unit {
         return unit(workspace, arguments);
     }
-    if !is_root() {
+    if !machine::is_root() {
         eprintln!("error: the {0} suite needs root: run `cargo xtask test {0}` as root", suite.name());
         return Ok(Totals::ONE_FAILURE);
     }
@@ -122,7 +122,7 @@ fn run_suite(workspace: &Workspace, suite: Suite, arguments: &Arguments) -> Resu
         eprintln!("error: the {0} suite has no test: there is no tests/tests/{0}*.rs", suite.name());
         return Ok(Totals::default());
     }
-    mount_bpf(workspace)?;
+    machine::mount_bpf(&workspace.shell)?;
     on_kernel(workspace, suite, &targets, arguments)
 }
 
@@ -144,13 +144,20 @@ fn on_kernel(workspace: &Workspace, suite: Suite, targets: &[String], arguments:
 }
 
 /// The variable that tells tests where the agent is.
-pub(crate) const AGENT: &str = "SLUICE_BINARY";
+pub(crate) const AGENT: &str = "SLUICE_BIN";
 
 /// Builds the agent that tests start.
-pub(crate) fn build_agent(workspace: &Workspace) -> Result<std::path::PathBuf> {
+pub(crate) fn build_agent(workspace: &Workspace) -> Result<PathBuf> {
     let built = workspace.executables(&["build", "--package", "proxy-userspace", "--bin", "sluice"])?;
     let agent = built.into_iter().next().context("building the agent made no program")?;
     Ok(agent.path)
+}
+
+/// Builds test programs, and the programs they start.
+pub(crate) fn build(workspace: &Workspace, targets: &[String]) -> Result<Vec<Executable>> {
+    let mut arguments = vec!["test", "--no-run", "--package", "tests"];
+    arguments.extend(targets.iter().flat_map(|target| ["--test", target]));
+    workspace.executables(&arguments)
 }
 
 fn options(suite: Suite, arguments: &Arguments) -> Vec<String> {
@@ -187,18 +194,6 @@ fn test_targets(directory: &Path) -> Result<Vec<String>> {
 fn test_target(path: &Path) -> Option<String> {
     let is_target = path.extension().is_some_and(|extension| extension == "rs") || path.join("main.rs").exists();
     is_target.then(|| path.file_stem().map(|name| name.to_string_lossy().into_owned()))?
-}
-
-/// Pinned maps and links need the BPF file system; containers often come without it.
-fn mount_bpf(workspace: &Workspace) -> Result<()> {
-    let mounts = fs::read_to_string("/proc/self/mounts")?;
-    if mounts.lines().any(|mount| mount.split(' ').nth(1) == Some("/sys/fs/bpf")) {
-        return Ok(());
-    }
-    if let Err(error) = cmd!(workspace.shell, "mount -t bpf bpf /sys/fs/bpf").run() {
-        bail!("there is no BPF file system at /sys/fs/bpf and mounting it failed: {error}");
-    }
-    Ok(())
 }
 
 #[cfg(test)]

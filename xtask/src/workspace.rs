@@ -1,10 +1,6 @@
 //! Where the repository and its build directory are, and how cargo is called in it.
 
-use std::{
-    env, fs,
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-};
+use std::{env, path::PathBuf};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -75,11 +71,6 @@ impl Executable {
         let name = message["target"]["name"].as_str().map(str::to_owned);
         Ok(path.zip(name).map(|(path, name)| Self { name, path }))
     }
-}
-
-/// Whether this process may mount, install packages and load BPF programs.
-pub(crate) fn is_root() -> bool {
-    fs::metadata(Path::new("/proc/self")).is_ok_and(|process| process.uid() == 0)
 }
 
 #[cfg(test)]
