@@ -63,6 +63,8 @@ pub enum Outcome {
     DropNoMasquerade = 36,
     /// Dropped: the Service's policy is Local and no endpoint is on this node.
     DropNoLocalEndpoint = 37,
+    /// Dropped: the new flow could not be entered into the flow table.
+    DropTableFull = 38,
 }
 
 /// Places for each hook in `COUNTERS`.
@@ -93,7 +95,7 @@ impl Hook {
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Opened,
         Self::Confirmed,
         Self::Moved,
@@ -111,5 +113,6 @@ impl Outcome {
         Self::DropNotWritable,
         Self::DropNoMasquerade,
         Self::DropNoLocalEndpoint,
+        Self::DropTableFull,
     ];
 }

@@ -19,13 +19,13 @@ use crate::{
 /// in use, to this power.
 const ATTEMPTS: u32 = 16;
 
-/// What became of a new tuple.
+/// What a new tuple is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Admission {
     /// It is not addressed to a Service.
     NotOurs,
-    /// It has a backend, and both entries stand among the embryos.
-    Admitted,
+    /// It has a backend, noted in the draft.
+    Selected,
     /// It is to be dropped.
     Refused(Outcome),
 }
@@ -40,14 +40,14 @@ struct Way<A> {
     twin_stage: Stage,
 }
 
-/// Finds the Service of a tuple, chooses a backend, and enters the pair.
+/// Finds the Service of a tuple, chooses a backend, and drafts the flow but for its rewrite.
 #[inline(never)]
-pub(crate) fn admit<F: Family>(hook: Hook, key: &Tuple<F::Addr>) -> Admission {
+pub(crate) fn select<F: Family>(key: &Tuple<F::Addr>) -> Admission {
     let (Some(node), Some(service)) = (service::node(), service::find::<F>(key.daddr, key.dport, key.proto)) else {
         return Admission::NotOurs;
     };
     let client = if matches!(key.stage, Stage::UplinkIn) { Client::External } else { Client::Internal };
-    let chosen = match service::choose::<F>(&service, client) {
+    let chosen = match service::choose::<F>(service, client) {
         Ok(chosen) => chosen,
         Err(outcome) => return Admission::Refused(outcome),
     };
@@ -70,6 +70,14 @@ pub(crate) fn admit<F: Family>(hook: Hook, key: &Tuple<F::Addr>) -> Admission {
     draft.flow.direction = Direction::Original;
     draft.flow.state = 0;
     draft.flow.next_hop = NextHop { ifindex: 0, generation: 0, dmac: [0; 6], smac: [0; 6] };
+    Admission::Selected
+}
+
+/// Enters the drafted pair, under another source port if another flow has the reply's tuple. Out of line and apart from
+/// `select`, because the two together do not fit the stack.
+#[inline(never)]
+pub(crate) fn claim<F: Family>(hook: Hook, key: &Tuple<F::Addr>) -> bool {
+    let (Some(node), Some(draft)) = (service::node(), flow::draft::<F>()) else { return false };
     for attempt in 0..ATTEMPTS {
         flow::set_rewrite::<F>(&mut draft.flow.rewrite, key, &draft.to);
         if flow::open::<F>(key, draft) {
@@ -77,11 +85,11 @@ pub(crate) fn admit<F: Family>(hook: Hook, key: &Tuple<F::Addr>) -> Admission {
             if attempt > 0 {
                 count(hook, Outcome::PortChanged);
             }
-            return Admission::Admitted;
+            return true;
         }
         draft.to.sport = random_source_port(node);
     }
-    Admission::Refused(Outcome::DropNoPort)
+    false
 }
 
 #[inline(always)]

@@ -3,14 +3,14 @@
 
 use proxy_common::{
     addr::Protocol,
-    flow::{Direction, Flow, NextHop, Output},
+    flow::{Direction, Flow, Output},
     node::Node,
     outcome::{Hook, Outcome},
     tuple::{Stage, Tuple},
 };
 
 use crate::{
-    admit::{Admission, admit},
+    admit::{self, Admission},
     counters::count,
     family::{Family, V4, V6},
     filter,
@@ -34,7 +34,7 @@ pub fn run<P: Packet>(hook: Hook, stage: Stage, packet: &mut P) -> Result<Verdic
         ethertype::IPV4 => internet::<P, V4>(hook, stage, packet),
         ethertype::IPV6 => internet::<P, V6>(hook, stage, packet),
         ethertype::VLAN | ethertype::QINQ => pass(hook, Outcome::PassVlan),
-        _ => Ok(Verdict::Pass),
+        _ => Ok(Verdict::PASS),
     }
 }
 
@@ -43,7 +43,7 @@ fn internet<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P) -> R
     let Some(header) = packet.at::<F::Header>(ETHERNET) else { return pass(hook, Outcome::PassMalformed) };
     let (saddr, daddr) = F::addresses(header);
     if !filter::may_be_ours(stage, &saddr, &daddr) {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
     let payload = match F::payload(header) {
         Ok(payload) => payload,
@@ -79,7 +79,7 @@ fn transport<P: Packet, F: Family, L: Transport>(
     let (sport, dport) = L::ports(header);
     let flags = L::flags(header);
     let key = Tuple::new(saddr, daddr, sport, dport, L::PROTOCOL, stage);
-    let Some(node) = service::node() else { return Ok(Verdict::Pass) };
+    let Some(node) = service::node() else { return Ok(Verdict::PASS) };
 
     if let Some(entry) = flow::confirmed::<F>(&key) {
         if is_kept::<F, L>(hook, &key, entry, flags, node) {
@@ -92,15 +92,17 @@ fn transport<P: Packet, F: Family, L: Transport>(
         }
     }
     if matches!(stage, Stage::ToPod | Stage::UplinkOut) {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
-    match admit::<F>(hook, &key) {
-        Admission::NotOurs => Ok(Verdict::Pass),
-        Admission::Refused(reason) => Err(reason),
-        Admission::Admitted => match flow::half::<F>(&key) {
-            Some(entry) => send::<P, F, L>(packet, &key, entry, node),
-            None => Err(Outcome::DropNoBackend),
-        },
+    match admit::select::<F>(&key) {
+        Admission::NotOurs => return Ok(Verdict::PASS),
+        Admission::Refused(reason) => return Err(reason),
+        Admission::Selected if !admit::claim::<F>(hook, &key) => return Err(Outcome::DropNoPort),
+        Admission::Selected => {}
+    }
+    match flow::half::<F>(&key) {
+        Some(entry) => send::<P, F, L>(packet, &key, entry, node),
+        None => Err(Outcome::DropTableFull),
     }
 }
 
@@ -142,32 +144,30 @@ fn send<P: Packet, F: Family, L: Transport>(
         if !nat::apply::<P, F, L>(packet, &flow.rewrite) {
             return Err(Outcome::DropNotWritable);
         }
-        let verdict = if output == Output::Hairpin { output::hairpin::<P, F>(packet) } else { Some(Verdict::Pass) };
+        let verdict = if output == Output::Hairpin { output::hairpin::<P, F>(packet) } else { Some(Verdict::PASS) };
         return verdict.ok_or(Outcome::DropNotWritable);
     }
-    let Some(next_hop) = next_hop::<P, F>(packet, key.proto, entry, node) else {
+    if !has_next_hop::<P, F>(packet, key.proto, entry, node) {
         return send_through_stack::<P, F, L>(packet, key, flow);
-    };
+    }
     if !nat::apply::<P, F, L>(packet, &flow.rewrite) {
         return Err(Outcome::DropNotWritable);
     }
-    output::forward::<P, F>(packet, &next_hop).ok_or(Outcome::DropNotWritable)
+    output::forward::<P, F>(packet, &flow.next_hop).ok_or(Outcome::DropNotWritable)
 }
 
-/// The next hop kept with the flow, looked up anew after a change of routes. Nothing when the kernel has to route.
+/// Whether the flow knows its next hop, which is looked up anew after a change of routes. If not, the kernel has to route.
 #[inline(always)]
-fn next_hop<P: Packet, F: Family>(packet: &P, proto: Protocol, entry: Entry<F::Addr>, node: &Node) -> Option<NextHop> {
-    let flow = entry.flow();
+fn has_next_hop<P: Packet, F: Family>(packet: &P, proto: Protocol, entry: Entry<F::Addr>, node: &Node) -> bool {
     // The kernel answers the sender of a packet whose life ends here.
     if packet.at::<F::Header>(ETHERNET).is_none_or(|header| F::hop_limit(header) <= 1) {
-        return None;
+        return false;
     }
-    if flow.next_hop.ifindex != 0 && flow.next_hop.generation == node.route_generation {
-        return Some(flow.next_hop);
+    let next_hop = &entry.flow().next_hop;
+    if next_hop.ifindex != 0 && next_hop.generation == node.route_generation {
+        return true;
     }
-    let next_hop = output::resolve::<P, F>(packet, &flow.rewrite, proto, node.route_generation)?;
-    entry.set_next_hop(next_hop);
-    Some(next_hop)
+    output::resolve::<P, F>(packet, proto, entry, node.route_generation)
 }
 
 /// The way for packets the kernel has to route: only the destination is rewritten here, because the kernel refuses to
@@ -180,11 +180,11 @@ fn send_through_stack<P: Packet, F: Family, L: Transport>(
 ) -> Result<Verdict, Outcome> {
     let Some(draft) = flow::draft::<F>() else { return Err(Outcome::DropNotWritable) };
     flow::cut::<F>(key, flow, draft);
-    if nat::apply::<P, F, L>(packet, &draft.flow.rewrite) { Ok(Verdict::Pass) } else { Err(Outcome::DropNotWritable) }
+    if nat::apply::<P, F, L>(packet, &draft.flow.rewrite) { Ok(Verdict::PASS) } else { Err(Outcome::DropNotWritable) }
 }
 
 #[inline(always)]
 fn pass(hook: Hook, reason: Outcome) -> Result<Verdict, Outcome> {
     count(hook, reason);
-    Ok(Verdict::Pass)
+    Ok(Verdict::PASS)
 }

@@ -1,6 +1,6 @@
 //! Sluice's datapath. All logic is in this library, so that what is pure can be tested on the host; the binary holds the
 //! entry points only.
-#![cfg_attr(target_arch = "bpf", no_std)]
+#![cfg_attr(target_arch = "bpf", no_std, feature(asm_experimental_arch))]
 // A panic path is a verifier failure.
 #![deny(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, clippy::expect_used)]
 // Everything on the fast path has to end up in one program; the compiler cannot know.

@@ -8,10 +8,7 @@ use aya_ebpf::{
     macros::{cgroup_sock_addr, classifier, xdp},
     programs::{SockAddrContext, TcContext, XdpContext},
 };
-use proxy_common::{
-    outcome::{Hook, Outcome},
-    tuple::Stage,
-};
+use proxy_common::{outcome::Hook, tuple::Stage};
 use proxy_ebpf::{
     counters::count,
     datapath, kernel,
@@ -21,13 +18,14 @@ use proxy_ebpf::{
 };
 
 #[xdp]
+#[inline(always)]
 fn uplink_xdp(context: XdpContext) -> u32 {
     let ingress = context.ingress_ifindex() as u32;
     match datapath::run(Hook::UplinkXdp, Stage::UplinkIn, &mut XdpPacket::new(context)) {
-        Ok(Verdict::Pass) => xdp_action::XDP_PASS,
-        Ok(Verdict::Redirect(ifindex)) if ifindex == ingress => xdp_action::XDP_TX,
+        Ok(Verdict::PASS) => xdp_action::XDP_PASS,
+        Ok(verdict) if verdict.ifindex == ingress => xdp_action::XDP_TX,
         // SAFETY: takes two numbers.
-        Ok(Verdict::Redirect(ifindex)) => (unsafe { bpf_redirect(ifindex, 0) }) as u32,
+        Ok(verdict) => (unsafe { bpf_redirect(verdict.ifindex, 0) }) as u32,
         Err(reason) => {
             count(Hook::UplinkXdp, reason);
             xdp_action::XDP_DROP
@@ -36,21 +34,25 @@ fn uplink_xdp(context: XdpContext) -> u32 {
 }
 
 #[classifier]
+#[inline(always)]
 fn uplink_in(context: TcContext) -> i32 {
     classify(Hook::UplinkIn, Stage::UplinkIn, context)
 }
 
 #[classifier]
+#[inline(always)]
 fn uplink_out(context: TcContext) -> i32 {
     classify(Hook::UplinkOut, Stage::UplinkOut, context)
 }
 
 #[classifier]
+#[inline(always)]
 fn pod_in(context: TcContext) -> i32 {
     classify(Hook::PodIn, Stage::FromPod, context)
 }
 
 #[classifier]
+#[inline(always)]
 fn pod_out(context: TcContext) -> i32 {
     classify(Hook::PodOut, Stage::ToPod, context)
 }
@@ -58,15 +60,10 @@ fn pod_out(context: TcContext) -> i32 {
 /// What goes on its way is left to whoever stands behind us in the chain.
 #[inline(always)]
 fn classify(hook: Hook, stage: Stage, context: TcContext) -> i32 {
-    answer_classified(hook, datapath::run(hook, stage, &mut TcPacket::new(context)))
-}
-
-#[inline(always)]
-fn answer_classified(hook: Hook, answer: Result<Verdict, Outcome>) -> i32 {
-    match answer {
-        Ok(Verdict::Pass) => TC_ACT_UNSPEC,
+    match datapath::run(hook, stage, &mut TcPacket::new(context)) {
+        Ok(Verdict::PASS) => TC_ACT_UNSPEC,
         // SAFETY: takes two numbers.
-        Ok(Verdict::Redirect(ifindex)) => (unsafe { bpf_redirect(ifindex, 0) }) as i32,
+        Ok(verdict) => (unsafe { bpf_redirect(verdict.ifindex, 0) }) as i32,
         Err(reason) => {
             count(hook, reason);
             TC_ACT_SHOT
@@ -75,44 +72,52 @@ fn answer_classified(hook: Hook, answer: Result<Verdict, Outcome>) -> i32 {
 }
 
 #[cgroup_sock_addr(connect4)]
+#[inline(always)]
 fn connect4(context: SockAddrContext) -> i32 {
     verdict(socket::connect4(&context))
 }
 
 #[cgroup_sock_addr(connect6)]
+#[inline(always)]
 fn connect6(context: SockAddrContext) -> i32 {
     verdict(socket::connect6(&context))
 }
 
 #[cgroup_sock_addr(sendmsg4)]
+#[inline(always)]
 fn sendmsg4(context: SockAddrContext) -> i32 {
     verdict(socket::sendmsg4(&context))
 }
 
 #[cgroup_sock_addr(sendmsg6)]
+#[inline(always)]
 fn sendmsg6(context: SockAddrContext) -> i32 {
     verdict(socket::sendmsg6(&context))
 }
 
 #[cgroup_sock_addr(recvmsg4)]
+#[inline(always)]
 fn recvmsg4(context: SockAddrContext) -> i32 {
     socket::name_peer4(&context);
     1
 }
 
 #[cgroup_sock_addr(recvmsg6)]
+#[inline(always)]
 fn recvmsg6(context: SockAddrContext) -> i32 {
     socket::name_peer6(&context);
     1
 }
 
 #[cgroup_sock_addr(getpeername4)]
+#[inline(always)]
 fn getpeername4(context: SockAddrContext) -> i32 {
     socket::name_peer4(&context);
     1
 }
 
 #[cgroup_sock_addr(getpeername6)]
+#[inline(always)]
 fn getpeername6(context: SockAddrContext) -> i32 {
     socket::name_peer6(&context);
     1
@@ -128,6 +133,7 @@ fn verdict(answer: Answer) -> i32 {
 
 /// Not attached anywhere: the agent runs it twice to learn how long a jiffy is.
 #[xdp]
+#[inline(always)]
 fn jiffies(_: XdpContext) -> u32 {
     kernel::jiffies()
 }

@@ -10,50 +10,66 @@ use proxy_common::{
 
 use crate::{
     family::Family,
+    flow::Entry,
     maps::UPLINKS,
     packet::Packet,
     parse::{ETHERNET, Ethernet},
 };
 
-/// The answer to a packet.
+/// The answer to a packet. Not an enum, because a variant without a payload leaves half a register undefined, and the
+/// compiler may fill it with a pointer, which the verifier refuses.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// On its way through the kernel.
-    Pass,
-    /// Out of the device with this index, which may be the one it came in by.
-    Redirect(u32),
+pub struct Verdict {
+    /// Device to leave by, which may be the one the packet came in by; 0 to go on through the kernel.
+    pub ifindex: u32,
 }
 
-/// Asks the kernel's FIB for the way to the rewritten destination. Nothing when the kernel has to find it: no neighbour
-/// entry yet, an unreachable destination, a tunnel, or a device that takes no frames from us.
+impl Verdict {
+    /// On its way through the kernel.
+    pub const PASS: Self = Self { ifindex: 0 };
+
+    /// Out of a device.
+    #[inline(always)]
+    pub const fn redirect(ifindex: u32) -> Self {
+        Self { ifindex }
+    }
+}
+
+/// Asks the kernel's FIB for the way to the rewritten destination and keeps it with the flow. `false` when the kernel has
+/// to find it: no neighbour entry yet, an unreachable destination, a tunnel, or a device that takes no frames from us.
 #[inline(always)]
 pub(crate) fn resolve<P: Packet, F: Family>(
     packet: &P,
-    rewrite: &Rewrite<F::Addr>,
     proto: Protocol,
+    entry: Entry<F::Addr>,
     generation: u32,
-) -> Option<NextHop> {
-    let mut next_hop = NextHop { ifindex: packet.ifindex(), generation, dmac: [0; 6], smac: [0; 6] };
-    if !ask::<F>(packet.context(), rewrite, proto, &mut next_hop) {
-        return None;
-    }
-    // SAFETY: entries are replaced, never written in place.
-    let takes_frames = unsafe { UPLINKS.get(next_hop.ifindex) }.is_some();
-    packet.can_leave_by(next_hop.ifindex, takes_frames).then_some(next_hop)
+) -> bool {
+    ask::<F, P>(packet.context(), packet.ifindex(), proto, entry, generation)
 }
 
-/// Out of line, for the room its question takes on the stack. `next_hop` holds the device the packet came in by, and gets
-/// the answer.
+/// Out of line, for the room its question takes on the stack.
 #[inline(never)]
-fn ask<F: Family>(context: *mut c_void, rewrite: &Rewrite<F::Addr>, proto: Protocol, next_hop: &mut NextHop) -> bool {
-    let mut question = Question::new::<F>(next_hop.ifindex, rewrite, proto);
+fn ask<F: Family, P: Packet>(
+    context: *mut c_void,
+    ifindex: u32,
+    proto: Protocol,
+    entry: Entry<F::Addr>,
+    generation: u32,
+) -> bool {
+    let mut question = Question::new::<F>(ifindex, &entry.flow().rewrite, proto);
     let length = size_of::<bpf_fib_lookup>() as i32;
     // SAFETY: the context is the program's own, the structure is on the stack and as long as stated.
     let answer = unsafe { helpers::bpf_fib_lookup(context, (&raw mut question).cast(), length, 0) };
-    next_hop.ifindex = question.ifindex;
-    next_hop.dmac = question.dmac;
-    next_hop.smac = question.smac;
-    answer == 0
+    if answer != 0 {
+        return false;
+    }
+    let leaves_as_frame = P::IS_FRAME && question.ifindex != ifindex;
+    // SAFETY: entries are replaced, never written in place.
+    if leaves_as_frame && unsafe { UPLINKS.get(question.ifindex) }.is_none() {
+        return false;
+    }
+    entry.set_next_hop(NextHop { ifindex: question.ifindex, generation, dmac: question.dmac, smac: question.smac });
+    true
 }
 
 /// `struct bpf_fib_lookup` without its unions.
@@ -104,7 +120,7 @@ pub(crate) fn forward<P: Packet, F: Family>(packet: &mut P, next_hop: &NextHop) 
     ethernet.smac = next_hop.smac;
     let ifindex = next_hop.ifindex;
     packet.decrement_hop_limit::<F>(ETHERNET);
-    Some(Verdict::Redirect(ifindex))
+    Some(Verdict::redirect(ifindex))
 }
 
 /// Sends the packet back where it came from.
@@ -113,5 +129,5 @@ pub(crate) fn hairpin<P: Packet, F: Family>(packet: &mut P) -> Option<Verdict> {
     let ethernet = packet.at::<Ethernet>(0)?;
     core::mem::swap(&mut ethernet.dmac, &mut ethernet.smac);
     packet.decrement_hop_limit::<F>(ETHERNET);
-    Some(Verdict::Redirect(packet.ifindex()))
+    Some(Verdict::redirect(packet.ifindex()))
 }

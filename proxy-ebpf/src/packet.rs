@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, xdp_md},
     helpers::generated as helpers,
     programs::{TcContext, XdpContext},
 };
@@ -15,8 +15,38 @@ use crate::{checksum, family::Family, parse::Transport};
 /// Kernel 6.16, commit ead7f9b8de65 ("bpf: Fix L4 csum update on IPv6 in CHECKSUM_COMPLETE"); refused by older ones.
 const BPF_F_IPV6: u64 = 128;
 
+/// Loads a word of the context at a constant offset, in one instruction: the verifier refuses a pointer into the context
+/// that was computed first, which is what the compiler likes to make when it needs the field twice.
+macro_rules! context_word {
+    ($context:expr, $type:ty, $field:ident) => {{
+        let context = $context;
+        #[cfg(target_arch = "bpf")]
+        let word: usize = {
+            let word;
+            // SAFETY: a load of a field of the context the program was called with.
+            unsafe {
+                core::arch::asm!(
+                    "{word} = *(u32 *)({context} + {offset})",
+                    word = out(reg) word,
+                    context = in(reg) context,
+                    offset = const core::mem::offset_of!($type, $field),
+                    options(pure, readonly, nostack, preserves_flags),
+                )
+            };
+            word
+        };
+        // SAFETY: as above.
+        #[cfg(not(target_arch = "bpf"))]
+        let word = (unsafe { (&raw const (*context).$field).read() }) as usize;
+        word
+    }};
+}
+
 /// What the datapath needs of a packet.
 pub trait Packet {
+    /// A frame without an skb: it can only leave by devices that take such.
+    const IS_FRAME: bool;
+
     /// Makes at least the first `length` bytes readable, if there are as many.
     fn linearize(&mut self, length: usize);
 
@@ -43,9 +73,6 @@ pub trait Packet {
 
     /// Takes one from the hop limit. Views are stale after it.
     fn decrement_hop_limit<F: Family>(&mut self, offset: usize);
-
-    /// Whether a frame can be sent out of another device at once; `takes_frames` is what the agent says of it.
-    fn can_leave_by(&self, ifindex: u32, takes_frames: bool) -> bool;
 }
 
 /// A frame in the driver's hands.
@@ -59,18 +86,32 @@ impl XdpPacket {
     pub const fn new(context: XdpContext) -> Self {
         Self { context }
     }
+
+    #[inline(always)]
+    fn data(&self) -> usize {
+        context_word!(self.context.ctx, xdp_md, data)
+    }
+
+    #[inline(always)]
+    fn data_end(&self) -> usize {
+        context_word!(self.context.ctx, xdp_md, data_end)
+    }
 }
 
 impl Packet for XdpPacket {
+    const IS_FRAME: bool = true;
+
     #[inline(always)]
     fn linearize(&mut self, _: usize) {}
 
     #[inline(always)]
     fn at<T>(&self, offset: usize) -> Option<&'static mut T> {
-        let start = self.context.data() + offset;
-        if start + size_of::<T>() > self.context.data_end() {
+        let start = self.data() + offset;
+        if start + size_of::<T>() > self.data_end() {
             return None;
         }
+        // SAFETY: a packet does not begin at address 0; told, because `None` would be tested for otherwise.
+        unsafe { core::hint::assert_unchecked(start != 0) };
         // SAFETY: `start` plus the size of `T` was just found to be inside the frame.
         Some(unsafe { &mut *(start as *mut T) })
     }
@@ -78,12 +119,12 @@ impl Packet for XdpPacket {
     #[inline(always)]
     fn holds(&self, length: usize) -> bool {
         // By comparison of pointers: their difference is not for programs without CAP_PERFMON.
-        self.context.data() + length <= self.context.data_end()
+        self.data() + length <= self.data_end()
     }
 
     #[inline(always)]
     fn ifindex(&self) -> u32 {
-        self.context.ingress_ifindex() as u32
+        context_word!(self.context.ctx, xdp_md, ingress_ifindex) as u32
     }
 
     #[inline(always)]
@@ -114,11 +155,6 @@ impl Packet for XdpPacket {
             F::decrement_hop_limit(header);
         }
     }
-
-    #[inline(always)]
-    fn can_leave_by(&self, ifindex: u32, takes_frames: bool) -> bool {
-        takes_frames || ifindex == self.ifindex()
-    }
 }
 
 /// An skb.
@@ -134,17 +170,28 @@ impl TcPacket {
     }
 
     #[inline(always)]
+    fn data(&self) -> usize {
+        context_word!(self.context.skb.skb, __sk_buff, data)
+    }
+
+    #[inline(always)]
+    fn data_end(&self) -> usize {
+        context_word!(self.context.skb.skb, __sk_buff, data_end)
+    }
+
+    #[inline(always)]
     fn length(&self) -> usize {
-        // SAFETY: a field of the context the program was called with.
-        (unsafe { (*self.context.skb.skb).len }) as usize
+        context_word!(self.context.skb.skb, __sk_buff, len)
     }
 }
 
 impl Packet for TcPacket {
+    const IS_FRAME: bool = false;
+
     #[inline(always)]
     fn linearize(&mut self, length: usize) {
         let wanted = length.min(self.length());
-        if self.context.data() + wanted > self.context.data_end() {
+        if self.data() + wanted > self.data_end() {
             // SAFETY: a helper on the program's own context. A failure shows in the next bounds check.
             unsafe { helpers::bpf_skb_pull_data(self.context.skb.skb, wanted as u32) };
         }
@@ -152,10 +199,12 @@ impl Packet for TcPacket {
 
     #[inline(always)]
     fn at<T>(&self, offset: usize) -> Option<&'static mut T> {
-        let start = self.context.data() + offset;
-        if start + size_of::<T>() > self.context.data_end() {
+        let start = self.data() + offset;
+        if start + size_of::<T>() > self.data_end() {
             return None;
         }
+        // SAFETY: a packet does not begin at address 0; told, because `None` would be tested for otherwise.
+        unsafe { core::hint::assert_unchecked(start != 0) };
         // SAFETY: `start` plus the size of `T` was just found to be inside the linear part.
         Some(unsafe { &mut *(start as *mut T) })
     }
@@ -167,8 +216,7 @@ impl Packet for TcPacket {
 
     #[inline(always)]
     fn ifindex(&self) -> u32 {
-        // SAFETY: a field of the context the program was called with.
-        unsafe { (*self.context.skb.skb).ifindex }
+        context_word!(self.context.skb.skb, __sk_buff, ifindex) as u32
     }
 
     #[inline(always)]
@@ -226,10 +274,5 @@ impl Packet for TcPacket {
                 u64::from(BPF_F_RECOMPUTE_CSUM),
             )
         };
-    }
-
-    #[inline(always)]
-    fn can_leave_by(&self, _: u32, _: bool) -> bool {
-        true
     }
 }

@@ -15,9 +15,9 @@ use crate::{
 };
 
 /// A backend that was chosen.
-pub(crate) struct Chosen<A> {
+pub(crate) struct Chosen<A: 'static> {
     pub(crate) id: BackendId,
-    pub(crate) backend: Backend<A>,
+    pub(crate) backend: &'static Backend<A>,
 }
 
 /// Whose traffic it is, which decides the range.
@@ -37,10 +37,10 @@ pub(crate) fn node() -> Option<&'static Node> {
 
 /// The Service a destination belongs to: by its own address, else as a NodePort of one of the node's addresses.
 #[inline(always)]
-pub(crate) fn find<F: Family>(daddr: F::Addr, dport: Port, proto: Protocol) -> Option<Service> {
+pub(crate) fn find<F: Family>(daddr: F::Addr, dport: Port, proto: Protocol) -> Option<&'static Service> {
     // SAFETY: entries are replaced, never written in place, and freed only after a grace period.
     if let Some(service) = unsafe { F::services().get(Frontend::new(daddr, dport, proto)) } {
-        return Some(*service);
+        return Some(service);
     }
     let node = node()?;
     let port = dport.number();
@@ -53,7 +53,7 @@ pub(crate) fn find<F: Family>(daddr: F::Addr, dport: Port, proto: Protocol) -> O
         return None;
     }
     // SAFETY: as above.
-    unsafe { F::services().get(Frontend::new(F::Addr::ANY, dport, proto)) }.copied()
+    unsafe { F::services().get(Frontend::new(F::Addr::ANY, dport, proto)) }
 }
 
 /// Chooses a backend for a new flow.
@@ -70,7 +70,7 @@ pub(crate) fn choose<F: Family>(service: &Service, client: Client) -> Result<Cho
         });
     }
     let id = *SLOTS.get(range.first.wrapping_add(pick(range))).ok_or(Outcome::DropNoBackend)?;
-    let backend = *F::backends().get(id).ok_or(Outcome::DropNoBackend)?;
+    let backend = F::backends().get(id).ok_or(Outcome::DropNoBackend)?;
     if backend.state == BackendState::Free {
         return Err(Outcome::DropNoBackend);
     }

@@ -118,7 +118,7 @@ fn translate<F: Family>(
     set_peer: fn(&SockAddrContext, Peer<F::Addr>),
 ) -> Answer {
     let Some(service) = service::find::<F>(peer.addr, peer.port, protocol) else { return GO_ON };
-    let chosen = match service::choose::<F>(&service, Client::Internal) {
+    let chosen = match service::choose::<F>(service, Client::Internal) {
         Ok(chosen) => chosen,
         Err(reason) => return refuse(hook, reason),
     };
