@@ -1,1 +1,6 @@
 //! Fixtures for the tests that need a kernel.
+
+pub mod lab;
+pub mod netns;
+pub mod patience;
+pub mod traffic;

@@ -1,0 +1,184 @@
+//! A Sluice agent on a node of the lab.
+
+use std::{
+    env,
+    io::{BufRead as _, BufReader, Read},
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::sys::{prctl, signal::Signal};
+
+use super::{Node, POD_DEVICES};
+use crate::patience::wait_until;
+
+/// What the agent logs once the first complete picture is in the kernel and every program is attached.
+pub const IN_SYNC: &str = "in sync";
+
+/// Whose sockets are translated by the cgroup hooks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SocketLb {
+    /// The node's processes and the pods'.
+    #[default]
+    All,
+    /// The node's processes.
+    Host,
+    /// Nobody's.
+    Off,
+}
+
+impl SocketLb {
+    /// As on the agent's command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Host => "host",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// What can be chosen about an agent.
+#[derive(Clone, Debug, Default)]
+pub struct AgentOptions {
+    /// Whose sockets are translated.
+    pub socket_lb: SocketLb,
+    /// More flags, as they are.
+    pub more: Vec<String>,
+}
+
+/// A running agent. Dropping the handle kills it with SIGKILL. It does not outlive the thread that started it.
+#[derive(Debug)]
+pub struct Agent {
+    child: Child,
+    log: Log,
+}
+
+/// What a process has said so far.
+#[derive(Clone, Debug, Default)]
+struct Log(Arc<Mutex<Vec<String>>>);
+
+static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+
+/// Names the agent's binary, before the first agent is started.
+pub fn use_program(path: &Path) -> Result<()> {
+    let path = path.canonicalize().with_context(|| format!("no agent at {}", path.display()))?;
+    PROGRAM.set(path).ok().context("the agent's binary was named twice")
+}
+
+/// The agent's binary: the one that was named, `SLUICE_BIN`, or the one that lies beside or above the running program, as cargo puts it.
+pub fn sluice_program() -> Result<PathBuf> {
+    if let Some(path) = PROGRAM.get() {
+        return Ok(path.clone());
+    }
+    if let Some(path) = env::var_os("SLUICE_BIN") {
+        return Ok(path.into());
+    }
+    let own = env::current_exe().context("cannot tell which program this is")?;
+    let beside = own.ancestors().skip(1).take(2).map(|directory| directory.join("sluice"));
+    let found = beside.into_iter().find(|path| path.is_file());
+    found.context("the agent is not built: cargo build -p proxy-userspace --bin sluice, or set SLUICE_BIN")
+}
+
+impl Agent {
+    pub(super) fn start(node: &Node, source: &Path, options: &AgentOptions) -> Result<Self> {
+        let mut command = run_command(node, source, options)?;
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().context("cannot run sluice")?;
+        let log = Log::default();
+        log.collect(child.stdout.take().context("the agent has no stdout")?);
+        log.collect(child.stderr.take().context("the agent has no stderr")?);
+        Ok(Self { child, log })
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until it has said so.
+    pub fn wait_until_in_sync(&self) -> Result<()> {
+        self.wait_for_line(IN_SYNC, Duration::from_secs(20))
+    }
+
+    /// Waits for a line with these words; `usual` as in [`wait_until`].
+    pub fn wait_for_line(&self, words: &str, usual: Duration) -> Result<()> {
+        let said = || (self.says(words) || self.has_ended()).then_some(());
+        let waited = wait_until(&format!("the agent to say {words:?}"), usual, said);
+        if waited.is_ok() && self.says(words) {
+            return Ok(());
+        }
+        let reason =
+            waited.err().map_or_else(|| format!("the agent ended before it said {words:?}"), |e| e.to_string());
+        bail!("{reason}; its log:\n{}", self.log());
+    }
+
+    /// Whether a line with these words was logged.
+    pub fn says(&self, words: &str) -> bool {
+        self.log.lines().iter().any(|line| line.contains(words))
+    }
+
+    /// Everything it has logged.
+    pub fn log(&self) -> String {
+        self.log.lines().join("\n")
+    }
+
+    /// Its process is a zombie or gone.
+    fn has_ended(&self) -> bool {
+        let status = std::fs::read_to_string(format!("/proc/{}/stat", self.id())).unwrap_or_default();
+        status.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'))
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let ended = self.child.kill().and_then(|()| self.child.wait());
+        if let Err(error) = ended {
+            eprintln!("an agent stays behind: {error}");
+        }
+        if thread::panicking() {
+            eprintln!("log of the agent that was process {}:\n{}", self.id(), self.log());
+        }
+    }
+}
+
+impl Log {
+    fn lines(&self) -> MutexGuard<'_, Vec<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes lines until the pipe closes.
+    fn collect(&self, pipe: impl Read + Send + 'static) {
+        let log = self.clone();
+        thread::spawn(move || {
+            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+                log.lines().push(line);
+            }
+        });
+    }
+}
+
+fn run_command(node: &Node, source: &Path, options: &AgentOptions) -> Result<Command> {
+    let mut command = node.host.command(sluice_program()?)?;
+    // SAFETY: between fork and exec the closure makes one system call.
+    unsafe { command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?)) };
+    command.arg("run").arg("--source").arg(format!("file:{}", source.display()));
+    command.args(["--hostname-override", node.plan.name, "--pod-devices", POD_DEVICES]);
+    command.args(["--uplinks", "uplink", "--uplink-mode", node.uplink.name()]);
+    command.args(["--socket-lb", options.socket_lb.name(), "--node-port-range", "30000-32767"]);
+    command.arg("--pin-path").arg(node.pins()).arg("--cgroup").arg(node.cgroup());
+    command.args(&options.more);
+    Ok(command)
+}
+
+/// Runs `sluice cleanup` on a node.
+pub fn clean_up(node: &Node) -> Result<Output> {
+    let mut command = node.host.command(sluice_program()?)?;
+    command.arg("cleanup").arg("--pin-path").arg(node.pins()).arg("--cgroup").arg(node.cgroup());
+    command.output().context("cannot run sluice cleanup")
+}
