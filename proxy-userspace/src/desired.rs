@@ -1,11 +1,25 @@
-//! What the maps should hold.
+//! What the maps should hold. In: the model and the node's addresses. Out: tables, and which of their entries were
+//! touched. A Service is computed alone; where Services meet, in a frontend both claim or an endpoint both have, the
+//! outcome does not depend on who came first.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::{Debug, Display},
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU16,
+    sync::Arc,
+};
 
 use proxy_common::{
-    addr::{Ipv4, Ipv6, Port, Protocol},
+    addr::{Address, Ipv4, Ipv6, Port},
     backend::BackendState,
     service::{Frontend, Pick, WhenEmpty},
+};
+
+use crate::{
+    algorithm::{Algorithm as _, Random},
+    model::{self, Endpoint, Model, ObjectName, ServicePort, ServicePortName, TrafficPolicy},
+    topology::{self, Lists, Place},
 };
 
 /// Everything the kernel should know, both families.
@@ -26,38 +40,35 @@ pub struct FamilyTables<A: Ord> {
     pub backends: BTreeMap<Target<A>, DesiredBackend>,
     /// Addresses of this node, with the bits of [`proxy_common::node::local`].
     pub local_addrs: BTreeMap<A, u32>,
-    /// Source address of masqueraded flows.
-    pub masquerade: Option<A>,
 }
 
 impl<A: Ord> Default for FamilyTables<A> {
     fn default() -> Self {
-        Self { services: BTreeMap::new(), backends: BTreeMap::new(), local_addrs: BTreeMap::new(), masquerade: None }
+        Self { services: BTreeMap::new(), backends: BTreeMap::new(), local_addrs: BTreeMap::new() }
     }
 }
 
-/// The identity of a backend.
+/// The identity of a backend. Protocols share it: what a pod can do on a port is the pod's state, not the protocol's, and
+/// so the identity can be read back from the kernel, whose entries have no protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Target<A> {
     /// Address of the endpoint.
     pub addr: A,
     /// Port of the endpoint.
     pub port: Port,
-    /// Transport protocol.
-    pub proto: Protocol,
 }
 
 /// What a frontend should lead to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DesiredService<A> {
-    /// `namespace/name:port`, for people.
-    pub name: String,
+    /// Whose frontend it is.
+    pub port: Arc<ServicePortName>,
     /// How a slot is chosen.
     pub pick: Pick,
     /// Content of the range for clients on this node, in slot order.
-    pub internal: Vec<Target<A>>,
+    pub internal: Arc<[Target<A>]>,
     /// Content of the range for clients beyond an uplink, in slot order.
-    pub external: Vec<Target<A>>,
+    pub external: Arc<[Target<A>]>,
     /// What an empty `internal` means.
     pub internal_empty: WhenEmpty,
     /// What an empty `external` means.
@@ -71,4 +82,319 @@ pub struct DesiredBackend {
     pub is_local: bool,
     /// What may be sent to it.
     pub state: BackendState,
+}
+
+/// Entries of the tables that may differ from what they were.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// IPv4.
+    pub v4: FamilyTouched<Ipv4>,
+    /// IPv6.
+    pub v6: FamilyTouched<Ipv6>,
+}
+
+/// Entries of the tables of one family that may differ from what they were.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FamilyTouched<A: Ord> {
+    /// Keys of `services`.
+    pub frontends: BTreeSet<Frontend<A>>,
+    /// Keys of `backends`.
+    pub targets: BTreeSet<Target<A>>,
+    /// Keys of `local_addrs`.
+    pub local_addrs: BTreeSet<A>,
+}
+
+impl<A: Ord> Default for FamilyTouched<A> {
+    fn default() -> Self {
+        Self { frontends: BTreeSet::new(), targets: BTreeSet::new(), local_addrs: BTreeSet::new() }
+    }
+}
+
+/// An address family, as the control plane sees it.
+pub trait Family: Address + Debug + Display {
+    /// The address, if it is of this family.
+    fn of(address: IpAddr) -> Option<Self>;
+}
+
+impl Family for Ipv4 {
+    fn of(address: IpAddr) -> Option<Self> {
+        match address {
+            IpAddr::V4(v4) => Some(v4.into()),
+            IpAddr::V6(_) => None,
+        }
+    }
+}
+
+impl Family for Ipv6 {
+    fn of(address: IpAddr) -> Option<Self> {
+        match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(v6) => Some(v6.into()),
+        }
+    }
+}
+
+/// The tables, kept up to date Service by Service.
+#[derive(Debug, Default)]
+pub struct Desired {
+    v4: FamilyDesired<Ipv4>,
+    v6: FamilyDesired<Ipv6>,
+    tables: Tables,
+    touched: Touched,
+}
+
+impl Desired {
+    /// The tables as they should be now.
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// What was touched since the last call.
+    pub fn take_touched(&mut self) -> Touched {
+        std::mem::take(&mut self.touched)
+    }
+
+    /// Computes a Service anew.
+    pub fn update(&mut self, name: &ObjectName, model: &Model, place: &Place) {
+        self.v4.update(name, model, place, &mut self.tables.v4, &mut self.touched.v4);
+        self.v6.update(name, model, place, &mut self.tables.v6, &mut self.touched.v6);
+    }
+
+    /// Says which addresses the node has, with the bits of [`proxy_common::node::local`].
+    pub fn update_addresses(&mut self, addresses: &BTreeMap<IpAddr, u32>) {
+        replace_addresses(addresses, &mut self.tables.v4, &mut self.touched.v4);
+        replace_addresses(addresses, &mut self.tables.v6, &mut self.touched.v6);
+    }
+}
+
+fn replace_addresses<A: Family>(
+    addresses: &BTreeMap<IpAddr, u32>,
+    tables: &mut FamilyTables<A>,
+    touched: &mut FamilyTouched<A>,
+) {
+    let wanted = addresses.iter().filter_map(|(address, bits)| Some((A::of(*address)?, *bits))).collect();
+    let old = std::mem::replace(&mut tables.local_addrs, wanted);
+    let now = &tables.local_addrs;
+    touched.local_addrs.extend(old.keys().filter(|address| !now.contains_key(address)));
+    touched.local_addrs.extend(now.iter().filter(|(address, bits)| old.get(address) != Some(bits)).map(|(a, _)| *a));
+}
+
+/// Who gets a frontend that several claim: the oldest, then the one with the smaller uid, on every node the same.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Claim {
+    created: i64,
+    uid: String,
+    service: ObjectName,
+}
+
+/// What a Service contributes to the tables of a family.
+#[derive(Debug)]
+struct Contribution<A: Ord> {
+    claim: Claim,
+    frontends: BTreeMap<Frontend<A>, DesiredService<A>>,
+    backends: BTreeMap<Target<A>, DesiredBackend>,
+}
+
+/// Contributions, and where they meet.
+#[derive(Debug)]
+struct FamilyDesired<A: Ord> {
+    contributions: BTreeMap<ObjectName, Contribution<A>>,
+    claims: BTreeMap<Frontend<A>, BTreeSet<Claim>>,
+    owners: BTreeMap<Target<A>, BTreeSet<ObjectName>>,
+}
+
+impl<A: Ord> Default for FamilyDesired<A> {
+    fn default() -> Self {
+        Self { contributions: BTreeMap::new(), claims: BTreeMap::new(), owners: BTreeMap::new() }
+    }
+}
+
+impl<A: Family> FamilyDesired<A> {
+    fn update(
+        &mut self,
+        name: &ObjectName,
+        model: &Model,
+        place: &Place,
+        tables: &mut FamilyTables<A>,
+        touched: &mut FamilyTouched<A>,
+    ) {
+        let (frontends, targets) = self.exchange(name, contribution(name, model, place));
+        for frontend in frontends {
+            let winner = self.claims.get(&frontend).and_then(BTreeSet::first);
+            let contribution = winner.and_then(|claim| self.contributions.get(&claim.service));
+            let service = contribution.and_then(|contribution| contribution.frontends.get(&frontend)).cloned();
+            if put(&mut tables.services, frontend, service) {
+                touched.frontends.insert(frontend);
+            }
+        }
+        for target in targets {
+            let backend = self.backend(&target);
+            if put(&mut tables.backends, target, backend) {
+                touched.targets.insert(target);
+            }
+        }
+    }
+
+    /// Puts a contribution in the place of the one before. Returns the keys either of them has.
+    fn exchange(
+        &mut self,
+        name: &ObjectName,
+        new: Option<Contribution<A>>,
+    ) -> (BTreeSet<Frontend<A>>, BTreeSet<Target<A>>) {
+        let old = self.contributions.remove(name);
+        let both = || old.iter().chain(new.iter());
+        let frontends = both().flat_map(|contribution| contribution.frontends.keys().copied()).collect();
+        let targets = both().flat_map(|contribution| contribution.backends.keys().copied()).collect();
+        if let Some(old) = &old {
+            old.frontends.keys().for_each(|frontend| withdraw(&mut self.claims, frontend, &old.claim));
+            old.backends.keys().for_each(|target| withdraw(&mut self.owners, target, name));
+        }
+        if let Some(new) = new {
+            for frontend in new.frontends.keys() {
+                self.claims.entry(*frontend).or_default().insert(new.claim.clone());
+            }
+            for target in new.backends.keys() {
+                self.owners.entry(*target).or_default().insert(name.clone());
+            }
+            self.contributions.insert(name.clone(), new);
+        }
+        (frontends, targets)
+    }
+
+    /// Where Services disagree about an endpoint they share, the better opinion counts.
+    fn backend(&self, target: &Target<A>) -> Option<DesiredBackend> {
+        let owners = self.owners.get(target)?.iter();
+        let opinions = owners.filter_map(|owner| self.contributions.get(owner)?.backends.get(target).copied());
+        opinions.reduce(DesiredBackend::better)
+    }
+}
+
+impl DesiredBackend {
+    fn of(endpoint: &Endpoint) -> Self {
+        let is_serving = endpoint.is_serving || endpoint.is_ready;
+        let state = if is_serving { BackendState::Serving } else { BackendState::NotServing };
+        Self { is_local: endpoint.is_local, state }
+    }
+
+    fn better(self, other: Self) -> Self {
+        let is_serving = [self.state, other.state].contains(&BackendState::Serving);
+        let state = if is_serving { BackendState::Serving } else { BackendState::NotServing };
+        Self { is_local: self.is_local || other.is_local, state }
+    }
+}
+
+/// Sets or clears an entry; says whether that changed anything.
+fn put<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) -> bool {
+    match value {
+        Some(value) if map.get(&key) == Some(&value) => false,
+        Some(value) => {
+            map.insert(key, value);
+            true
+        }
+        None => map.remove(&key).is_some(),
+    }
+}
+
+fn withdraw<K: Ord, V: Ord>(map: &mut BTreeMap<K, BTreeSet<V>>, key: &K, value: &V) {
+    if let Some(values) = map.get_mut(key) {
+        values.remove(value);
+        if values.is_empty() {
+            map.remove(key);
+        }
+    }
+}
+
+fn contribution<A: Family>(name: &ObjectName, model: &Model, place: &Place) -> Option<Contribution<A>> {
+    let backends = backends(name, model);
+    let service = model.service(name);
+    let frontends: BTreeMap<_, _> = service.map(|service| frontends(service, model, place)).unwrap_or_default();
+    let claim = Claim {
+        created: service.map_or(0, |service| service.created),
+        uid: service.map(|service| service.uid.clone()).unwrap_or_default(),
+        service: name.clone(),
+    };
+    let is_empty = frontends.is_empty() && backends.is_empty();
+    (!is_empty).then_some(Contribution { claim, frontends, backends })
+}
+
+/// Everything that stands in a slice, also when no port of the Service leads to it: connections that are there keep it
+/// until it has left.
+fn backends<A: Family>(name: &ObjectName, model: &Model) -> BTreeMap<Target<A>, DesiredBackend> {
+    let endpoints = model::endpoints(model.slices(name), |_| true);
+    endpoints.iter().filter_map(|(address, endpoint)| Some((target(*address)?, DesiredBackend::of(endpoint)))).collect()
+}
+
+fn frontends<A: Family>(
+    service: &model::Service,
+    model: &Model,
+    place: &Place,
+) -> BTreeMap<Frontend<A>, DesiredService<A>> {
+    let mut frontends = BTreeMap::new();
+    let Some(cluster_ip) = service.cluster_ips.iter().find_map(|address| A::of(*address)) else {
+        return frontends;
+    };
+    for port in &service.ports {
+        let [inside, outside] = port_services::<A>(service, port, model, place);
+        let frontend =
+            |address: A, number: NonZeroU16| Frontend::new(address, Port::new(number.get()), port.name.protocol);
+        frontends.entry(frontend(cluster_ip, port.port)).or_insert(inside);
+        for address in service.external_ips.iter().filter_map(|address| A::of(*address)) {
+            frontends.entry(frontend(address, port.port)).or_insert_with(|| outside.clone());
+        }
+        if let Some(number) = port.node_port {
+            frontends.entry(frontend(A::ANY, number)).or_insert(outside);
+        }
+    }
+    frontends
+}
+
+/// What the ClusterIP leads to, and what NodePorts and external addresses lead to. Clients on the node that use the
+/// latter get the cluster's endpoints whatever the policy: it is about what arrives from outside.
+fn port_services<A: Family>(
+    service: &model::Service,
+    port: &ServicePort,
+    model: &Model,
+    place: &Place,
+) -> [DesiredService<A>; 2] {
+    let is_joined =
+        |candidate: &model::SlicePort| candidate.name == port.name.port && candidate.protocol == port.name.protocol;
+    let is_family = |address: &SocketAddr| A::of(address.ip()).is_some();
+    let mut endpoints = model::endpoints(model.slices(&service.name), is_joined);
+    endpoints.retain(|address, _| is_family(address));
+    let lists = topology::select(&endpoints, place);
+    let name = Arc::new(port.name.clone());
+    let cluster = range(&lists.cluster);
+    let local = range(&lists.local);
+    let build = |internal: &Arc<[Target<A>]>, external: &Arc<[Target<A>]>| DesiredService {
+        port: Arc::clone(&name),
+        pick: Random.pick(),
+        internal: Arc::clone(internal),
+        external: Arc::clone(external),
+        internal_empty: when_empty(&lists),
+        external_empty: when_empty(&lists),
+    };
+    let inside = match service.internal_policy {
+        TrafficPolicy::Cluster => build(&cluster, &cluster),
+        TrafficPolicy::Local => build(&local, &local),
+    };
+    let outside = match service.external_policy {
+        TrafficPolicy::Cluster => build(&cluster, &cluster),
+        TrafficPolicy::Local => build(&cluster, &local),
+    };
+    [inside, outside]
+}
+
+/// An empty range of a Service that has endpoints elsewhere is a matter of policy: the client is left to time out, so
+/// that a load balancer tries another node. Without any endpoint it is told.
+fn when_empty(lists: &Lists) -> WhenEmpty {
+    if lists.has_any { WhenEmpty::Drop } else { WhenEmpty::Reject }
+}
+
+fn range<A: Family>(addresses: &[SocketAddr]) -> Arc<[Target<A>]> {
+    let targets: Vec<Target<A>> = addresses.iter().filter_map(|address| target(*address)).collect();
+    Random.fill(&targets).into()
+}
+
+fn target<A: Family>(address: SocketAddr) -> Option<Target<A>> {
+    Some(Target { addr: A::of(address.ip())?, port: Port::new(address.port()) })
 }

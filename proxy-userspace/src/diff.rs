@@ -1,30 +1,41 @@
-//! (have, want) → an ordered plan, as data.
+//! (have, want) → an ordered plan, as data. In: what was read back from the kernel, and the tables it should hold. Out:
+//! the writes that make the one into the other, in an order in which no entry ever points at an absent one.
 
-use std::collections::BTreeMap;
+mod backends;
+mod ids;
+mod ledger;
+mod ranges;
 
+use std::{collections::BTreeMap, time::Duration};
+
+pub use ledger::{Capacity, Ledger, Overflow};
 use proxy_common::{
-    addr::{Ipv4, Ipv6},
+    addr::{Address, Ipv4, Ipv6},
     backend::{Backend, BackendId},
     service::{Frontend, Service},
 };
 
-/// What the kernel holds, as read back from its maps.
+/// How long a freed range of slots, backend id or service index is left alone before something else gets it. A packet
+/// on its way holds what it read for microseconds; the rest is generosity.
+pub const GRACE: Duration = Duration::from_secs(5);
+
+/// What the maps hold, read back from the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KernelState {
     /// IPv4.
     pub v4: FamilyState<Ipv4>,
     /// IPv6.
     pub v6: FamilyState<Ipv6>,
-    /// `SLOTS` from index 0 to the end of the last range that a service uses.
+    /// `SLOTS` from index 0; trailing zeros may be left out.
     pub slots: Vec<BackendId>,
 }
 
-/// What the kernel holds of one family.
+/// What the maps of one family hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FamilyState<A: Ord> {
     /// `SERVICES_*`.
     pub services: BTreeMap<Frontend<A>, Service>,
-    /// `BACKENDS_*` by id, up to the last entry that was ever written.
+    /// `BACKENDS_*`: the index is the id; trailing free entries may be left out.
     pub backends: Vec<Backend<A>>,
     /// `LOCAL_ADDRS_*`.
     pub local_addrs: BTreeMap<A, u32>,
@@ -34,15 +45,6 @@ impl<A: Ord> Default for FamilyState<A> {
     fn default() -> Self {
         Self { services: BTreeMap::new(), backends: Vec::new(), local_addrs: BTreeMap::new() }
     }
-}
-
-/// Writes that make the kernel equal to what is wanted. The families do not depend on each other.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
-    /// IPv4.
-    pub v4: Vec<Step<Ipv4>>,
-    /// IPv6.
-    pub v6: Vec<Step<Ipv6>>,
 }
 
 /// One write to the kernel's maps of one family. Steps are carried out in order; any of them may be repeated.
@@ -60,4 +62,63 @@ pub enum Step<A> {
     PutService(Frontend<A>, Service),
     /// Remove an entry of `SERVICES_*`.
     RemoveService(Frontend<A>),
+}
+
+/// What to write. The families are independent of each other; within one the order matters: backends, slots, services
+/// and only then the backends that nothing leads to any more.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// IPv4.
+    pub v4: Vec<Step<Ipv4>>,
+    /// IPv6.
+    pub v6: Vec<Step<Ipv6>>,
+}
+
+impl Plan {
+    /// Whether there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.v4.is_empty() && self.v6.is_empty()
+    }
+
+    /// How many writes.
+    pub fn len(&self) -> usize {
+        self.v4.len() + self.v6.len()
+    }
+}
+
+impl KernelState {
+    /// What the kernel holds after a plan was carried out.
+    pub fn carry_out(&mut self, plan: &Plan) {
+        for step in &plan.v4 {
+            self.v4.carry_out(&mut self.slots, step);
+        }
+        for step in &plan.v6 {
+            self.v6.carry_out(&mut self.slots, step);
+        }
+    }
+}
+
+impl<A: Address> FamilyState<A> {
+    fn carry_out(&mut self, slots: &mut Vec<BackendId>, step: &Step<A>) {
+        match step {
+            Step::PutBackend(id, backend) => *at(&mut self.backends, *id as usize) = *backend,
+            Step::PutSlots(first, ids) => {
+                for (index, id) in (*first as usize..).zip(ids) {
+                    *at(slots, index) = *id;
+                }
+            }
+            Step::PutLocalAddr(address, bits) => drop(self.local_addrs.insert(*address, *bits)),
+            Step::RemoveLocalAddr(address) => drop(self.local_addrs.remove(address)),
+            Step::PutService(frontend, service) => drop(self.services.insert(*frontend, *service)),
+            Step::RemoveService(frontend) => drop(self.services.remove(frontend)),
+        }
+    }
+}
+
+/// The element at an index of an array that is as long as its last element in use.
+fn at<T: Clone + Default>(array: &mut Vec<T>, index: usize) -> &mut T {
+    if array.len() <= index {
+        array.resize(index + 1, T::default());
+    }
+    &mut array[index]
 }

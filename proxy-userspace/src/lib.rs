@@ -1,6 +1,12 @@
 //! Sluice's agent: `sources → model → desired → diff → dataplane`. Everything up to the plan is pure; only `dataplane`
 //! talks to the kernel.
 
+pub mod addresses;
+pub mod algorithm;
 pub mod dataplane;
 pub mod desired;
 pub mod diff;
+pub mod model;
+pub mod reconcile;
+pub mod source;
+pub mod topology;

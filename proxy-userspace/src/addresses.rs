@@ -1,0 +1,208 @@
+//! Which addresses are the node's: what NodePorts are served on, and where masqueraded flows come from. In: the node's
+//! network, its Node object, the operator's choice. Out: tables.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+};
+
+use ipnet::IpNet;
+use proxy_common::node::local;
+
+use crate::{
+    dataplane::{
+        DevicePattern,
+        netlink::{Link, LinkAddress, NodeNetwork},
+    },
+    model::Node,
+};
+
+/// On which of the node's addresses NodePorts are served.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// The primary address of each family, and the loopback addresses for the node's own processes.
+    #[default]
+    Primary,
+    /// All of them.
+    All,
+    /// Those within these networks.
+    Within(Vec<IpNet>),
+}
+
+impl FromStr for NodePortAddresses {
+    type Err = ipnet::AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "primary" => Ok(Self::Primary),
+            "all" => Ok(Self::All),
+            "localhost" => Ok(Self::Within(vec![IpNet::V4("127.0.0.0/8".parse()?), IpNet::V6("::1/128".parse()?)])),
+            networks => Ok(Self::Within(networks.split(',').map(str::parse).collect::<Result<_, _>>()?)),
+        }
+    }
+}
+
+impl fmt::Display for NodePortAddresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Primary => f.write_str("primary"),
+            Self::All => f.write_str("all"),
+            Self::Within(networks) => {
+                let texts: Vec<String> = networks.iter().map(ToString::to_string).collect();
+                f.write_str(&texts.join(","))
+            }
+        }
+    }
+}
+
+/// The primary addresses of the node: source of masqueraded flows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Primary {
+    /// IPv4.
+    pub v4: Option<Ipv4Addr>,
+    /// IPv6.
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl Primary {
+    /// What the Node object says, as far as the node really has it; else the first global address of an uplink.
+    pub fn of(network: &NodeNetwork, node: Option<&Node>, uplinks: &[DevicePattern]) -> Self {
+        let has = |address: IpAddr| network.addresses.iter().any(|known| known.net.addr() == address);
+        let said = node.cloned().unwrap_or_default();
+        let found: Vec<IpAddr> = uplink_addresses(network, uplinks);
+        Self {
+            v4: said.ipv4.filter(|v4| has((*v4).into())).or_else(|| found.iter().find_map(as_v4)),
+            v6: said.ipv6.filter(|v6| has((*v6).into())).or_else(|| found.iter().find_map(as_v6)),
+        }
+    }
+
+    fn has(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(v4) => self.v4 == Some(v4),
+            IpAddr::V6(v6) => self.v6 == Some(v6),
+        }
+    }
+}
+
+/// Content of `LOCAL_ADDRS_*`: every address of the node but the link-local ones, which no Service is reached by.
+pub fn local_addresses(network: &NodeNetwork, primary: Primary, choice: &NodePortAddresses) -> BTreeMap<IpAddr, u32> {
+    let addresses = network.addresses.iter().filter(|known| known.is_usable).map(|known| known.net.addr());
+    let served = |address: IpAddr| match choice {
+        NodePortAddresses::Primary => primary.has(address) || address.is_loopback(),
+        NodePortAddresses::All => true,
+        NodePortAddresses::Within(networks) => networks.iter().any(|network| network.contains(&address)),
+    };
+    let bits = |address: IpAddr| if served(address) { local::NODE_PORTS } else { 0 };
+    addresses.filter(|address| !is_link_local(*address)).map(|address| (address, bits(address))).collect()
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
+
+/// Global addresses of the uplinks, the kernel's favourites first.
+fn uplink_addresses(network: &NodeNetwork, uplinks: &[DevicePattern]) -> Vec<IpAddr> {
+    let is_uplink = |link: &&Link| match uplinks {
+        [] => link.has_default_route,
+        patterns => patterns.iter().any(|pattern| pattern.matches(&link.name)),
+    };
+    let indexes: Vec<u32> = network.links.iter().filter(is_uplink).map(|link| link.ifindex).collect();
+    let is_candidate = |known: &&LinkAddress| known.is_global && known.is_usable && indexes.contains(&known.ifindex);
+    let mut candidates: Vec<&LinkAddress> = network.addresses.iter().filter(is_candidate).collect();
+    candidates.sort_by_key(|known| known.is_secondary);
+    candidates.iter().map(|known| known.net.addr()).collect()
+}
+
+fn as_v4(address: &IpAddr) -> Option<Ipv4Addr> {
+    match address {
+        IpAddr::V4(v4) => Some(*v4),
+        IpAddr::V6(_) => None,
+    }
+}
+
+fn as_v6(address: &IpAddr) -> Option<Ipv6Addr> {
+    match address {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(v6) => Some(*v6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proxy_common::node::local::NODE_PORTS;
+
+    use super::{NodePortAddresses, Primary, local_addresses};
+    use crate::{
+        dataplane::netlink::{Link, LinkAddress, NodeNetwork},
+        model::Node,
+    };
+
+    fn network() -> NodeNetwork {
+        let address = |ifindex, net: &str, is_secondary| LinkAddress {
+            ifindex,
+            net: net.parse().unwrap(),
+            is_global: !net.starts_with("127") && !net.starts_with("fe80"),
+            is_secondary,
+            is_usable: true,
+        };
+        NodeNetwork {
+            links: vec![
+                Link { ifindex: 1, name: "lo".into(), is_loopback: true, ..Link::default() },
+                Link { ifindex: 2, name: "eth0".into(), has_default_route: true, ..Link::default() },
+                Link { ifindex: 3, name: "eth1".into(), ..Link::default() },
+            ],
+            addresses: vec![
+                address(1, "127.0.0.1/8", false),
+                address(2, "192.0.2.7/24", true),
+                address(2, "192.0.2.9/24", false),
+                address(2, "fe80::9/64", false),
+                address(3, "198.51.100.9/24", false),
+                address(3, "2001:db8::9/64", false),
+            ],
+        }
+    }
+
+    #[test]
+    fn the_node_object_decides_unless_the_node_does_not_have_the_address() {
+        let node = Node { ipv4: "198.51.100.9".parse().ok(), ipv6: "2001:db8::77".parse().ok(), zone: None };
+        let primary = Primary::of(&network(), Some(&node), &[]);
+        assert_eq!(primary, Primary { v4: "198.51.100.9".parse().ok(), v6: None });
+    }
+
+    #[test]
+    fn without_a_node_object_the_uplink_decides() {
+        assert_eq!(Primary::of(&network(), None, &[]), Primary { v4: "192.0.2.9".parse().ok(), v6: None });
+        let uplinks = ["eth1".parse().unwrap()];
+        let primary = Primary::of(&network(), None, &uplinks);
+        assert_eq!(primary, Primary { v4: "198.51.100.9".parse().ok(), v6: "2001:db8::9".parse().ok() });
+    }
+
+    #[test]
+    fn node_ports_are_served_where_the_operator_wants_them() {
+        let cases = [
+            ("primary", vec!["127.0.0.1", "192.0.2.9"]),
+            ("all", vec!["127.0.0.1", "192.0.2.7", "192.0.2.9", "198.51.100.9", "2001:db8::9"]),
+            ("198.51.100.0/24,2001:db8::/32", vec!["198.51.100.9", "2001:db8::9"]),
+            ("localhost", vec!["127.0.0.1"]),
+        ];
+        for (choice, expected) in cases {
+            let primary = Primary::of(&network(), None, &[]);
+            let choice: NodePortAddresses = choice.parse().unwrap();
+            let addresses = local_addresses(&network(), primary, &choice);
+            assert_eq!(addresses.len(), 5, "{choice}");
+            let served = addresses.iter().filter(|(_, bits)| **bits == NODE_PORTS);
+            let served: Vec<String> = served.map(|(address, _)| address.to_string()).collect();
+            assert_eq!(served, expected, "{choice}");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_no_choice() {
+        assert!("primary,10.0.0.0/33".parse::<NodePortAddresses>().is_err());
+    }
+}

@@ -1,0 +1,376 @@
+//! What the kernel holds and who owns what in it. In: the tables that are wanted and what of them was touched. Out: the
+//! plan. The ledger assumes that its plans are carried out; when one was not, a new ledger adopts what is there.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Instant,
+};
+
+use proxy_common::{
+    addr::{Address, Ipv4, Ipv6},
+    backend::{Backend, BackendId, BackendState},
+    service::{Frontend, Range, Service},
+};
+
+use super::{
+    FamilyState, KernelState, Plan, Step,
+    backends::{Backends, Full},
+    ids::Ids,
+    ranges::Ranges,
+};
+use crate::{
+    desired::{DesiredBackend, DesiredService, FamilyTables, FamilyTouched, Tables, Target, Touched},
+    model::ServicePortName,
+};
+
+/// How many entries the maps have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// `SERVICES_*`, each.
+    pub services: u32,
+    /// `BACKENDS_*`, each.
+    pub backends: u32,
+    /// `SLOTS`.
+    pub slots: u32,
+}
+
+impl Default for Capacity {
+    fn default() -> Self {
+        Self { services: 65_536, backends: 131_072, slots: 1_048_576 }
+    }
+}
+
+/// What found no room in the kernel's maps: it stays as it was, and should be tried again.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Overflow {
+    /// Every backend id is taken.
+    #[error("no room for backend {0}: BACKENDS is full")]
+    Backend(String),
+    /// No gap in the slots is large enough.
+    #[error("no room for the {slots} slots of {service}: SLOTS is full")]
+    Slots {
+        /// The Service port.
+        service: ServicePortName,
+        /// How many it needs.
+        slots: usize,
+    },
+    /// Every service index, or every entry of the services map, is taken.
+    #[error("no room for {0}: SERVICES is full")]
+    Service(ServicePortName),
+}
+
+/// The kernel's maps, as far as the agent owns them.
+#[derive(Debug)]
+pub struct Ledger {
+    v4: FamilyLedger<Ipv4>,
+    v6: FamilyLedger<Ipv6>,
+    ranges: Ranges,
+}
+
+impl Ledger {
+    /// Takes over what was read back from the kernel.
+    pub fn adopt(state: KernelState, capacity: Capacity, now: Instant) -> Self {
+        let mut ranges = Ranges::new(capacity.slots);
+        for service in state.v4.services.values().chain(state.v6.services.values()) {
+            for range in [service.internal, service.external] {
+                ranges.adopt(range, content(&state.slots, range));
+            }
+        }
+        ranges.rest_below((state.slots.len() as u32).min(capacity.slots), now);
+        Self {
+            v4: FamilyLedger::adopt(state.v4, capacity, now),
+            v6: FamilyLedger::adopt(state.v6, capacity, now),
+            ranges,
+        }
+    }
+
+    /// What to write for the part of the tables that was touched.
+    pub fn plan(&mut self, want: &Tables, touched: &Touched, now: Instant) -> (Plan, Vec<Overflow>) {
+        let mut overflows = Vec::new();
+        let v4 = self.v4.plan(&mut self.ranges, &want.v4, &touched.v4, now, &mut overflows);
+        let v6 = self.v6.plan(&mut self.ranges, &want.v6, &touched.v6, now, &mut overflows);
+        (Plan { v4, v6 }, overflows)
+    }
+
+    /// What to write for the kernel to hold the tables and nothing else.
+    pub fn plan_all(&mut self, want: &Tables, now: Instant) -> (Plan, Vec<Overflow>) {
+        let touched = Touched { v4: self.v4.everything(&want.v4), v6: self.v6.everything(&want.v6) };
+        self.plan(want, &touched, now)
+    }
+}
+
+fn content(slots: &[BackendId], range: Range) -> &[BackendId] {
+    let first = range.first as usize;
+    slots.get(first..first.saturating_add(range.count as usize)).unwrap_or_default()
+}
+
+#[derive(Debug)]
+struct FamilyLedger<A: Ord> {
+    services: BTreeMap<Frontend<A>, Service>,
+    local_addrs: BTreeMap<A, u32>,
+    backends: Backends<A>,
+    indexes: Indexes,
+    services_capacity: usize,
+}
+
+impl<A: Address + std::fmt::Display> FamilyLedger<A> {
+    fn adopt(state: FamilyState<A>, capacity: Capacity, now: Instant) -> Self {
+        Self {
+            indexes: Indexes::adopt(state.services.values(), capacity.services),
+            services: state.services,
+            local_addrs: state.local_addrs,
+            backends: Backends::adopt(state.backends, capacity.backends, now),
+            services_capacity: capacity.services as usize,
+        }
+    }
+
+    fn everything(&self, want: &FamilyTables<A>) -> FamilyTouched<A> {
+        FamilyTouched {
+            frontends: self.services.keys().chain(want.services.keys()).copied().collect(),
+            targets: self.backends.targets().chain(want.backends.keys().copied()).collect(),
+            local_addrs: self.local_addrs.keys().chain(want.local_addrs.keys()).copied().collect(),
+        }
+    }
+
+    fn plan(
+        &mut self,
+        ranges: &mut Ranges,
+        want: &FamilyTables<A>,
+        touched: &FamilyTouched<A>,
+        now: Instant,
+        overflows: &mut Vec<Overflow>,
+    ) -> Vec<Step<A>> {
+        let mut steps = Phases::default();
+        for target in &touched.targets {
+            let desired = want.backends.get(target).copied();
+            self.plan_backend(*target, desired, now, &mut steps).unwrap_or_else(|overflow| overflows.push(overflow));
+        }
+        self.claim_indexes(want, &touched.frontends);
+        for frontend in &touched.frontends {
+            match want.services.get(frontend) {
+                Some(desired) => self
+                    .plan_service(ranges, *frontend, desired, now, &mut steps)
+                    .unwrap_or_else(|overflow| overflows.push(overflow)),
+                None => self.plan_removal(ranges, *frontend, now, &mut steps),
+            }
+        }
+        for address in &touched.local_addrs {
+            self.plan_local_addr(*address, want.local_addrs.get(address).copied(), &mut steps);
+        }
+        steps.in_order()
+    }
+
+    fn plan_backend(
+        &mut self,
+        target: Target<A>,
+        desired: Option<DesiredBackend>,
+        now: Instant,
+        steps: &mut Phases<A>,
+    ) -> Result<(), Overflow> {
+        let change = match desired {
+            Some(desired) => self
+                .backends
+                .put(target, desired, now)
+                .map_err(|Full| Overflow::Backend(format!("{}:{}", target.addr, target.port)))?,
+            None => self.backends.leave(&target, now),
+        };
+        if let Some((id, backend)) = change {
+            steps.put_backend(id, backend);
+        }
+        Ok(())
+    }
+
+    /// A Service port that has a frontend in the kernel keeps that frontend's index, also after a restart; so these are
+    /// looked at before any number is taken.
+    fn claim_indexes(&mut self, want: &FamilyTables<A>, frontends: &BTreeSet<Frontend<A>>) {
+        for frontend in frontends {
+            if let (Some(desired), Some(service)) = (want.services.get(frontend), self.services.get(frontend)) {
+                self.indexes.claim(service.index, &desired.port);
+            }
+        }
+    }
+
+    fn plan_service(
+        &mut self,
+        ranges: &mut Ranges,
+        frontend: Frontend<A>,
+        desired: &DesiredService<A>,
+        now: Instant,
+        steps: &mut Phases<A>,
+    ) -> Result<(), Overflow> {
+        let old = self.services.get(&frontend).copied();
+        if old.is_none() && self.services.len() >= self.services_capacity {
+            return Err(Overflow::Service(desired.port.as_ref().clone()));
+        }
+        let index = self.indexes.of(&desired.port, now)?;
+        let internal = self.place(ranges, desired, &desired.internal, now, steps)?;
+        let external = match self.place(ranges, desired, &desired.external, now, steps) {
+            Ok(range) => range,
+            Err(overflow) => {
+                ranges.release(internal, now);
+                return Err(overflow);
+            }
+        };
+        let service = Service {
+            index,
+            pick: desired.pick,
+            internal_empty: desired.internal_empty,
+            external_empty: desired.external_empty,
+            pad: 0,
+            internal,
+            external,
+        };
+        self.indexes.hold(index);
+        if old != Some(service) {
+            self.services.insert(frontend, service);
+            steps.services.push(Step::PutService(frontend, service));
+        }
+        if let Some(old) = old {
+            self.let_go(ranges, old, now);
+        }
+        Ok(())
+    }
+
+    fn plan_removal(&mut self, ranges: &mut Ranges, frontend: Frontend<A>, now: Instant, steps: &mut Phases<A>) {
+        if let Some(old) = self.services.remove(&frontend) {
+            steps.removed_services.push(Step::RemoveService(frontend));
+            self.let_go(ranges, old, now);
+        }
+    }
+
+    fn let_go(&mut self, ranges: &mut Ranges, old: Service, now: Instant) {
+        ranges.release(old.internal, now);
+        ranges.release(old.external, now);
+        self.indexes.release(old.index, now);
+    }
+
+    /// The range with these targets. One that found no room among the backends is left out.
+    fn place(
+        &self,
+        ranges: &mut Ranges,
+        desired: &DesiredService<A>,
+        targets: &[Target<A>],
+        now: Instant,
+        steps: &mut Phases<A>,
+    ) -> Result<Range, Overflow> {
+        let ids: Vec<BackendId> = targets.iter().filter_map(|target| self.backends.id(target)).collect();
+        let Some((range, is_new)) = ranges.hold(&ids, now) else {
+            return Err(Overflow::Slots { service: desired.port.as_ref().clone(), slots: ids.len() });
+        };
+        if is_new {
+            steps.slots.push(Step::PutSlots(range.first, ids));
+        }
+        Ok(range)
+    }
+
+    fn plan_local_addr(&mut self, address: A, bits: Option<u32>, steps: &mut Phases<A>) {
+        match bits {
+            Some(bits) if self.local_addrs.insert(address, bits) != Some(bits) => {
+                steps.local_addrs.push(Step::PutLocalAddr(address, bits));
+            }
+            None if self.local_addrs.remove(&address).is_some() => {
+                steps.local_addrs.push(Step::RemoveLocalAddr(address));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Which Service port has which index.
+#[derive(Debug)]
+struct Indexes {
+    by_port: BTreeMap<Arc<ServicePortName>, u32>,
+    ports: BTreeMap<u32, Arc<ServicePortName>>,
+    /// Frontends in the kernel that bear the index.
+    uses: BTreeMap<u32, usize>,
+    ids: Ids,
+}
+
+impl Indexes {
+    fn adopt<'a>(services: impl Iterator<Item = &'a Service>, capacity: u32) -> Self {
+        let mut indexes =
+            Self { by_port: BTreeMap::new(), ports: BTreeMap::new(), uses: BTreeMap::new(), ids: Ids::new(capacity) };
+        for service in services {
+            indexes.ids.claim(service.index);
+            indexes.hold(service.index);
+        }
+        indexes
+    }
+
+    fn claim(&mut self, index: u32, port: &Arc<ServicePortName>) {
+        if index != 0 && !self.by_port.contains_key(port) && !self.ports.contains_key(&index) {
+            self.assign(index, port);
+        }
+    }
+
+    fn assign(&mut self, index: u32, port: &Arc<ServicePortName>) {
+        self.by_port.insert(Arc::clone(port), index);
+        self.ports.insert(index, Arc::clone(port));
+    }
+
+    fn of(&mut self, port: &Arc<ServicePortName>, now: Instant) -> Result<u32, Overflow> {
+        if let Some(index) = self.by_port.get(port) {
+            return Ok(*index);
+        }
+        let index = self.ids.take(now).ok_or_else(|| Overflow::Service(port.as_ref().clone()))?;
+        self.assign(index, port);
+        Ok(index)
+    }
+
+    fn hold(&mut self, index: u32) {
+        *self.uses.entry(index).or_default() += 1;
+    }
+
+    fn release(&mut self, index: u32, now: Instant) {
+        let Some(uses) = self.uses.get_mut(&index) else { return };
+        *uses -= 1;
+        if *uses > 0 {
+            return;
+        }
+        self.uses.remove(&index);
+        self.ids.put_back(index, now);
+        if let Some(port) = self.ports.remove(&index) {
+            self.by_port.remove(&port);
+        }
+    }
+}
+
+/// The steps of a plan, by what they may only come after.
+struct Phases<A> {
+    /// New backends, and those that serve again.
+    arriving: Vec<Step<A>>,
+    slots: Vec<Step<A>>,
+    services: Vec<Step<A>>,
+    removed_services: Vec<Step<A>>,
+    /// Backends that stop serving: after nothing new leads to them.
+    leaving: Vec<Step<A>>,
+    local_addrs: Vec<Step<A>>,
+}
+
+impl<A> Default for Phases<A> {
+    fn default() -> Self {
+        Self {
+            arriving: Vec::new(),
+            slots: Vec::new(),
+            services: Vec::new(),
+            removed_services: Vec::new(),
+            leaving: Vec::new(),
+            local_addrs: Vec::new(),
+        }
+    }
+}
+
+impl<A> Phases<A> {
+    fn put_backend(&mut self, id: BackendId, backend: Backend<A>) {
+        let phase = if backend.state == BackendState::Serving { &mut self.arriving } else { &mut self.leaving };
+        phase.push(Step::PutBackend(id, backend));
+    }
+
+    fn in_order(self) -> Vec<Step<A>> {
+        [self.arriving, self.slots, self.services, self.removed_services, self.leaving, self.local_addrs]
+            .into_iter()
+            .flatten()
+            .collect()
+    }
+}

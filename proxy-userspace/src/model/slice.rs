@@ -1,0 +1,160 @@
+//! An EndpointSlice: endpoints of one family, and the ports all of them have.
+
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU16,
+};
+
+use k8s_openapi::api::discovery::v1 as discovery;
+use proxy_common::addr::Protocol;
+
+use super::{
+    ObjectName,
+    defect::{Defect, Problem},
+    service::{parse_address, parse_port, parse_protocol},
+};
+
+/// Names the Service a slice belongs to.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Marks slices of headless Services.
+const HEADLESS: &str = "service.kubernetes.io/headless";
+
+/// The endpoints of a Service, or some of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// The Service it belongs to.
+    pub service: ObjectName,
+    /// All of one family.
+    pub endpoints: Vec<Endpoint>,
+    /// The ports of every endpoint.
+    pub ports: Vec<SlicePort>,
+}
+
+/// A port of a slice's endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlicePort {
+    /// Equal to the Service port's.
+    pub name: String,
+    /// Equal to the Service port's.
+    pub protocol: Protocol,
+    /// Where the endpoints listen.
+    pub port: NonZeroU16,
+}
+
+/// A pod, or something else that answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "conditions of the API are independent of each other")]
+pub struct Endpoint {
+    /// Its address.
+    pub address: IpAddr,
+    /// New connections go to it.
+    pub is_ready: bool,
+    /// It answers, perhaps while it shuts down.
+    pub is_serving: bool,
+    /// It is being shut down.
+    pub is_terminating: bool,
+    /// It runs on this node.
+    pub is_local: bool,
+    /// Whom it is meant for.
+    pub hints: Hints,
+}
+
+/// Whom an endpoint is meant for. Empty means that nothing is said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// Names of nodes.
+    pub nodes: Vec<String>,
+    /// Names of zones.
+    pub zones: Vec<String>,
+}
+
+impl Slice {
+    /// None for a slice that belongs to no Service, or to a headless one, or holds no IP addresses.
+    pub fn parse(object: &discovery::EndpointSlice, node_name: &str, defects: &mut Vec<Defect>) -> Option<Self> {
+        let labels = object.metadata.labels.as_ref()?;
+        let service = labels.get(SERVICE_NAME).filter(|name| !name.is_empty())?;
+        if labels.contains_key(HEADLESS) {
+            return None;
+        }
+        let name = ObjectName::of(&object.metadata);
+        let service = ObjectName { namespace: name.namespace.clone(), name: service.clone() };
+        let mut note = |problem| defects.push(Defect { kind: "EndpointSlice", object: name.clone(), problem });
+        let is_ipv4 = match object.address_type.as_str() {
+            "IPv4" => true,
+            "IPv6" => false,
+            "FQDN" => return None,
+            other => {
+                note(Problem::AddressType(other.into()));
+                return None;
+            }
+        };
+        let ports = object.ports.iter().flatten().filter_map(|port| parse_slice_port(port, &mut note)).collect();
+        let endpoints = object.endpoints.iter().flatten();
+        let endpoints =
+            endpoints.filter_map(|endpoint| parse_endpoint(endpoint, is_ipv4, node_name, &mut note)).collect();
+        Some(Self { service, endpoints, ports })
+    }
+}
+
+/// The endpoints of every port of some slices that `wanted` lets through, each once. Of two entries for one address and
+/// port, one that does not terminate is used, then one that is ready, then the one of the slice that comes first.
+pub fn endpoints<'a>(
+    slices: impl Iterator<Item = &'a Slice>,
+    wanted: impl Fn(&SlicePort) -> bool,
+) -> BTreeMap<SocketAddr, &'a Endpoint> {
+    let rank = |endpoint: &Endpoint| (endpoint.is_terminating, !endpoint.is_ready);
+    let mut endpoints: BTreeMap<SocketAddr, &Endpoint> = BTreeMap::new();
+    for slice in slices {
+        for port in slice.ports.iter().filter(|port| wanted(port)) {
+            for endpoint in &slice.endpoints {
+                match endpoints.entry(SocketAddr::new(endpoint.address, port.port.get())) {
+                    Entry::Vacant(vacant) => drop(vacant.insert(endpoint)),
+                    Entry::Occupied(mut known) if rank(endpoint) < rank(known.get()) => drop(known.insert(endpoint)),
+                    Entry::Occupied(_) => {}
+                }
+            }
+        }
+    }
+    endpoints
+}
+
+/// A port without a name or a number is one this proxy can do nothing with; it is no defect.
+fn parse_slice_port(port: &discovery::EndpointPort, note: &mut impl FnMut(Problem)) -> Option<SlicePort> {
+    let name = port.name.clone()?;
+    let number = port.port.filter(|number| *number != 0)?;
+    let parsed = parse_protocol("ports.protocol", port.protocol.as_deref())
+        .and_then(|protocol| Ok(SlicePort { name, protocol, port: parse_port("ports.port", number)? }));
+    parsed.map_err(note).ok()
+}
+
+fn parse_endpoint(
+    endpoint: &discovery::Endpoint,
+    is_ipv4: bool,
+    node_name: &str,
+    note: &mut impl FnMut(Problem),
+) -> Option<Endpoint> {
+    let text = endpoint.addresses.first()?;
+    let address = parse_address("endpoints.addresses", text).map_err(&mut *note).ok()?;
+    if address.is_ipv4() != is_ipv4 {
+        note(Problem::Address { field: "endpoints.addresses", value: text.clone() });
+        return None;
+    }
+    let conditions = endpoint.conditions.clone().unwrap_or_default();
+    Some(Endpoint {
+        address,
+        is_ready: conditions.ready.unwrap_or(true),
+        is_serving: conditions.serving.unwrap_or(true),
+        is_terminating: conditions.terminating.unwrap_or(false),
+        is_local: endpoint.node_name.as_deref() == Some(node_name),
+        hints: parse_hints(endpoint.hints.as_ref()),
+    })
+}
+
+fn parse_hints(hints: Option<&discovery::EndpointHints>) -> Hints {
+    let Some(hints) = hints else { return Hints::default() };
+    Hints {
+        nodes: hints.for_nodes.iter().flatten().map(|node| node.name.clone()).collect(),
+        zones: hints.for_zones.iter().flatten().map(|zone| zone.name.clone()).collect(),
+    }
+}

@@ -1,0 +1,137 @@
+//! From events to plans, without any I/O. In: what sources and netlink say, and what was read back from the kernel. Out:
+//! what to write. Each event costs what it touches; only after a failure is everything compared.
+
+use std::time::Instant;
+
+use crate::{
+    addresses::{self, NodePortAddresses, Primary},
+    dataplane::{DevicePattern, netlink::NodeNetwork},
+    desired::{Desired, Tables},
+    diff::{Capacity, KernelState, Ledger, Overflow, Plan},
+    model::{Defect, Dirty, Model},
+    source::Event,
+    topology::Place,
+};
+
+/// What the operator decides about the node.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Name of its Node object.
+    pub name: String,
+    /// On which of its addresses NodePorts are served.
+    pub node_port_addresses: NodePortAddresses,
+    /// Its uplinks; empty means every device that carries a default route.
+    pub uplinks: Vec<DevicePattern>,
+}
+
+/// The pure half of the agent.
+#[derive(Debug)]
+pub struct Reconciler {
+    settings: Settings,
+    place: Place,
+    model: Model,
+    desired: Desired,
+    network: Option<NodeNetwork>,
+    primary: Primary,
+    capacity: Capacity,
+    ledger: Option<Ledger>,
+    /// The kernel's state was read anew, or something found no room: the next plan compares everything.
+    compares_all: bool,
+    has_stale_addresses: bool,
+}
+
+impl Reconciler {
+    /// Knows nothing yet.
+    pub fn new(settings: Settings, capacity: Capacity) -> Self {
+        Self {
+            place: Place { node: settings.name.clone(), zone: None },
+            model: Model::new(settings.name.clone()),
+            settings,
+            desired: Desired::default(),
+            network: None,
+            primary: Primary::default(),
+            capacity,
+            ledger: None,
+            compares_all: false,
+            has_stale_addresses: false,
+        }
+    }
+
+    /// Takes in what a source has learned. What was wrong with it is returned, for the log.
+    pub fn absorb(&mut self, event: Event) -> Vec<Defect> {
+        self.model.absorb(event)
+    }
+
+    /// Takes in what netlink says.
+    pub fn absorb_network(&mut self, network: NodeNetwork) {
+        self.network = Some(network);
+        self.has_stale_addresses = true;
+    }
+
+    /// Takes over what was read back from the kernel: at the start, and after a write failed.
+    pub fn adopt(&mut self, state: KernelState, now: Instant) {
+        self.ledger = Some(Ledger::adopt(state, self.capacity, now));
+        self.compares_all = true;
+    }
+
+    /// Whether everything is known that the tables are made of. Nothing is written before.
+    pub fn is_complete(&self) -> bool {
+        self.model.is_complete() && self.network.is_some() && self.ledger.is_some()
+    }
+
+    /// Whether the source has said what it knows of the Node, be it nothing. The tables can do without.
+    pub fn knows_node(&self) -> bool {
+        self.model.knows_node()
+    }
+
+    /// The node's primary addresses, as of the last plan.
+    pub fn primary(&self) -> Primary {
+        self.primary
+    }
+
+    /// The tables, as of the last plan.
+    pub fn tables(&self) -> &Tables {
+        self.desired.tables()
+    }
+
+    /// What to write now; nothing before the picture is complete. What finds no room is tried again by the next plan.
+    pub fn plan(&mut self, now: Instant) -> (Plan, Vec<Overflow>) {
+        if !self.is_complete() {
+            return (Plan::default(), Vec::new());
+        }
+        self.recompute();
+        let touched = self.desired.take_touched();
+        let Some(ledger) = &mut self.ledger else { return (Plan::default(), Vec::new()) };
+        let (plan, overflows) = if self.compares_all {
+            ledger.plan_all(self.desired.tables(), now)
+        } else {
+            ledger.plan(self.desired.tables(), &touched, now)
+        };
+        self.compares_all = !overflows.is_empty();
+        (plan, overflows)
+    }
+
+    fn recompute(&mut self) {
+        let Dirty { services, node } = self.model.take_dirty();
+        if node {
+            self.place.zone = self.model.node().and_then(|node| node.zone.clone());
+        }
+        for name in &services {
+            self.desired.update(name, &self.model, &self.place);
+        }
+        if node || self.has_stale_addresses {
+            self.recompute_addresses();
+        }
+    }
+
+    fn recompute_addresses(&mut self) {
+        let Some(network) = &self.network else { return };
+        self.primary = Primary::of(network, self.model.node(), &self.settings.uplinks);
+        let choice = &self.settings.node_port_addresses;
+        self.desired.update_addresses(&addresses::local_addresses(network, self.primary, choice));
+        self.has_stale_addresses = false;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,501 @@
+//! Whatever the events and their order, the kernel ends up holding what the objects say, and at no step does an entry
+//! lead to an absent one.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::{
+    Metadata,
+    api::{
+        core::v1::{Node, Service},
+        discovery::v1::EndpointSlice,
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use proptest::prelude::*;
+use proxy_common::{
+    addr::Address,
+    backend::{Backend, BackendId, BackendState},
+    service::{
+        Range,
+        WhenEmpty::{self, Drop, Reject},
+    },
+};
+use serde_json::{Value, json};
+
+use super::{Reconciler, Settings};
+use crate::{
+    dataplane::netlink::NodeNetwork,
+    desired::{FamilyTables, Tables, Target},
+    diff::{Capacity, FamilyState, GRACE, KernelState, Plan},
+    model::ObjectName,
+    source::{Change, Event},
+};
+
+const SMALL: Capacity = Capacity { services: 64, backends: 64, slots: 256 };
+
+fn reconciler(kernel: &KernelState, capacity: Capacity) -> Reconciler {
+    let settings = Settings { name: "here".into(), ..Settings::default() };
+    let mut reconciler = Reconciler::new(settings, capacity);
+    reconciler.adopt(kernel.clone(), Instant::now());
+    reconciler.absorb_network(NodeNetwork::default());
+    reconciler
+}
+
+fn object<T: serde::de::DeserializeOwned>(value: Value) -> T {
+    serde_json::from_value(value).unwrap()
+}
+
+fn service(name: &str, mut spec: Value) -> Service {
+    spec["ports"] = spec.get("ports").cloned().unwrap_or_else(|| json!([{"port": 80}]));
+    object(json!({"metadata": {"namespace": "test", "name": name, "uid": name}, "spec": spec}))
+}
+
+fn slice(name: &str, service: &str, endpoints: &Value) -> EndpointSlice {
+    object(json!({
+        "metadata": {"namespace": "test", "name": name, "labels": {"kubernetes.io/service-name": service}},
+        "addressType": "IPv4",
+        "ports": [{"name": "", "port": 8080, "protocol": "TCP"}],
+        "endpoints": endpoints,
+    }))
+}
+
+fn ready(address: &str) -> Value {
+    json!({"addresses": [address]})
+}
+
+fn lists(services: Vec<Service>, slices: Vec<EndpointSlice>) -> [Event; 2] {
+    [Event::Services(Change::Replace(services)), Event::EndpointSlices(Change::Replace(slices))]
+}
+
+/// Plans and carries out, checking at each step that nothing leads to an absent entry.
+fn settle(reconciler: &mut Reconciler, kernel: &mut KernelState, now: Instant) -> Plan {
+    let (plan, _) = reconciler.plan(now);
+    for step in &plan.v4 {
+        kernel.carry_out(&Plan { v4: vec![step.clone()], v6: vec![] });
+        assert_whole(&kernel.v4, &kernel.slots);
+    }
+    for step in &plan.v6 {
+        kernel.carry_out(&Plan { v4: vec![], v6: vec![step.clone()] });
+        assert_whole(&kernel.v6, &kernel.slots);
+    }
+    plan
+}
+
+fn assert_whole<A: Address + std::fmt::Debug>(state: &FamilyState<A>, slots: &[BackendId]) {
+    for (frontend, service) in &state.services {
+        for range in [service.internal, service.external] {
+            for backend in backends(state, slots, range) {
+                assert_eq!(backend.state, BackendState::Serving, "{frontend:?} leads to {backend:?}");
+            }
+        }
+    }
+}
+
+fn backends<A: Address>(state: &FamilyState<A>, slots: &[BackendId], range: Range) -> Vec<Backend<A>> {
+    let indexes = range.first as usize..(range.first + range.count) as usize;
+    indexes.map(|slot| state.backends[slots[slot] as usize]).collect()
+}
+
+/// What the kernel's maps mean, in the terms of the tables.
+fn assert_equal(kernel: &KernelState, tables: &Tables) {
+    assert_family_equal(&kernel.v4, &kernel.slots, &tables.v4);
+    assert_family_equal(&kernel.v6, &kernel.slots, &tables.v6);
+}
+
+fn assert_family_equal<A: Address + std::fmt::Debug>(
+    state: &FamilyState<A>,
+    slots: &[BackendId],
+    tables: &FamilyTables<A>,
+) {
+    assert_eq!(state.local_addrs, tables.local_addrs);
+    assert!(state.services.keys().eq(tables.services.keys()));
+    for (frontend, service) in &state.services {
+        let desired = &tables.services[frontend];
+        let targets = |range| -> Vec<Target<A>> {
+            let backends = backends(state, slots, range);
+            backends.iter().map(|backend| Target { addr: backend.addr, port: backend.port }).collect()
+        };
+        assert_eq!(targets(service.internal), *desired.internal);
+        assert_eq!(targets(service.external), *desired.external);
+        assert_eq!(service.internal_empty, desired.internal_empty);
+        assert_eq!(service.external_empty, desired.external_empty);
+    }
+    let present = state
+        .backends
+        .iter()
+        .filter(|backend| matches!(backend.state, BackendState::Serving | BackendState::NotServing));
+    let present: BTreeMap<_, _> =
+        present.map(|backend| (Target { addr: backend.addr, port: backend.port }, backend.state)).collect();
+    let desired: BTreeMap<_, _> = tables.backends.iter().map(|(target, backend)| (*target, backend.state)).collect();
+    assert_eq!(present, desired);
+}
+
+#[test]
+fn nothing_is_written_before_the_first_complete_picture() {
+    let mut reconciler = Reconciler::new(Settings::default(), SMALL);
+    let [services, slices] = lists(vec![service("web", json!({"clusterIP": "10.96.0.1"}))], vec![]);
+    let now = Instant::now();
+    reconciler.absorb(services);
+    assert!(reconciler.plan(now).0.is_empty(), "EndpointSlices are not known");
+    reconciler.absorb(slices);
+    assert!(reconciler.plan(now).0.is_empty(), "addresses are not known");
+    reconciler.absorb_network(NodeNetwork::default());
+    assert!(reconciler.plan(now).0.is_empty(), "the kernel's state is not known");
+    reconciler.adopt(KernelState::default(), now);
+    assert_eq!(reconciler.plan(now).0.len(), 1);
+}
+
+#[test]
+fn an_endpoint_that_leaves_is_gone_after_nothing_leads_to_it() {
+    let (mut kernel, now) = (KernelState::default(), Instant::now());
+    let mut reconciler = reconciler(&kernel, SMALL);
+    let web = service("web", json!({"clusterIP": "10.96.0.1"}));
+    let both = slice("web-1", "web", &json!([ready("10.0.0.1"), ready("10.0.0.2")]));
+    for event in lists(vec![web], vec![both]) {
+        reconciler.absorb(event);
+    }
+    settle(&mut reconciler, &mut kernel, now);
+    let one = slice("web-1", "web", &json!([ready("10.0.0.2")]));
+    reconciler.absorb(Event::EndpointSlices(Change::Apply(Box::new(one))));
+    let plan = settle(&mut reconciler, &mut kernel, now);
+    assert_eq!(plan.len(), 3, "slots, service, backend: {plan:?}");
+    assert_eq!(kernel.v4.backends[1].state, BackendState::Gone);
+}
+
+#[test]
+fn an_older_service_keeps_an_address_both_claim_and_the_other_gets_it_later() {
+    let claim = |name: &str, created: &str, cluster_ip: &str| {
+        let mut service = service(name, json!({"clusterIP": cluster_ip, "externalIPs": ["203.0.113.1"]}));
+        service.metadata.creation_timestamp = Some(serde_json::from_value(json!(created)).unwrap());
+        service
+    };
+    let older = claim("z", "2026-01-01T00:00:00Z", "10.96.0.1");
+    let newer = claim("a", "2026-01-02T00:00:00Z", "10.96.0.2");
+    let mut kernel = KernelState::default();
+    let mut reconciler = reconciler(&kernel, SMALL);
+    for event in lists(vec![newer, older], vec![]) {
+        reconciler.absorb(event);
+    }
+    settle(&mut reconciler, &mut kernel, Instant::now());
+    let owner = |reconciler: &Reconciler| {
+        let services = reconciler.tables().v4.services.iter();
+        let mut claimed = services.filter(|(frontend, _)| frontend.addr.octets == [203, 0, 113, 1]);
+        claimed.next().map(|(_, service)| service.port.service.name.clone())
+    };
+    assert_eq!(owner(&reconciler).as_deref(), Some("z"));
+    let gone = ObjectName { namespace: "test".into(), name: "z".into() };
+    reconciler.absorb(Event::Services(Change::Delete(gone)));
+    settle(&mut reconciler, &mut kernel, Instant::now());
+    assert_eq!(owner(&reconciler).as_deref(), Some("a"));
+    assert_equal(&kernel, reconciler.tables());
+}
+
+/// Name, spec and endpoints, counts for the ClusterIP and the NodePort, what an empty range means.
+type Case = (&'static str, Value, [(usize, usize); 2], [WhenEmpty; 2]);
+
+#[test]
+fn traffic_policies_choose_the_ranges() {
+    let remote = json!([ready("10.0.0.1"), ready("10.0.0.2")]);
+    let mixed = json!([{"addresses": ["10.0.0.1"], "nodeName": "here"}, ready("10.0.0.2")]);
+    let cases: Vec<Case> = vec![
+        ("both Cluster", json!([{}, remote]), [(2, 2), (2, 2)], [Drop, Drop]),
+        (
+            "internal Local, one here",
+            json!([{"internalTrafficPolicy": "Local"}, mixed]),
+            [(1, 1), (2, 2)],
+            [Drop, Drop],
+        ),
+        (
+            "internal Local, none here",
+            json!([{"internalTrafficPolicy": "Local"}, remote]),
+            [(0, 0), (2, 2)],
+            [Drop, Drop],
+        ),
+        (
+            "external Local, one here",
+            json!([{"externalTrafficPolicy": "Local"}, mixed]),
+            [(2, 2), (2, 1)],
+            [Drop, Drop],
+        ),
+        (
+            "external Local, none here",
+            json!([{"externalTrafficPolicy": "Local"}, remote]),
+            [(2, 2), (2, 0)],
+            [Drop, Drop],
+        ),
+        ("nothing anywhere", json!([{"externalTrafficPolicy": "Local"}, []]), [(0, 0), (0, 0)], [Reject, Reject]),
+    ];
+    for (name, case, [cluster_ip, node_port], empty) in cases {
+        let mut spec = case[0].clone();
+        spec["clusterIP"] = json!("10.96.0.1");
+        spec["ports"] = json!([{"port": 80, "nodePort": 30080}]);
+        let mut reconciler = reconciler(&KernelState::default(), SMALL);
+        for event in lists(vec![service("web", spec)], vec![slice("web-1", "web", &case[1])]) {
+            reconciler.absorb(event);
+        }
+        reconciler.plan(Instant::now());
+        let services: Vec<_> = reconciler.tables().v4.services.values().collect();
+        let counts = |index: usize| (services[index].internal.len(), services[index].external.len());
+        // The NodePort's unspecified address sorts first.
+        assert_eq!((counts(1), counts(0)), (cluster_ip, node_port), "{name}");
+        assert_eq!([services[0].external_empty, services[1].internal_empty], empty, "{name}");
+    }
+}
+
+#[test]
+fn a_service_of_two_families_and_two_ports_has_all_its_frontends() {
+    let spec = json!({
+        "clusterIPs": ["10.96.0.1", "fd00::1"],
+        "ports": [
+            {"name": "http", "port": 80, "nodePort": 30080, "targetPort": "web"},
+            {"name": "dns", "port": 53, "protocol": "UDP"},
+        ],
+    });
+    let v6 = object(json!({
+        "metadata": {"namespace": "test", "name": "web-6", "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": "IPv6",
+        "ports": [{"name": "http", "port": 8080}, {"name": "dns", "port": 5353, "protocol": "TCP"}],
+        "endpoints": [{"addresses": ["fd00:10::1"]}],
+    }));
+    let mut kernel = KernelState::default();
+    let mut reconciler = reconciler(&kernel, SMALL);
+    for event in lists(vec![service("web", spec)], vec![v6]) {
+        reconciler.absorb(event);
+    }
+    settle(&mut reconciler, &mut kernel, Instant::now());
+    assert_equal(&kernel, reconciler.tables());
+    let v6: Vec<_> = kernel.v6.services.values().collect();
+    assert_eq!(v6.len(), 3);
+    // The port `dns` is UDP, its namesake in the slice is TCP: not the same port.
+    let counts: Vec<_> = v6.iter().map(|service| service.internal.count).collect();
+    assert_eq!(counts, [1, 0, 1]);
+    assert_eq!(v6[0].index, v6[2].index, "NodePort and ClusterIP of one port");
+    assert_eq!(kernel.v4.services.len(), 3);
+}
+
+#[test]
+fn what_finds_no_room_gets_it_when_there_is_some() {
+    let tight = Capacity { services: 64, backends: 64, slots: 2 };
+    let (mut kernel, now) = (KernelState::default(), Instant::now());
+    let mut reconciler = reconciler(&kernel, tight);
+    let endpoints = |hosts: &[u8]| json!(hosts.iter().map(|host| ready(&format!("10.0.0.{host}"))).collect::<Vec<_>>());
+    let services = ["a", "b"].map(|name| service(name, json!({"clusterIP": format!("10.96.0.{}", name.len())})));
+    let [a, mut b] = services;
+    b.spec.as_mut().unwrap().cluster_ip = Some("10.96.0.9".into());
+    for event in lists(vec![a, b], vec![slice("a", "a", &endpoints(&[1, 2])), slice("b", "b", &endpoints(&[3, 4]))]) {
+        reconciler.absorb(event);
+    }
+    let (plan, overflows) = reconciler.plan(now);
+    kernel.carry_out(&plan);
+    assert_eq!(overflows.len(), 1, "{overflows:?}");
+    assert_eq!(kernel.v4.services.len(), 1);
+    let gone = ObjectName { namespace: "test".into(), name: "a".into() };
+    reconciler.absorb(Event::Services(Change::Delete(gone)));
+    settle(&mut reconciler, &mut kernel, now);
+    settle(&mut reconciler, &mut kernel, now + GRACE);
+    assert_equal(&kernel, reconciler.tables());
+}
+
+#[test]
+fn hints_for_this_zone_count_once_the_node_is_known() {
+    let hinted = |address: &str, zone: &str| json!({"addresses": [address], "hints": {"forZones": [{"name": zone}]}});
+    let endpoints = json!([hinted("10.0.0.1", "a"), hinted("10.0.0.2", "b")]);
+    let mut kernel = KernelState::default();
+    let mut reconciler = reconciler(&kernel, SMALL);
+    let web = service("web", json!({"clusterIP": "10.96.0.1"}));
+    for event in lists(vec![web], vec![slice("web-1", "web", &endpoints)]) {
+        reconciler.absorb(event);
+    }
+    settle(&mut reconciler, &mut kernel, Instant::now());
+    let count = |kernel: &KernelState| kernel.v4.services.values().next().unwrap().internal.count;
+    assert_eq!(count(&kernel), 2);
+    let node: Node = object(json!({"metadata": {"name": "here", "labels": {"topology.kubernetes.io/zone": "a"}}}));
+    reconciler.absorb(Event::Nodes(Change::Apply(Box::new(node))));
+    settle(&mut reconciler, &mut kernel, Instant::now());
+    assert_eq!(count(&kernel), 1);
+}
+
+/// One thing that happens. Numbers name objects of a small world, so that they meet often.
+#[derive(Clone, Debug)]
+enum Happening {
+    Service(u8, Shape),
+    NoService(u8),
+    Slice(u8, u8, Vec<(u8, u8)>),
+    NoSlice(u8),
+    Relist,
+    Plan,
+    Wait,
+    Restart,
+}
+
+#[derive(Clone, Debug)]
+struct Shape {
+    cluster_ip: u8,
+    node_port: Option<u8>,
+    external_ip: Option<u8>,
+    is_local: (bool, bool),
+    is_dual: bool,
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    let shape =
+        (0..4_u8, proptest::option::of(0..3_u8), proptest::option::of(0..2_u8), any::<(bool, bool)>(), any::<bool>())
+            .prop_map(|(cluster_ip, node_port, external_ip, is_local, is_dual)| Shape {
+                cluster_ip,
+                node_port,
+                external_ip,
+                is_local,
+                is_dual,
+            });
+    let endpoints = proptest::collection::vec((0..6_u8, 0..8_u8), 0..5);
+    prop_oneof![
+        4 => (0..4_u8, shape).prop_map(|(name, shape)| Happening::Service(name, shape)),
+        1 => (0..4_u8).prop_map(Happening::NoService),
+        8 => (0..5_u8, 0..4_u8, endpoints).prop_map(|(name, of, endpoints)| Happening::Slice(name, of, endpoints)),
+        2 => (0..5_u8).prop_map(Happening::NoSlice),
+        1 => Just(Happening::Relist),
+        4 => Just(Happening::Plan),
+        2 => Just(Happening::Wait),
+        1 => Just(Happening::Restart),
+    ]
+}
+
+fn shaped(name: u8, shape: &Shape) -> Service {
+    let policy = |is_local| if is_local { "Local" } else { "Cluster" };
+    let mut ips = vec![format!("10.96.0.{}", shape.cluster_ip + 1)];
+    if shape.is_dual {
+        ips.push(format!("fd00::{}", shape.cluster_ip + 1));
+    }
+    service(
+        &format!("s{name}"),
+        json!({
+            "clusterIPs": ips,
+            "externalIPs": shape.external_ip.map(|host| format!("203.0.113.{}", host + 1)).into_iter().collect::<Vec<_>>(),
+            "ports": [{"port": 80, "nodePort": shape.node_port.map(|port| 30_000 + u32::from(port))}],
+            "internalTrafficPolicy": policy(shape.is_local.0),
+            "externalTrafficPolicy": policy(shape.is_local.1),
+        }),
+    )
+}
+
+fn filled(name: u8, of: u8, endpoints: &[(u8, u8)]) -> EndpointSlice {
+    let endpoint = |(host, bits): &(u8, u8)| {
+        json!({
+            "addresses": [format!("10.0.0.{}", host + 1)],
+            "conditions": {"ready": bits & 1 == 0, "serving": bits & 2 == 0, "terminating": bits & 1 != 0},
+            "nodeName": if bits & 4 == 0 { "here" } else { "there" },
+        })
+    };
+    let endpoints: Vec<Value> = endpoints.iter().map(endpoint).collect();
+    slice(&format!("e{name}"), &format!("s{of}"), &json!(endpoints))
+}
+
+/// The truth, and an agent that is told of it.
+struct World {
+    services: BTreeMap<String, Service>,
+    slices: BTreeMap<String, EndpointSlice>,
+    reconciler: Reconciler,
+    kernel: KernelState,
+    now: Instant,
+}
+
+impl World {
+    fn new() -> Self {
+        let kernel = KernelState::default();
+        let mut world = Self {
+            services: BTreeMap::new(),
+            slices: BTreeMap::new(),
+            reconciler: reconciler(&kernel, SMALL),
+            kernel,
+            now: Instant::now(),
+        };
+        world.relist();
+        world
+    }
+
+    fn lists(&self) -> [Event; 2] {
+        lists(self.services.values().cloned().collect(), self.slices.values().cloned().collect())
+    }
+
+    fn relist(&mut self) {
+        for event in self.lists() {
+            self.reconciler.absorb(event);
+        }
+    }
+
+    fn settle(&mut self) -> Plan {
+        settle(&mut self.reconciler, &mut self.kernel, self.now)
+    }
+
+    fn happen(&mut self, happening: &Happening) {
+        match happening {
+            Happening::Service(name, shape) => {
+                let event = apply(&mut self.services, shaped(*name, shape));
+                self.reconciler.absorb(Event::Services(event));
+            }
+            Happening::NoService(name) => {
+                let event = delete(&mut self.services, &format!("s{name}"));
+                self.reconciler.absorb(Event::Services(event));
+            }
+            Happening::Slice(name, of, endpoints) => {
+                let event = apply(&mut self.slices, filled(*name, *of, endpoints));
+                self.reconciler.absorb(Event::EndpointSlices(event));
+            }
+            Happening::NoSlice(name) => {
+                let event = delete(&mut self.slices, &format!("e{name}"));
+                self.reconciler.absorb(Event::EndpointSlices(event));
+            }
+            Happening::Relist => self.relist(),
+            Happening::Plan => drop(self.settle()),
+            Happening::Wait => self.now += GRACE + Duration::from_secs(1),
+            Happening::Restart => {
+                self.reconciler = reconciler(&self.kernel, SMALL);
+                self.relist();
+            }
+        }
+    }
+}
+
+fn apply<T: Metadata<Ty = ObjectMeta> + Clone>(objects: &mut BTreeMap<String, T>, object: T) -> Change<T> {
+    objects.insert(object.metadata().name.clone().unwrap(), object.clone());
+    Change::Apply(Box::new(object))
+}
+
+fn delete<T>(objects: &mut BTreeMap<String, T>, name: &str) -> Change<T> {
+    objects.remove(name);
+    Change::Delete(ObjectName { namespace: "test".into(), name: name.into() })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_interleaving_ends_where_a_fresh_start_ends(happenings in proptest::collection::vec(happening(), 0..60)) {
+        let mut world = World::new();
+        for happening in &happenings {
+            world.happen(happening);
+        }
+        world.settle();
+        let mut fresh = reconciler(&KernelState::default(), SMALL);
+        for event in world.lists() {
+            fresh.absorb(event);
+        }
+        fresh.plan(world.now);
+        prop_assert_eq!(world.reconciler.tables(), fresh.tables());
+        assert_equal(&world.kernel, world.reconciler.tables());
+    }
+
+    #[test]
+    fn a_restart_with_equal_input_writes_nothing(happenings in proptest::collection::vec(happening(), 0..60)) {
+        let mut world = World::new();
+        for happening in &happenings {
+            world.happen(happening);
+        }
+        world.settle();
+        world.happen(&Happening::Restart);
+        prop_assert_eq!(world.settle(), Plan::default());
+    }
+}

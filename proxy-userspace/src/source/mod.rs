@@ -1,0 +1,36 @@
+//! Where objects come from. Every source sends the same events into one channel.
+
+use k8s_openapi::api::{
+    core::v1::{Node, Service},
+    discovery::v1::EndpointSlice,
+};
+
+use crate::model::ObjectName;
+
+/// Something a source has learned.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// Of Services.
+    Services(Change<Service>),
+    /// Of EndpointSlices.
+    EndpointSlices(Change<EndpointSlice>),
+    /// Of Nodes; only this agent's own one matters.
+    Nodes(Change<Node>),
+}
+
+/// A change to the objects of one kind.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change<T> {
+    /// These are all there are.
+    Replace(Vec<T>),
+    /// This one is new or has changed.
+    Apply(Box<T>),
+    /// This one is gone.
+    Delete(ObjectName),
+}
+
+/// Where sources send their events.
+pub type Sender = tokio::sync::mpsc::Sender<Event>;
+
+/// How many events may wait. A source that is faster than the agent waits, too.
+pub const QUEUE: usize = 1024;
