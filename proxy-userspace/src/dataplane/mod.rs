@@ -1,6 +1,225 @@
-//! The only module that talks to the kernel: loads and attaches the programs, reads and writes the maps.
+//! The only module that talks to the kernel: loads and attaches the programs, reads and writes the maps. What it has put
+//! into the kernel stays there when the agent ends; [`cleanup()`] is the way out.
 
+mod address_filter;
+mod attach;
+mod cleanup;
+mod clsact;
+mod error;
+mod family;
+mod links;
+mod load;
 pub mod netlink;
 mod options;
+mod preflight;
+mod program;
+mod select;
+mod syscall;
+mod table;
 
-pub use self::options::{ClassifierMode, DevicePattern, Options, PatternError, SocketLb, UplinkMode};
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    ops::RangeInclusive,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use aya::Ebpf;
+use proxy_common::{
+    addr::{Address as _, Ipv4, Ipv6, Port},
+    backend::BackendId,
+    filter::Filter,
+    node::{LAYOUT, Node},
+};
+
+use self::{address_filter::AddressFilter, attach::Attacher, family::FamilyMaps, netlink::NodeNetwork, table::Table};
+pub use self::{
+    attach::{AttachProblem, AttachReport, Attachment, Mechanism},
+    cleanup::{Removed, cleanup},
+    error::{Error, OpenError},
+    load::OBJECT,
+    options::{ClassifierMode, DevicePattern, Options, PatternError, SocketLb, UplinkMode},
+    program::ProgramName,
+};
+use crate::diff::{KernelState, Plan};
+
+impl std::fmt::Debug for Dataplane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dataplane").field("attacher", &self.attacher).field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+/// How long an agent waits for its predecessor to leave the pin path.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What the agent decides about the node itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeSettings {
+    /// Source address of masqueraded IPv4 flows; unspecified when the node has none.
+    pub masquerade_v4: Ipv4,
+    /// Source address of masqueraded IPv6 flows; unspecified when the node has none.
+    pub masquerade_v6: Ipv6,
+    /// Ports that may be NodePorts.
+    pub node_ports: RangeInclusive<u16>,
+    /// Source ports given to masqueraded flows.
+    pub source_ports: RangeInclusive<u16>,
+}
+
+/// The programs and maps of one agent. Dropping it leaves everything in the kernel.
+pub struct Dataplane {
+    object: Ebpf,
+    attacher: Attacher,
+    v4: FamilyMaps<Ipv4>,
+    v6: FamilyMaps<Ipv6>,
+    slots: Table<u32, BackendId>,
+    uplinks: Table<u32, u32>,
+    inbound: AddressFilter,
+    outbound: AddressFilter,
+    node_map: Table<u32, Node>,
+    node: Node,
+    /// Locked for as long as this agent lives.
+    _lock: File,
+}
+
+impl Dataplane {
+    /// Checks the node, adopts or makes the maps, and loads the programs. Programs of a predecessor go on running until
+    /// [`Self::attach`] puts these in their place.
+    pub fn open(options: &Options) -> Result<Self, OpenError> {
+        let cgroup = preflight::check(options)?;
+        let lock = prepare(&options.pin_path)?;
+        let object = load::load(options)?;
+        let attacher = Attacher::new(options, cgroup.as_deref(), &object)?;
+        let node_map: Table<u32, Node> = family::table(&object, "NODE")?;
+        let mut dataplane = Self {
+            v4: FamilyMaps::new(&object, &family::V4)?,
+            v6: FamilyMaps::new(&object, &family::V6)?,
+            slots: family::table(&object, "SLOTS")?,
+            uplinks: family::table(&object, "UPLINKS")?,
+            inbound: AddressFilter::adopt(family::table(&object, "INBOUND")?)?,
+            outbound: AddressFilter::adopt(family::table(&object, "OUTBOUND")?)?,
+            node: node_map.read(&0)?,
+            node_map,
+            attacher,
+            object,
+            _lock: lock,
+        };
+        let node = Node { layout: LAYOUT, jiffies_per_second: load::jiffies_per_second(), ..dataplane.node };
+        dataplane.write_node(node)?;
+        Ok(dataplane)
+    }
+
+    /// What the kernel holds.
+    pub fn read(&self) -> Result<KernelState, Error> {
+        let (v4, v6) = (self.v4.read()?, self.v6.read()?);
+        let services = v4.services.values().chain(v6.services.values());
+        let ranges = services.flat_map(|service| [service.internal, service.external]);
+        let end = ranges.map(|range| range.first.saturating_add(range.count)).max().unwrap_or(0);
+        Ok(KernelState { slots: self.slots.values(end as usize)?, v4, v6 })
+    }
+
+    /// Carries out a plan, in order. After an error some of it is done: read again before the next.
+    pub fn apply(&mut self, plan: &Plan) -> Result<(), Error> {
+        family::add_steps(&plan.v4, &mut self.inbound, &mut self.outbound);
+        family::add_steps(&plan.v6, &mut self.inbound, &mut self.outbound);
+        self.inbound.flush()?;
+        self.outbound.flush()?;
+        self.v4.apply(&self.slots, &plan.v4)?;
+        self.v6.apply(&self.slots, &plan.v6)
+    }
+
+    /// Tells the programs about the node.
+    pub fn put_node(&mut self, settings: &NodeSettings) -> Result<(), Error> {
+        self.add_masquerade(settings.masquerade_v4, settings.masquerade_v6);
+        self.inbound.flush()?;
+        self.write_node(Node {
+            masquerade_v4: settings.masquerade_v4,
+            masquerade_v6: settings.masquerade_v6,
+            node_port_first: Port::new(*settings.node_ports.start()),
+            node_port_last: Port::new(*settings.node_ports.end()),
+            source_port_first: Port::new(*settings.source_ports.start()),
+            source_port_last: Port::new(*settings.source_ports.end()),
+            ..self.node
+        })
+    }
+
+    /// Has every flow look up its next hop anew, at its next packet.
+    pub fn bump_routes(&mut self) -> Result<(), Error> {
+        self.write_node(Node { route_generation: self.node.route_generation.wrapping_add(1), ..self.node })
+    }
+
+    /// Makes what is attached equal to what the options and the devices that exist ask for. New problems are logged;
+    /// an error means that nothing was attached.
+    pub fn attach(&mut self, network: &NodeNetwork) -> Result<AttachReport, Error> {
+        let report = self.attacher.attach(&mut self.object, network)?;
+        let xdp = report.attachments.iter().filter(|attachment| attachment.program == ProgramName::UplinkXdp);
+        self.put_uplinks(&xdp.filter_map(|attachment| attachment.ifindex).collect())?;
+        Ok(report)
+    }
+
+    /// Tells the programs which devices take frames from XDP: those whose driver has been made ready by a program of
+    /// its own.
+    fn put_uplinks(&mut self, wanted: &BTreeSet<u32>) -> Result<(), Error> {
+        let found: BTreeSet<u32> = self.uplinks.entries()?.into_iter().map(|(ifindex, _)| ifindex).collect();
+        if found == *wanted {
+            return Ok(());
+        }
+        self.uplinks.remove_all(&found.difference(wanted).copied().collect::<Vec<_>>())?;
+        let added: Vec<u32> = wanted.difference(&found).copied().collect();
+        self.uplinks.put_all(&added, &vec![1; added.len()])?;
+        self.bump_routes()
+    }
+
+    /// Clears the bits of the address filters that neither an entry nor a flow needs any more.
+    pub fn prune_filters(&mut self) -> Result<(), Error> {
+        let (mut inbound, mut outbound) = (Box::new(Filter::EMPTY), Box::new(Filter::EMPTY));
+        let state = self.read()?;
+        family::add_state(&state.v4, &mut inbound, &mut outbound);
+        family::add_state(&state.v6, &mut inbound, &mut outbound);
+        self.v4.add_flows(&mut inbound, &mut outbound)?;
+        self.v6.add_flows(&mut inbound, &mut outbound)?;
+        self.inbound.replace(inbound);
+        self.outbound.replace(outbound);
+        self.add_masquerade(self.node.masquerade_v4, self.node.masquerade_v6);
+        self.inbound.flush()?;
+        self.outbound.flush()
+    }
+
+    fn add_masquerade(&mut self, v4: Ipv4, v6: Ipv6) {
+        if v4 != Ipv4::ANY {
+            self.inbound.add(&v4);
+        }
+        if v6 != Ipv6::ANY {
+            self.inbound.add(&v6);
+        }
+    }
+
+    fn write_node(&mut self, node: Node) -> Result<(), Error> {
+        if node != self.node {
+            self.node_map.put(&0, &node)?;
+            self.node = node;
+        }
+        Ok(())
+    }
+}
+
+/// Makes the directories and locks them: two agents on the same maps would undo each other's work. A predecessor that
+/// was killed may take a moment to go.
+fn prepare(pin_path: &Path) -> Result<File, OpenError> {
+    let error = |path: &Path, source| OpenError::PinPath { path: path.into(), source };
+    for path in [load::maps_directory(pin_path), links::links_directory(pin_path)] {
+        fs::create_dir_all(&path).map_err(|source| error(&path, source))?;
+    }
+    let lock = File::open(pin_path).map_err(|source| error(pin_path, source))?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            Err(fs::TryLockError::WouldBlock) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(fs::TryLockError::WouldBlock) => return Err(OpenError::InUse { path: pin_path.into() }),
+            Err(fs::TryLockError::Error(source)) => return Err(error(pin_path, source)),
+        }
+    }
+}

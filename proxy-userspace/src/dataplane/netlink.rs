@@ -1,7 +1,12 @@
 //! The node's own network, as netlink tells it: links, addresses and which links carry a default route. A watcher
 //! turns the kernel's notifications into [`NetworkEvent`]s.
 
+mod messages;
+mod watcher;
+
 use ipnet::IpNet;
+
+pub use self::watcher::{snapshot, watch};
 
 /// The node's links and addresses at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,6 +48,8 @@ pub struct Link {
     pub master: Option<u32>,
     /// Id of the XDP program on it.
     pub xdp_program: Option<u32>,
+    /// That program runs after the kernel has made an skb, not in the driver.
+    pub has_generic_xdp: bool,
 }
 
 /// An address of the node.
@@ -67,4 +74,20 @@ pub enum NetworkEvent {
     Changed(NodeNetwork),
     /// Routes, neighbours or links changed: a next hop found before may be wrong.
     RoutesChanged,
+}
+
+/// Why the network could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum NetlinkError {
+    /// No socket.
+    #[error("cannot open a netlink socket: {0}")]
+    Socket(#[from] std::io::Error),
+    /// A request failed.
+    #[error("cannot list {what}: {source}")]
+    List {
+        /// `links`, `addresses` or `routes`.
+        what: &'static str,
+        /// What the kernel said.
+        source: rtnetlink::Error,
+    },
 }

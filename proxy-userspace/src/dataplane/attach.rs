@@ -1,0 +1,354 @@
+//! Attaches programs to devices and to the cgroup. Level-triggered: each call makes what is attached equal to what the
+//! options and the devices that exist ask for, whatever was there before.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    fs::File,
+    io,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    path::{Path, PathBuf},
+};
+
+use aya::Ebpf;
+
+use super::{
+    clsact,
+    error::{Error, OpenError},
+    links::{Change, Links, LoadedProgram, Target},
+    netlink::{Link, NodeNetwork},
+    options::{ClassifierMode, Options, UplinkMode},
+    preflight,
+    program::ProgramName,
+    select::select,
+};
+
+const XDP_FLAGS_SKB_MODE: u32 = 2;
+const XDP_FLAGS_DRV_MODE: u32 = 4;
+
+/// How a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mechanism {
+    /// In the device's driver.
+    Xdp,
+    /// After the kernel has made an skb.
+    XdpGeneric,
+    /// At the head of the device's TCX chain.
+    Tcx,
+    /// As a filter of the clsact qdisc.
+    Clsact,
+    /// To the cgroup.
+    Cgroup,
+}
+
+impl fmt::Display for Mechanism {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Xdp => "xdp",
+            Self::XdpGeneric => "xdp-generic",
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+            Self::Cgroup => "cgroup",
+        })
+    }
+}
+
+/// A program that is attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// Which.
+    pub program: ProgramName,
+    /// Name of the device, or path of the cgroup.
+    pub target: String,
+    /// Interface index of the device.
+    pub ifindex: Option<u32>,
+    /// How.
+    pub mechanism: Mechanism,
+}
+
+/// Something that could not be attached as wanted. The rest is.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachProblem {
+    /// Another XDP program is there.
+    #[error("device {device} already has an XDP program{}: it was left alone, and the device gets TC instead", id(*.program))]
+    XdpOccupied {
+        /// The device.
+        device: String,
+        /// Id of the program that is there, if netlink knew.
+        program: Option<u32>,
+    },
+    /// The driver does not take it.
+    #[error("device {device} takes no XDP program in this mode ({source}): it gets TC instead")]
+    XdpUnsupported {
+        /// The device.
+        device: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A name that no device has.
+    #[error("there is no device {device} yet: it is attached when it appears")]
+    DeviceAbsent {
+        /// As given.
+        device: String,
+    },
+    /// Anything else.
+    #[error("program {program} cannot be attached to {target}: {source}")]
+    Failed {
+        /// Which program.
+        program: ProgramName,
+        /// Name of the device, or path of the cgroup.
+        target: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A program that should no longer be there.
+    #[error("link {pin} cannot be removed: {source}")]
+    NotRemoved {
+        /// Name of its pin.
+        pin: String,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+fn id(program: Option<u32>) -> String {
+    program.map_or_else(String::new, |id| format!(" (id {id})"))
+}
+
+/// What is attached after a round, and what is not.
+#[derive(Debug, Default)]
+pub struct AttachReport {
+    /// Everything that is attached.
+    pub attachments: Vec<Attachment>,
+    /// Everything that is not as wanted.
+    pub problems: Vec<AttachProblem>,
+}
+
+/// The cgroup whose sockets are balanced.
+#[derive(Debug)]
+struct Cgroup {
+    path: PathBuf,
+    directory: File,
+    /// The kernel's id of a cgroup is its directory's inode number.
+    id: u64,
+}
+
+/// What is needed to attach again and again.
+#[derive(Debug)]
+pub(super) struct Attacher {
+    options: Options,
+    cgroup: Option<Cgroup>,
+    programs: BTreeMap<ProgramName, LoadedProgram>,
+    uses_tcx: bool,
+    /// The clsact filters of ours that may exist; none before the first round.
+    filters: Option<BTreeSet<(String, ProgramName)>>,
+    /// The problems of the last round: each is logged once, not at every event.
+    known_problems: BTreeSet<String>,
+}
+
+impl Attacher {
+    pub(super) fn new(options: &Options, cgroup: Option<&Path>, object: &Ebpf) -> Result<Self, OpenError> {
+        let cgroup = cgroup.map(open_cgroup).transpose()?;
+        Ok(Self {
+            options: options.clone(),
+            cgroup,
+            programs: loaded_programs(object)?,
+            uses_tcx: options.classifiers == ClassifierMode::Auto && preflight::kernel_is_at_least((6, 6)),
+            filters: None,
+            known_problems: BTreeSet::new(),
+        })
+    }
+
+    /// One round.
+    pub(super) fn attach(&mut self, object: &mut Ebpf, network: &NodeNetwork) -> Result<AttachReport, Error> {
+        let links = Links::read(&self.options.pin_path)?;
+        let selection = select(&self.options, network);
+        let mut round =
+            Round { attacher: self, object, links, report: AttachReport::default(), filters: BTreeSet::new() };
+        for device in selection.absent {
+            round.report.problems.push(AttachProblem::DeviceAbsent { device });
+        }
+        for link in selection.pod_devices {
+            round.classifier(ProgramName::PodIn, link);
+            round.classifier(ProgramName::PodOut, link);
+        }
+        for link in selection.uplinks {
+            round.uplink(link);
+        }
+        round.sockets();
+        let (report, filters) = round.finish();
+        self.remove_filters(network, filters);
+        self.log_problems(&report);
+        Ok(report)
+    }
+
+    /// Removes our filters that are not wanted any more. In the first round nothing is known of a predecessor's, so every
+    /// device is asked.
+    fn remove_filters(&mut self, network: &NodeNetwork, wanted: BTreeSet<(String, ProgramName)>) {
+        if let Some(filters) = &self.filters {
+            for (device, program) in filters.difference(&wanted) {
+                clsact::remove_program(device, *program);
+            }
+        } else {
+            for link in &network.links {
+                for program in [ProgramName::PodIn, ProgramName::PodOut] {
+                    let is_wanted =
+                        wanted.iter().any(|(device, wanted)| *device == link.name && wanted.hook() == program.hook());
+                    if !is_wanted && clsact::remove_program(&link.name, program) {
+                        tracing::info!(device = link.name, "removed a filter that is not wanted any more");
+                    }
+                }
+            }
+        }
+        self.filters = Some(wanted);
+    }
+
+    fn log_problems(&mut self, report: &AttachReport) {
+        let problems: BTreeSet<String> = report.problems.iter().map(ToString::to_string).collect();
+        for problem in problems.difference(&self.known_problems) {
+            tracing::warn!("{problem}");
+        }
+        self.known_problems = problems;
+    }
+}
+
+fn open_cgroup(path: &Path) -> Result<Cgroup, OpenError> {
+    let error = |source: io::Error| OpenError::NotCgroup { path: path.into(), reason: source.to_string() };
+    let directory = File::open(path).map_err(error)?;
+    let id = directory.metadata().map_err(error)?.ino();
+    Ok(Cgroup { path: path.into(), directory, id })
+}
+
+fn loaded_programs(object: &Ebpf) -> Result<BTreeMap<ProgramName, LoadedProgram>, OpenError> {
+    ProgramName::ALL
+        .into_iter()
+        .map(|program| {
+            let name = program.as_str();
+            let error = |source| OpenError::Program { program: name, source };
+            let loaded = object.program(name).ok_or(OpenError::Missing { what: "program", name })?;
+            let fd = loaded.fd().map_err(error)?.as_fd().try_clone_to_owned().map_err(|source| error(source.into()))?;
+            let id = loaded.info().map_err(error)?.id();
+            Ok((program, LoadedProgram { fd, id }))
+        })
+        .collect()
+}
+
+/// A target, for the report.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    name: &'a str,
+    ifindex: Option<u32>,
+}
+
+impl<'a> From<&'a Link> for Place<'a> {
+    fn from(link: &'a Link) -> Self {
+        Self { name: &link.name, ifindex: Some(link.ifindex) }
+    }
+}
+
+/// One round of attaching.
+struct Round<'a> {
+    attacher: &'a Attacher,
+    object: &'a mut Ebpf,
+    links: Links,
+    report: AttachReport,
+    filters: BTreeSet<(String, ProgramName)>,
+}
+
+impl Round<'_> {
+    fn uplink(&mut self, link: &Link) {
+        if !self.xdp(link) {
+            self.classifier(ProgramName::UplinkIn, link);
+        }
+        self.classifier(ProgramName::UplinkOut, link);
+    }
+
+    /// Attaches XDP if it is wanted there, and says whether it is attached.
+    fn xdp(&mut self, link: &Link) -> bool {
+        let (flags, mechanism) = match self.attacher.options.uplink_mode {
+            UplinkMode::Xdp => (XDP_FLAGS_DRV_MODE, Mechanism::Xdp),
+            UplinkMode::XdpGeneric => (XDP_FLAGS_SKB_MODE, Mechanism::XdpGeneric),
+            UplinkMode::Tc => return false,
+        };
+        if !link.has_ethernet {
+            return false;
+        }
+        let wants_generic = mechanism == Mechanism::XdpGeneric;
+        // A link keeps the mode it was made with.
+        if link.xdp_program.is_some() && link.has_generic_xdp != wants_generic {
+            let removed = self.links.remove(ProgramName::UplinkXdp, Target::Device(&link.name, link.ifindex));
+            self.note_removal(&link.name, removed);
+        }
+        match self.link(ProgramName::UplinkXdp, Target::Device(&link.name, link.ifindex), flags) {
+            Ok(()) => {
+                self.attached(ProgramName::UplinkXdp, link.into(), mechanism);
+                true
+            }
+            Err(source) => {
+                let device = link.name.clone();
+                self.report.problems.push(match source.raw_os_error() {
+                    Some(libc::EBUSY) => AttachProblem::XdpOccupied { device, program: link.xdp_program },
+                    _ => AttachProblem::XdpUnsupported { device, source },
+                });
+                false
+            }
+        }
+    }
+
+    fn classifier(&mut self, program: ProgramName, link: &Link) {
+        let (result, mechanism) = if self.attacher.uses_tcx {
+            (self.link(program, Target::Device(&link.name, link.ifindex), 0), Mechanism::Tcx)
+        } else {
+            self.filters.insert((link.name.clone(), program));
+            (clsact::ensure(self.object, program, &link.name).map_err(io::Error::other), Mechanism::Clsact)
+        };
+        self.outcome(program, link.into(), mechanism, result);
+    }
+
+    fn sockets(&mut self) {
+        let Some(cgroup) = &self.attacher.cgroup else { return };
+        let path = cgroup.path.display().to_string();
+        for program in ProgramName::ALL.into_iter().filter(|program| program.is_socket()) {
+            let result = self.link(program, Target::Cgroup(cgroup.directory.as_fd(), cgroup.id), 0);
+            self.outcome(program, Place { name: &path, ifindex: None }, Mechanism::Cgroup, result);
+        }
+    }
+
+    fn link(&mut self, program: ProgramName, target: Target<'_>, flags: u32) -> io::Result<()> {
+        let loaded = self.attacher.programs.get(&program).ok_or(io::ErrorKind::NotFound)?;
+        let change = self.links.ensure(program, loaded, target, flags)?;
+        if change != Change::None {
+            tracing::debug!(%program, ?target, ?change, "attached");
+        }
+        Ok(())
+    }
+
+    fn outcome(&mut self, program: ProgramName, place: Place<'_>, mechanism: Mechanism, result: io::Result<()>) {
+        match result {
+            Ok(()) => self.attached(program, place, mechanism),
+            Err(source) => {
+                self.report.problems.push(AttachProblem::Failed { program, target: place.name.into(), source });
+            }
+        }
+    }
+
+    fn attached(&mut self, program: ProgramName, place: Place<'_>, mechanism: Mechanism) {
+        let Place { name, ifindex } = place;
+        self.report.attachments.push(Attachment { program, target: name.into(), ifindex, mechanism });
+    }
+
+    fn note_removal(&mut self, pin: &str, result: io::Result<()>) {
+        if let Err(source) = result {
+            self.report.problems.push(AttachProblem::NotRemoved { pin: pin.into(), source });
+        }
+    }
+
+    /// What is not wanted goes last, so that no device is without a program in between.
+    fn finish(mut self) -> (AttachReport, BTreeSet<(String, ProgramName)>) {
+        for (pin, result) in std::mem::replace(&mut self.links, Links::empty()).remove_others() {
+            tracing::debug!(pin, "removed a link that is not wanted any more");
+            self.note_removal(&pin, result);
+        }
+        (self.report, self.filters)
+    }
+}

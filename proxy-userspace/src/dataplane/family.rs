@@ -1,0 +1,187 @@
+//! The maps of one address family, and how a plan's steps are written to them.
+
+use std::fmt::Debug;
+
+use aya::{Ebpf, Pod, maps::MapData};
+use proxy_common::{
+    addr::Address,
+    backend::{Backend, BackendId, BackendState},
+    filter::{Filter, Hashed},
+    flow::{Direction, Flow},
+    service::{Frontend, Service},
+    tuple::{Stage, Tuple},
+};
+
+use super::{address_filter::AddressFilter, error::Error, error::OpenError, table::Table};
+use crate::diff::{FamilyState, Step};
+
+/// The maps of one family that the agent reads or writes.
+pub(super) struct FamilyMaps<A> {
+    services: Table<Frontend<A>, Service>,
+    backends: Table<BackendId, Backend<A>>,
+    local_addrs: Table<A, u32>,
+    flows: [Table<Tuple<A>, Flow<A>>; 2],
+}
+
+/// The names of one family's maps.
+pub(super) struct Names {
+    services: &'static str,
+    backends: &'static str,
+    local_addrs: &'static str,
+    flows: [&'static str; 2],
+}
+
+/// IPv4.
+pub(super) const V4: Names = Names {
+    services: "SERVICES_V4",
+    backends: "BACKENDS_V4",
+    local_addrs: "LOCAL_ADDRS_V4",
+    flows: ["FLOWS_V4", "EMBRYOS_V4"],
+};
+
+/// IPv6.
+pub(super) const V6: Names = Names {
+    services: "SERVICES_V6",
+    backends: "BACKENDS_V6",
+    local_addrs: "LOCAL_ADDRS_V6",
+    flows: ["FLOWS_V6", "EMBRYOS_V6"],
+};
+
+/// The map of a name in the loaded object, typed.
+pub(super) fn table<K: Pod, V: Pod>(object: &Ebpf, name: &'static str) -> Result<Table<K, V>, OpenError> {
+    let map = object.map(name).and_then(data).ok_or(OpenError::Missing { what: "map", name })?;
+    Ok(Table::new(name, map)?)
+}
+
+fn data(map: &aya::maps::Map) -> Option<&MapData> {
+    use aya::maps::Map::{Array, HashMap, LruHashMap, PerCpuArray};
+    match map {
+        Array(data) | HashMap(data) | LruHashMap(data) | PerCpuArray(data) => Some(data),
+        _ => None,
+    }
+}
+
+impl<A> FamilyMaps<A>
+where
+    A: Address + Hashed + Pod + Debug,
+    Frontend<A>: Pod,
+    Backend<A>: Pod + PartialEq + Default,
+    Tuple<A>: Pod,
+    Flow<A>: Pod,
+{
+    /// The maps in the loaded object.
+    pub(super) fn new(object: &Ebpf, names: &Names) -> Result<Self, OpenError> {
+        let [flows, embryos] = names.flows;
+        Ok(Self {
+            services: table(object, names.services)?,
+            backends: table(object, names.backends)?,
+            local_addrs: table(object, names.local_addrs)?,
+            flows: [table(object, flows)?, table(object, embryos)?],
+        })
+    }
+
+    /// What the maps hold.
+    pub(super) fn read(&self) -> Result<FamilyState<A>, Error> {
+        let mut backends = self.backends.values(self.backends.capacity() as usize)?;
+        let end = backends.iter().rposition(|backend| *backend != Backend::default()).map_or(0, |last| last + 1);
+        backends.truncate(end);
+        Ok(FamilyState {
+            services: self.services.entries()?.into_iter().collect(),
+            backends,
+            local_addrs: self.local_addrs.entries()?.into_iter().collect(),
+        })
+    }
+
+    /// Carries out steps in order, runs of like steps at once.
+    pub(super) fn apply(&self, slots: &Table<u32, BackendId>, steps: &[Step<A>]) -> Result<(), Error> {
+        steps.chunk_by(|a, b| std::mem::discriminant(a) == std::mem::discriminant(b)).try_for_each(|run| {
+            match run.first() {
+                Some(Step::PutBackend(..)) => put(&self.backends, run.iter().filter_map(backend)),
+                Some(Step::PutSlots(..)) => put(slots, run.iter().flat_map(slot_entries)),
+                Some(Step::PutLocalAddr(..)) => put(&self.local_addrs, run.iter().filter_map(local_addr)),
+                Some(Step::PutService(..)) => put(&self.services, run.iter().filter_map(service)),
+                Some(Step::RemoveLocalAddr(_)) => {
+                    self.local_addrs.remove_all(&run.iter().filter_map(removed_local_addr).collect::<Vec<_>>())
+                }
+                Some(Step::RemoveService(_)) => {
+                    self.services.remove_all(&run.iter().filter_map(removed_service).collect::<Vec<_>>())
+                }
+                None => Ok(()),
+            }
+        })
+    }
+
+    /// Adds the addresses of everything the flow tables still translate: what a packet is addressed to on its way in,
+    /// and the backend. The second step of a flow has the backend of the first.
+    pub(super) fn add_flows(&self, inbound: &mut Filter, outbound: &mut Filter) -> Result<(), Error> {
+        for table in &self.flows {
+            table.visit(|key, flow| {
+                if matches!(key.stage, Stage::FromPod | Stage::UplinkIn) {
+                    inbound.add(&key.daddr);
+                }
+                match flow.direction {
+                    Direction::Original => outbound.add(&flow.rewrite.daddr),
+                    Direction::Reply => outbound.add(&key.saddr),
+                    Direction::Transit => {}
+                }
+                true
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Adds the addresses of what a plan will write.
+pub(super) fn add_steps<A: Address + Hashed>(
+    steps: &[Step<A>],
+    inbound: &mut AddressFilter,
+    outbound: &mut AddressFilter,
+) {
+    for step in steps {
+        match step {
+            Step::PutService(frontend, _) if frontend.addr != A::ANY => inbound.add(&frontend.addr),
+            Step::PutLocalAddr(address, _) => inbound.add(address),
+            Step::PutBackend(_, backend) if backend.state != BackendState::Free => outbound.add(&backend.addr),
+            _ => {}
+        }
+    }
+}
+
+/// Adds the addresses of what the maps hold.
+pub(super) fn add_state<A: Address + Hashed>(state: &FamilyState<A>, inbound: &mut Filter, outbound: &mut Filter) {
+    let frontends = state.services.keys().map(|frontend| &frontend.addr).filter(|address| **address != A::ANY);
+    frontends.chain(state.local_addrs.keys()).for_each(|address| inbound.add(address));
+    let backends = state.backends.iter().filter(|backend| backend.state != BackendState::Free);
+    backends.for_each(|backend| outbound.add(&backend.addr));
+}
+
+fn put<K: Pod, V: Pod>(table: &Table<K, V>, entries: impl Iterator<Item = (K, V)>) -> Result<(), Error> {
+    let (keys, values): (Vec<K>, Vec<V>) = entries.unzip();
+    table.put_all(&keys, &values)
+}
+
+fn backend<A: Copy>(step: &Step<A>) -> Option<(BackendId, Backend<A>)> {
+    if let Step::PutBackend(id, backend) = step { Some((*id, *backend)) } else { None }
+}
+
+fn slot_entries<A>(step: &Step<A>) -> impl Iterator<Item = (u32, BackendId)> {
+    let (first, slots) =
+        if let Step::PutSlots(first, slots) = step { (*first, slots.as_slice()) } else { (0, &[][..]) };
+    (first..).zip(slots.iter().copied())
+}
+
+fn local_addr<A: Copy>(step: &Step<A>) -> Option<(A, u32)> {
+    if let Step::PutLocalAddr(address, bits) = step { Some((*address, *bits)) } else { None }
+}
+
+fn removed_local_addr<A: Copy>(step: &Step<A>) -> Option<A> {
+    if let Step::RemoveLocalAddr(address) = step { Some(*address) } else { None }
+}
+
+fn service<A: Copy>(step: &Step<A>) -> Option<(Frontend<A>, Service)> {
+    if let Step::PutService(frontend, service) = step { Some((*frontend, *service)) } else { None }
+}
+
+fn removed_service<A: Copy>(step: &Step<A>) -> Option<Frontend<A>> {
+    if let Step::RemoveService(frontend) = step { Some(*frontend) } else { None }
+}

@@ -1,0 +1,231 @@
+//! Pinned links: `links/<program>-<device>` and `links/<program>-cgroup`. What is attached is read from the pins each
+//! time, so it does not matter who attached it or what happened to the devices since.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use super::{
+    error::Error,
+    program::{Hook, ProgramName},
+    syscall::{self, LinkTarget},
+};
+
+/// `BPF_F_BEFORE` with no other program named: at the head of a TCX chain.
+const FIRST: u32 = 8;
+
+/// What stands for the cgroup in a pin's name. A device of this name has other programs.
+const CGROUP: &str = "cgroup";
+
+/// Directory of the pinned links.
+pub(super) fn links_directory(pin_path: &Path) -> PathBuf {
+    pin_path.join("links")
+}
+
+/// Something a program is attached to.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Target<'a> {
+    /// A device: name and interface index.
+    Device(&'a str, u32),
+    /// The cgroup: its directory and id.
+    Cgroup(BorrowedFd<'a>, u64),
+}
+
+impl Target<'_> {
+    fn id(&self) -> u64 {
+        match self {
+            Self::Device(_, ifindex) => (*ifindex).into(),
+            Self::Cgroup(_, id) => *id,
+        }
+    }
+
+    fn link_target(&self) -> LinkTarget<'_> {
+        match self {
+            Self::Device(_, ifindex) => LinkTarget::Device(*ifindex),
+            Self::Cgroup(directory, _) => LinkTarget::Cgroup(*directory),
+        }
+    }
+}
+
+/// A BPF file system takes no dots in names, and a device's name has no colons.
+fn pin_name(program: ProgramName, target: &Target<'_>) -> String {
+    let target = match target {
+        Target::Device(name, _) => name,
+        Target::Cgroup(..) => CGROUP,
+    };
+    format!("{program}-{}", target.replace('.', ":"))
+}
+
+/// Program and device, or `cgroup`, of a pin.
+fn parse_pin_name(name: &str) -> Option<(ProgramName, String)> {
+    let (program, target) = name.split_once('-')?;
+    Some((ProgramName::from_name(program)?, target.replace(':', ".")))
+}
+
+/// A pinned link of ours.
+#[derive(Debug)]
+struct Pin {
+    path: PathBuf,
+    link: OwnedFd,
+    program_id: u32,
+}
+
+/// A program in the kernel.
+#[derive(Debug)]
+pub(super) struct LoadedProgram {
+    /// Its descriptor.
+    pub(super) fd: OwnedFd,
+    /// Its id.
+    pub(super) id: u32,
+}
+
+/// What [`Links::ensure`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// Nothing: the link is there, with this program.
+    None,
+    /// The link has got this program.
+    Updated,
+    /// There is a new link.
+    Created,
+}
+
+/// The pinned links as found at one moment; those nobody asks for are removed at the end.
+#[derive(Debug)]
+pub(super) struct Links {
+    directory: PathBuf,
+    found: BTreeMap<(ProgramName, u64), Pin>,
+    dead: Vec<PathBuf>,
+}
+
+impl Links {
+    /// None.
+    pub(super) fn empty() -> Self {
+        Self { directory: PathBuf::new(), found: BTreeMap::new(), dead: Vec::new() }
+    }
+
+    /// Reads the pins. Files that are not ours are left alone.
+    pub(super) fn read(pin_path: &Path) -> Result<Self, Error> {
+        let directory = links_directory(pin_path);
+        let mut links = Self { directory, found: BTreeMap::new(), dead: Vec::new() };
+        for (program, _, path) in pins(&links.directory)? {
+            links.add(program, path);
+        }
+        Ok(links)
+    }
+
+    fn add(&mut self, program: ProgramName, path: PathBuf) {
+        let Ok(link) = syscall::object(&path) else { return self.dead.push(path) };
+        match syscall::link_info(link.as_fd()) {
+            Ok(info) if info.target() != 0 => {
+                let pin = Pin { path, link, program_id: info.program };
+                if let Some(double) = self.found.insert((program, info.target()), pin) {
+                    self.dead.push(double.path);
+                }
+            }
+            _ => self.dead.push(path),
+        }
+    }
+
+    /// Makes the program run at the target.
+    pub(super) fn ensure(
+        &mut self,
+        program: ProgramName,
+        loaded: &LoadedProgram,
+        target: Target<'_>,
+        flags: u32,
+    ) -> io::Result<Change> {
+        let path = self.directory.join(pin_name(program, &target));
+        if let Some(pin) = self.found.remove(&(program, target.id()))
+            && let Some(change) = adopt(&pin, loaded, &path)?
+        {
+            return Ok(change);
+        }
+        // Whatever is pinned here belonged to a device of the same name that is gone.
+        self.dead.retain(|dead| *dead != path);
+        unpin(&path)?;
+        let flags = match program.hook() {
+            Hook::Ingress | Hook::Egress => flags | FIRST,
+            Hook::Xdp | Hook::Socket(_) => flags,
+        };
+        let link = syscall::create_link(loaded.fd.as_fd(), target.link_target(), program.hook().attach_type(), flags)?;
+        syscall::pin(link.as_fd(), &path)?;
+        Ok(Change::Created)
+    }
+
+    /// Detaches a program from a target, if it is attached there.
+    pub(super) fn remove(&mut self, program: ProgramName, target: Target<'_>) -> io::Result<()> {
+        self.found.remove(&(program, target.id())).map_or(Ok(()), |pin| unpin(&pin.path))
+    }
+
+    /// Detaches everything that was not asked for, and returns the names of those pins.
+    pub(super) fn remove_others(self) -> Vec<(String, io::Result<()>)> {
+        let found = self.found.into_values().map(|pin| pin.path);
+        let named = |path: PathBuf| (path.file_name().unwrap_or_default().to_string_lossy().into_owned(), unpin(&path));
+        self.dead.into_iter().chain(found).map(named).collect()
+    }
+}
+
+/// Gives an existing link the program, and the pin its device's present name. None when the link is dead after all.
+fn adopt(pin: &Pin, loaded: &LoadedProgram, path: &Path) -> io::Result<Option<Change>> {
+    let change = if pin.program_id == loaded.id {
+        Change::None
+    } else {
+        match syscall::update_link(pin.link.as_fd(), loaded.fd.as_fd()) {
+            Ok(()) => Change::Updated,
+            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
+                unpin(&pin.path)?;
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        }
+    };
+    if pin.path != path {
+        fs::rename(&pin.path, path)?;
+    }
+    Ok(Some(change))
+}
+
+fn unpin(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// The pins of links of ours in a directory: program, device or `cgroup`, and path.
+pub(super) fn pins(directory: &Path) -> Result<Vec<(ProgramName, String, PathBuf)>, Error> {
+    let error = |source| Error::Links { path: directory.into(), source };
+    let mut pins = Vec::new();
+    for entry in fs::read_dir(directory).map_err(error)? {
+        let entry = entry.map_err(error)?;
+        if let Some((program, target)) = parse_pin_name(&entry.file_name().to_string_lossy()) {
+            pins.push((program, target, entry.path()));
+        }
+    }
+    Ok(pins)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ProgramName, Target, parse_pin_name, pin_name};
+
+    #[test]
+    fn a_pin_is_named_so_that_program_and_device_can_be_told() {
+        for device in ["eth0", "eth0.100", "veth-a.b-c", "cgroup"] {
+            let name = pin_name(ProgramName::UplinkOut, &Target::Device(device, 7));
+            assert!(!name.contains('.'), "{name}");
+            assert_eq!(parse_pin_name(&name), Some((ProgramName::UplinkOut, device.into())));
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_a_link_of_ours_is_none() {
+        for name in ["readme", "other-eth0", "uplink_xdp", "-eth0"] {
+            assert_eq!(parse_pin_name(name), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! Loads the BPF object into the kernel over the maps that are already pinned, after checking that they are what this
+//! version would make. aya opens any pin of the right name: one with larger values would have it read past its buffers.
+
+use std::{
+    collections::BTreeMap,
+    os::fd::AsRawFd as _,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{MapData, MapInfo},
+    programs::Program,
+};
+use aya_obj::EbpfSectionKind;
+use proxy_common::node::{LAYOUT, Node};
+
+use super::{
+    error::OpenError,
+    options::{Options, SocketLb},
+    program::ProgramName,
+    syscall,
+    table::Table,
+};
+
+/// The BPF object.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice.bpf.o"));
+
+/// Directory of the pinned maps.
+pub(super) fn maps_directory(pin_path: &Path) -> PathBuf {
+    pin_path.join("maps")
+}
+
+/// What a map of the object looks like once it is created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shape {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+}
+
+impl Shape {
+    /// What a pin has instead; none when it has the same.
+    fn difference(self, pinned: Self) -> Option<String> {
+        [
+            ("type", self.kind, pinned.kind),
+            ("key size", self.key_size, pinned.key_size),
+            ("value size", self.value_size, pinned.value_size),
+            ("number of entries", self.max_entries, pinned.max_entries),
+            ("flags", self.flags, pinned.flags),
+        ]
+        .into_iter()
+        .find(|(_, wanted, found)| wanted != found)
+        .map(|(what, wanted, found)| format!("its {what} is {found}, not {wanted}"))
+    }
+}
+
+/// Loads maps and programs; the programs are attached nowhere yet.
+pub(super) fn load(options: &Options) -> Result<Ebpf, OpenError> {
+    let shapes = shapes(options)?;
+    let directory = maps_directory(&options.pin_path);
+    check_pins(&directory, &shapes)?;
+    check_layout(&directory.join("NODE"))?;
+
+    let socket_lb = constant(options.socket_lb);
+    let cookie = syscall::network_namespace_cookie()
+        .map_err(|source| super::Error::Kernel { what: "the cookie of the network namespace", source })?;
+    let mut loader = EbpfLoader::new();
+    loader.override_global("SOCKET_LB", &socket_lb, true).override_global("HOST_NETNS_COOKIE", &cookie, true);
+    for (name, shape) in &shapes {
+        loader.map_pin_path(name, directory.join(name)).map_max_entries(name, shape.max_entries);
+    }
+    let mut object = loader.load(OBJECT)?;
+    load_programs(&mut object)?;
+    Ok(object)
+}
+
+/// The value of the object's constant `SOCKET_LB`.
+fn constant(socket_lb: SocketLb) -> u8 {
+    match socket_lb {
+        SocketLb::Off => 0,
+        SocketLb::Host => 1,
+        SocketLb::All => 2,
+    }
+}
+
+/// The maps to pin, with the sizes the operator wants.
+fn shapes(options: &Options) -> Result<BTreeMap<String, Shape>, OpenError> {
+    let object = aya_obj::Object::parse(OBJECT).map_err(aya::EbpfError::from)?;
+    let mut shapes: BTreeMap<String, Shape> = object
+        .maps
+        .into_iter()
+        // Constants belong to one load of the programs, not to what outlives it.
+        .filter(|(_, map)| matches!(map.section_kind(), EbpfSectionKind::Maps | EbpfSectionKind::BtfMaps))
+        .map(|(name, map)| {
+            let shape = Shape {
+                kind: map.map_type(),
+                key_size: map.key_size(),
+                value_size: map.value_size(),
+                max_entries: map.max_entries(),
+                flags: map.map_flags(),
+            };
+            (name, shape)
+        })
+        .collect();
+    for (name, &entries) in &options.sizes {
+        let shape = shapes.get_mut(name).ok_or_else(|| OpenError::UnknownMap { map: name.clone() })?;
+        shape.max_entries = entries;
+    }
+    Ok(shapes)
+}
+
+/// Whether every map that is pinned already is what would be made in its place.
+fn check_pins(directory: &Path, shapes: &BTreeMap<String, Shape>) -> Result<(), OpenError> {
+    for (name, shape) in shapes {
+        let path = directory.join(name);
+        if !path.exists() {
+            continue;
+        }
+        let difference = match pinned_shape(&path) {
+            Ok(pinned) => shape.difference(pinned),
+            Err(reason) => Some(reason),
+        };
+        if let Some(difference) = difference {
+            return Err(OpenError::IncompatiblePin { path, difference });
+        }
+    }
+    Ok(())
+}
+
+fn pinned_shape(path: &Path) -> Result<Shape, String> {
+    let object = syscall::object(path).map_err(|error| format!("it cannot be opened: {error}"))?;
+    let object = PathBuf::from(format!("/proc/self/fd/{}", object.as_raw_fd()));
+    if !object.read_link().is_ok_and(|kind| kind.to_string_lossy().contains("bpf-map")) {
+        return Err("it is not a map".into());
+    }
+    let info = MapInfo::from_pin(path).map_err(|error| format!("it cannot be examined: {error}"))?;
+    let kind = info.map_type().map_err(|error| error.to_string())?;
+    Ok(Shape {
+        kind: kind as u32,
+        key_size: info.key_size(),
+        value_size: info.value_size(),
+        max_entries: info.max_entries(),
+        flags: info.map_flags(),
+    })
+}
+
+/// Whether the entries were written by a version with the same map types. Zero: by none yet.
+fn check_layout(path: &Path) -> Result<(), OpenError> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let difference = |difference: String| OpenError::IncompatiblePin { path: path.into(), difference };
+    let map = MapData::from_pin(path).map_err(|error| difference(format!("it cannot be opened: {error}")))?;
+    let node: Node = Table::new("NODE", &map)?.read(&0_u32)?;
+    match node.layout {
+        0 | LAYOUT => Ok(()),
+        other => Err(difference(format!("its layout is {other}, not {LAYOUT}"))),
+    }
+}
+
+fn load_programs(object: &mut Ebpf) -> Result<(), OpenError> {
+    for program in ProgramName::ALL {
+        let name = program.as_str();
+        let loaded = object.program_mut(name).ok_or(OpenError::Missing { what: "program", name })?;
+        match loaded {
+            Program::Xdp(loaded) => loaded.load(),
+            Program::SchedClassifier(loaded) => loaded.load(),
+            Program::CgroupSockAddr(loaded) => loaded.load(),
+            _ => return Err(OpenError::Missing { what: "program of the right type called", name }),
+        }
+        .map_err(|source| OpenError::Program { program: name, source })?;
+    }
+    Ok(())
+}
+
+/// How many jiffies make a second. The resolution of the coarse clocks is one jiffy
+/// (`posix_get_coarse_res` in kernel/time/posix-timers.c).
+pub(super) fn jiffies_per_second() -> u32 {
+    let jiffy = rustix::time::clock_getres(rustix::time::ClockId::MonotonicCoarse).tv_nsec.max(1);
+    u32::try_from((1_000_000_000 + jiffy / 2) / jiffy).unwrap_or(u32::MAX)
+}
+
+/// The pins of this version's maps that exist.
+pub(super) fn pinned_maps(pin_path: &Path) -> Result<Vec<PathBuf>, OpenError> {
+    let directory = maps_directory(pin_path);
+    let names = shapes(&Options::new(pin_path))?.into_keys();
+    Ok(names.map(|name| directory.join(name)).filter(|path| path.exists()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Options, Shape, jiffies_per_second, shapes};
+
+    #[test]
+    fn a_pin_that_differs_is_told_by_what_differs() {
+        let wanted = Shape { kind: 1, key_size: 12, value_size: 24, max_entries: 65_536, flags: 1 };
+        assert_eq!(wanted.difference(wanted), None);
+        let larger = Shape { value_size: 32, ..wanted };
+        assert_eq!(wanted.difference(larger).as_deref(), Some("its value size is 32, not 24"));
+        let fewer = Shape { max_entries: 1_024, ..wanted };
+        assert_eq!(wanted.difference(fewer).as_deref(), Some("its number of entries is 1024, not 65536"));
+    }
+
+    #[test]
+    fn a_jiffy_is_as_long_as_kernels_are_built_for() {
+        assert!([100, 250, 300, 1_000].contains(&jiffies_per_second()), "{}", jiffies_per_second());
+    }
+
+    #[test]
+    fn a_size_for_a_map_that_does_not_exist_is_refused() {
+        let mut options = Options::new("/sys/fs/bpf/sluice");
+        options.sizes.insert("SERVICES".into(), 1);
+        let error = shapes(&options).unwrap_err();
+        assert!(error.to_string().contains("`SERVICES`"), "{error}");
+    }
+
+    #[test]
+    fn every_map_of_the_object_is_pinned_and_no_constants_are() {
+        let shapes = shapes(&Options::new("/sys/fs/bpf/sluice")).unwrap();
+        assert!(shapes.contains_key("SERVICES_V4") && shapes.contains_key("FLOWS_V6"));
+        assert!(shapes.keys().all(|name| !name.starts_with('.') && name.len() <= 15), "{:?}", shapes.keys());
+    }
+}

@@ -1,0 +1,129 @@
+//! The programs of the BPF object that are attached somewhere, by name.
+
+use std::fmt;
+
+/// A program, named as in the BPF object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ProgramName {
+    /// TC ingress of a pod's device.
+    PodIn,
+    /// TC egress of a pod's device.
+    PodOut,
+    /// XDP of an uplink.
+    UplinkXdp,
+    /// TC ingress of an uplink without XDP.
+    UplinkIn,
+    /// TC egress of an uplink.
+    UplinkOut,
+    /// connect(2), IPv4.
+    Connect4,
+    /// connect(2), IPv6.
+    Connect6,
+    /// sendmsg(2) of UDP, IPv4.
+    Sendmsg4,
+    /// sendmsg(2) of UDP, IPv6.
+    Sendmsg6,
+    /// recvmsg(2) of UDP, IPv4.
+    Recvmsg4,
+    /// recvmsg(2) of UDP, IPv6.
+    Recvmsg6,
+    /// getpeername(2), IPv4.
+    Getpeername4,
+    /// getpeername(2), IPv6.
+    Getpeername6,
+}
+
+/// Where in the kernel a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hook {
+    /// XDP of a device.
+    Xdp,
+    /// TC ingress of a device.
+    Ingress,
+    /// TC egress of a device.
+    Egress,
+    /// A socket operation of a cgroup, by `enum bpf_attach_type`.
+    Socket(u32),
+}
+
+impl Hook {
+    /// `enum bpf_attach_type` of a link at this hook.
+    pub(super) fn attach_type(self) -> u32 {
+        match self {
+            Self::Xdp => 37,
+            Self::Ingress => 46,
+            Self::Egress => 47,
+            Self::Socket(attach_type) => attach_type,
+        }
+    }
+}
+
+impl ProgramName {
+    /// Every program.
+    pub const ALL: [Self; 13] = [
+        Self::PodIn,
+        Self::PodOut,
+        Self::UplinkXdp,
+        Self::UplinkIn,
+        Self::UplinkOut,
+        Self::Connect4,
+        Self::Connect6,
+        Self::Sendmsg4,
+        Self::Sendmsg6,
+        Self::Recvmsg4,
+        Self::Recvmsg6,
+        Self::Getpeername4,
+        Self::Getpeername6,
+    ];
+
+    /// The name in the BPF object.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::PodIn => "pod_in",
+            Self::PodOut => "pod_out",
+            Self::UplinkXdp => "uplink_xdp",
+            Self::UplinkIn => "uplink_in",
+            Self::UplinkOut => "uplink_out",
+            Self::Connect4 => "connect4",
+            Self::Connect6 => "connect6",
+            Self::Sendmsg4 => "sendmsg4",
+            Self::Sendmsg6 => "sendmsg6",
+            Self::Recvmsg4 => "recvmsg4",
+            Self::Recvmsg6 => "recvmsg6",
+            Self::Getpeername4 => "getpeername4",
+            Self::Getpeername6 => "getpeername6",
+        }
+    }
+
+    /// The program of a name.
+    pub(super) fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|program| program.as_str() == name)
+    }
+
+    pub(super) fn hook(self) -> Hook {
+        match self {
+            Self::UplinkXdp => Hook::Xdp,
+            Self::PodIn | Self::UplinkIn => Hook::Ingress,
+            Self::PodOut | Self::UplinkOut => Hook::Egress,
+            Self::Connect4 => Hook::Socket(10),
+            Self::Connect6 => Hook::Socket(11),
+            Self::Sendmsg4 => Hook::Socket(14),
+            Self::Sendmsg6 => Hook::Socket(15),
+            Self::Recvmsg4 => Hook::Socket(19),
+            Self::Recvmsg6 => Hook::Socket(20),
+            Self::Getpeername4 => Hook::Socket(29),
+            Self::Getpeername6 => Hook::Socket(30),
+        }
+    }
+
+    /// Whether it is attached to the cgroup.
+    pub(super) fn is_socket(self) -> bool {
+        matches!(self.hook(), Hook::Socket(_))
+    }
+}
+
+impl fmt::Display for ProgramName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

@@ -1,0 +1,115 @@
+//! Which devices get which programs: the operator's patterns, or what netlink says about the devices.
+
+use super::{
+    netlink::{Link, NodeNetwork},
+    options::{DevicePattern, Options},
+};
+
+/// The devices to attach to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Selection<'a> {
+    /// Devices that lead out of the node.
+    pub(super) uplinks: Vec<&'a Link>,
+    /// Devices that lead to pods.
+    pub(super) pod_devices: Vec<&'a Link>,
+    /// Names the operator gave that no device has.
+    pub(super) absent: Vec<String>,
+}
+
+/// What a device is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Uplink,
+    Pod,
+}
+
+/// Sorts the node's devices. A device named or matched by a pattern is what the pattern says; what both options match is
+/// an uplink.
+pub(super) fn select<'a>(options: &Options, network: &'a NodeNetwork) -> Selection<'a> {
+    let mut selection = Selection::default();
+    for link in &network.links {
+        match role(options, link) {
+            Some(Role::Uplink) => selection.uplinks.push(link),
+            Some(Role::Pod) => selection.pod_devices.push(link),
+            None => {}
+        }
+    }
+    let names = options.uplinks.iter().chain(&options.pod_devices).filter_map(DevicePattern::as_name);
+    selection.absent = names.filter(|name| network.link(name).is_none()).map(str::to_owned).collect();
+    selection
+}
+
+fn role(options: &Options, link: &Link) -> Option<Role> {
+    if is_listed(&options.uplinks, link) {
+        Some(Role::Uplink)
+    } else if is_listed(&options.pod_devices, link) {
+        Some(Role::Pod)
+    } else if options.uplinks.is_empty() && link.has_default_route {
+        Some(Role::Uplink)
+    } else if options.pod_devices.is_empty() && link.is_pod_veth && !link.has_default_route {
+        Some(Role::Pod)
+    } else {
+        None
+    }
+}
+
+/// The loopback device has to be named to be meant: `*` is not it.
+fn is_listed(patterns: &[DevicePattern], link: &Link) -> bool {
+    patterns.iter().any(|pattern| match pattern.as_name() {
+        Some(name) => name == link.name,
+        None => !link.is_loopback && pattern.matches(&link.name),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Link, NodeNetwork, Options, select};
+
+    fn network() -> NodeNetwork {
+        let link = |ifindex, name: &str| Link { ifindex, name: name.into(), has_ethernet: true, ..Link::default() };
+        NodeNetwork {
+            links: vec![
+                Link { is_loopback: true, ..link(1, "lo") },
+                Link { has_default_route: true, ..link(2, "eth0") },
+                link(3, "eth1"),
+                Link { is_pod_veth: true, ..link(4, "vetha") },
+                Link { is_pod_veth: true, has_default_route: true, ..link(5, "vethup") },
+                link(6, "docker0"),
+            ],
+            addresses: Vec::new(),
+        }
+    }
+
+    fn names(uplinks: &[&str], pod_devices: &[&str]) -> (Vec<String>, Vec<String>, Vec<String>) {
+        let mut options = Options::new("/sys/fs/bpf/sluice");
+        options.uplinks = uplinks.iter().map(|text| text.parse().unwrap()).collect();
+        options.pod_devices = pod_devices.iter().map(|text| text.parse().unwrap()).collect();
+        let network = network();
+        let selection = select(&options, &network);
+        let names = |links: Vec<&Link>| links.into_iter().map(|link| link.name.clone()).collect();
+        (names(selection.uplinks), names(selection.pod_devices), selection.absent)
+    }
+
+    #[test]
+    fn devices_are_sorted_by_patterns_and_else_by_what_they_are() {
+        let cases = [
+            ("defaults", names(&[], &[]), "eth0 vethup | vetha |"),
+            ("uplinks named", names(&["eth1"], &[]), "eth1 | vetha |"),
+            ("patterns", names(&["eth*"], &["veth*"]), "eth0 eth1 | vetha vethup |"),
+            ("a default uplink claimed as a pod's", names(&[], &["vethup"]), "eth0 | vethup |"),
+            ("both match", names(&["veth*"], &["vetha"]), "vetha vethup | |"),
+            ("absent", names(&["eth9", "wlan*"], &["pod0"]), "| | eth9 pod0"),
+        ];
+        for (name, (uplinks, pods, absent), expected) in cases {
+            let found = format!("{} | {} | {}", uplinks.join(" "), pods.join(" "), absent.join(" "));
+            let words: Vec<&str> = found.split_whitespace().collect();
+            assert_eq!(words, expected.split_whitespace().collect::<Vec<_>>(), "{name}");
+        }
+    }
+
+    #[test]
+    fn loopback_is_not_meant_by_a_pattern() {
+        assert!(!names(&["*"], &[]).0.contains(&"lo".into()));
+        assert_eq!(names(&["lo"], &[]).0, ["lo"]);
+    }
+}
