@@ -12,6 +12,7 @@
 pub mod address;
 pub mod agent;
 pub mod cgroup;
+pub mod cluster;
 pub mod device;
 pub mod manifest;
 pub mod pins;
@@ -20,7 +21,10 @@ mod topology;
 
 use std::{
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use anyhow::{Context as _, Result};
@@ -98,8 +102,7 @@ pub struct Node {
     pub host: Place,
     /// Its pods, in the order of the plan.
     pub pods: Vec<Place>,
-    /// The agent, once started.
-    pub agent: Option<Agent>,
+    agent: Mutex<Option<Arc<Agent>>>,
     pins: PinDirectory,
     cgroup: PathBuf,
     _port: Option<XdpPass>,
@@ -119,8 +122,8 @@ impl Lab {
     }
 
     /// Starts an agent on each node and waits until both are in sync.
-    pub fn start_agents(&mut self, source: &Path, options: &AgentOptions) -> Result<()> {
-        for node in &mut self.nodes {
+    pub fn start_agents(&self, source: &Path, options: &AgentOptions) -> Result<()> {
+        for node in &self.nodes {
             node.launch_agent(source, options)?;
         }
         self.nodes.iter().try_for_each(|node| node.agent()?.wait_until_in_sync())
@@ -157,7 +160,7 @@ impl Node {
         let pods = pods.collect::<Result<_>>()?;
         let pins = PinDirectory::new(lab, plan.name)?;
         let cgroup = parent.child(plan.name)?;
-        Ok(Self { plan, uplink, host, pods, agent: None, pins, cgroup, _port: port })
+        Ok(Self { plan, uplink, host, pods, agent: Mutex::default(), pins, cgroup, _port: port })
     }
 
     /// Its addresses on the wire.
@@ -175,26 +178,30 @@ impl Node {
         &self.cgroup
     }
 
-    /// The agent, if one was started.
-    pub fn agent(&self) -> Result<&Agent> {
-        self.agent.as_ref().with_context(|| format!("{} has no agent", self.plan.name))
+    /// The agent, if one was started and not killed.
+    pub fn agent(&self) -> Result<Arc<Agent>> {
+        let agent = self.agent.lock().unwrap_or_else(PoisonError::into_inner);
+        agent.clone().with_context(|| format!("{} has no agent", self.plan.name))
     }
 
-    /// Starts an agent, in place of the one before, and does not wait for it.
-    pub fn launch_agent(&mut self, source: &Path, options: &AgentOptions) -> Result<()> {
-        self.agent = None;
-        self.agent = Some(Agent::start(self, source, options)?);
+    /// Starts an agent, after killing the one before, and does not wait for it.
+    pub fn launch_agent(&self, source: &Path, options: &AgentOptions) -> Result<()> {
+        self.kill_agent();
+        let agent = Agent::start(self, source, options)?;
+        *self.agent.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(agent));
         Ok(())
     }
 
-    /// Starts an agent, in place of the one before, and waits until it is in sync.
-    pub fn start_agent(&mut self, source: &Path, options: &AgentOptions) -> Result<()> {
+    /// Starts an agent, after killing the one before, and waits until it is in sync.
+    pub fn start_agent(&self, source: &Path, options: &AgentOptions) -> Result<()> {
         self.launch_agent(source, options)?;
         self.agent()?.wait_until_in_sync()
     }
 
-    /// Kills the agent as SIGKILL does; the kernel keeps what it has made.
-    pub fn kill_agent(&mut self) {
-        self.agent = None;
+    /// Kills the agent as SIGKILL does, if there is one; the kernel keeps what it has made.
+    pub fn kill_agent(&self) {
+        if let Some(agent) = self.agent.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            agent.kill();
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! prints who answered, and cleans up. Exit status 0 means that everything was reached.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{self, IsTerminal as _, Write as _},
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
@@ -22,13 +23,17 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tests::{
     lab::{
         Lab, LabOptions, UplinkMode,
+        address::Family,
         agent::{AgentOptions, clean_up, use_program},
         manifest::{self, Published},
         survey::{self, Finding},
     },
     netns,
-    traffic::{place::Place, resident},
+    traffic::{Protocol, place::Place, resident},
 };
+
+/// In the order of the table.
+const ORIGINS: [&str; 3] = ["pod", "node", "outside"];
 
 /// Two nodes, their pods and a client outside, as network namespaces.
 #[derive(Debug, Parser)]
@@ -82,13 +87,17 @@ fn uplink_mode(name: &str) -> Result<UplinkMode, String> {
     mode.ok_or_else(|| "xdp or tc".to_owned())
 }
 
-fn main() -> Result<ExitCode> {
+fn main() -> ExitCode {
     let cli = Cli::parse();
-    match cli.inside {
+    let result = match cli.inside {
         Some(Inside::Resident) => resident::run().map(|()| ExitCode::SUCCESS),
         Some(Inside::Enter { netns, cgroup, command }) => enter(&netns, &cgroup, &command),
         None => run(&cli.run),
-    }
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("lab: {error:#}");
+        ExitCode::FAILURE
+    })
 }
 
 fn enter(netns: &Path, cgroup: &Path, command: &[String]) -> Result<ExitCode> {
@@ -135,7 +144,7 @@ fn run(options: &Run) -> Result<ExitCode> {
     }
     let source = fs::canonicalize(&options.examples)?;
     eprintln!("building two nodes, six pods and a client");
-    let mut lab = Lab::new(LabOptions { uplinks: [options.uplink_a, options.uplink_b] })?;
+    let lab = Lab::new(LabOptions { uplinks: [options.uplink_a, options.uplink_b] })?;
     eprintln!("starting an agent on each node");
     lab.start_agents(&source, &AgentOptions::default())?;
     let is_complete = survey_all(&lab, &ports, options.json, &interrupt)?;
@@ -155,7 +164,7 @@ fn survey_all(lab: &Lab, ports: &[Published], json: bool, interrupt: &Interrupt)
         for way in survey::ways(lab, port) {
             interrupt.check()?;
             progress(&format!("{} → {}", way.client.name(), way.target));
-            findings.push(survey::try_way(way, port)?);
+            findings.push(survey::try_way(&way, port)?);
         }
     }
     progress("");
@@ -179,24 +188,34 @@ fn progress(what: &str) {
     }
 }
 
+/// A row per client and kind of address, with the four kinds of traffic beside each other.
 fn table(findings: &[Finding]) -> Table {
-    let mut table = Table::new();
-    table.load_style(UTF8_BORDERS_ONLY).set_header(["Service", "from", "client", "to", "answers", ""]);
+    let mut rows: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
     for finding in findings {
-        let answers: Vec<_> = finding.answers.iter().map(|(pod, count)| format!("{pod} {count}")).collect();
-        let to = &finding.target;
-        table.add_row([&finding.service, finding.from, &finding.client, to, &answers.join(", "), &verdict(finding)]);
+        let row =
+            (&finding.service, ORIGINS.iter().position(|from| *from == finding.from), &finding.client, &finding.to);
+        rows.entry(row).or_default().insert((finding.protocol, finding.family), cell(finding));
+    }
+    let mut table = Table::new();
+    let kinds = Protocol::ALL.map(|protocol| Family::ALL.map(|family| (protocol, family.name())));
+    let titles = kinds.iter().flatten().map(|(protocol, family)| format!("{protocol} {family}"));
+    table
+        .load_style(UTF8_BORDERS_ONLY)
+        .set_header(["Service", "client", "to"].map(String::from).into_iter().chain(titles));
+    for ((service, _, client, to), mut cells) in rows {
+        let cells = kinds.iter().flatten().map(|kind| cells.remove(kind).unwrap_or_default());
+        table.add_row([service, client, to].map(String::clone).into_iter().chain(cells));
     }
     table
 }
 
-fn verdict(finding: &Finding) -> String {
-    if finding.is_complete() {
-        return "ok".to_owned();
-    }
-    let failures: Vec<_> = finding.failures.iter().map(|(failure, count)| format!("{failure} ({count})")).collect();
-    let missing = format!("never: {}", finding.missing.join(" "));
-    failures.into_iter().chain((!finding.missing.is_empty()).then_some(missing)).collect::<Vec<_>>().join("; ")
+/// How often which pod answered, and what went wrong.
+fn cell(finding: &Finding) -> String {
+    let answers = finding.answers.iter().map(|(pod, count)| format!("{pod} {count}"));
+    let failures = finding.failures.iter().map(|(failure, count)| format!("{failure} ({count})"));
+    // After a failure the rest was not tried.
+    let missing = finding.missing.iter().filter(|_| finding.failures.is_empty()).map(|pod| format!("{pod} never"));
+    answers.chain(missing).chain(failures).collect::<Vec<_>>().join(", ")
 }
 
 /// One flow as other tools see it.

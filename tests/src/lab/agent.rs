@@ -55,7 +55,8 @@ pub struct AgentOptions {
 /// A running agent. Dropping the handle kills it with SIGKILL. It does not outlive the thread that started it.
 #[derive(Debug)]
 pub struct Agent {
-    child: Child,
+    child: Mutex<Child>,
+    id: u32,
     log: Log,
 }
 
@@ -93,12 +94,20 @@ impl Agent {
         let log = Log::default();
         log.collect(child.stdout.take().context("the agent has no stdout")?);
         log.collect(child.stderr.take().context("the agent has no stderr")?);
-        Ok(Self { child, log })
+        Ok(Self { id: child.id(), child: Mutex::new(child), log })
     }
 
     /// Its process id.
     pub fn id(&self) -> u32 {
-        self.child.id()
+        self.id
+    }
+
+    /// Ends it with SIGKILL, unless it has ended.
+    pub fn kill(&self) {
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = child.kill().and_then(|()| child.wait()) {
+            eprintln!("an agent stays behind: {error}");
+        }
     }
 
     /// Waits until it has said so.
@@ -137,10 +146,7 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        let ended = self.child.kill().and_then(|()| self.child.wait());
-        if let Err(error) = ended {
-            eprintln!("an agent stays behind: {error}");
-        }
+        self.kill();
         if thread::panicking() {
             eprintln!("log of the agent that was process {}:\n{}", self.id(), self.log());
         }
@@ -167,6 +173,8 @@ fn run_command(node: &Node, source: &Path, options: &AgentOptions) -> Result<Com
     let mut command = node.host.command(sluice_program()?)?;
     // SAFETY: between fork and exec the closure makes one system call.
     unsafe { command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?)) };
+    // As with residents: an interrupt from the terminal is not for it.
+    command.process_group(0);
     command.arg("run").arg("--source").arg(format!("file:{}", source.display()));
     command.args(["--hostname-override", node.plan.name, "--pod-devices", POD_DEVICES]);
     command.args(["--uplinks", "uplink", "--uplink-mode", node.uplink.name()]);

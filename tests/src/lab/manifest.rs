@@ -29,9 +29,25 @@ pub struct Service {
     pub target_port: u16,
     /// Names of the pods behind it.
     pub pods: Vec<&'static str>,
+    /// Names of pods that are leaving: they serve what they have and take nothing new.
+    pub terminating: Vec<&'static str>,
 }
 
 impl Service {
+    /// Port 80 at the Service address with that last part, node port 30000 plus the same, port 8080 of the pods.
+    pub fn new(name: &str, host: u8, pods: &[&'static str]) -> Self {
+        let (name, cluster_ips, pods) = (name.to_owned(), address::of_service(host), pods.to_vec());
+        Self {
+            name,
+            cluster_ips,
+            port: 80,
+            node_port: 30_000 + u16::from(host),
+            target_port: 8080,
+            pods,
+            terminating: Vec::new(),
+        }
+    }
+
     /// Address and port in the cluster.
     pub fn cluster(&self, family: Family, protocol: Protocol) -> Target {
         Target { address: SocketAddr::new(self.cluster_ips.of(family), self.port), protocol }
@@ -46,6 +62,12 @@ impl Service {
     #[must_use]
     pub fn with_pods(&self, pods: &[&'static str]) -> Self {
         Self { pods: pods.to_vec(), ..self.clone() }
+    }
+
+    /// The same with other pods that are leaving.
+    #[must_use]
+    pub fn terminating(&self, pods: &[&'static str]) -> Self {
+        Self { terminating: pods.to_vec(), ..self.clone() }
     }
 
     /// As Kubernetes objects: the Service and an `EndpointSlice` per family.
@@ -81,7 +103,9 @@ impl Service {
     }
 
     fn slice(&self, family: Family) -> Value {
-        let endpoints: Vec<_> = self.pods.iter().filter_map(|pod| endpoint(pod, family)).collect();
+        let staying = self.pods.iter().filter_map(|pod| endpoint(pod, family, false));
+        let leaving = self.terminating.iter().filter_map(|pod| endpoint(pod, family, true));
+        let endpoints: Vec<_> = staying.chain(leaving).collect();
         let ports = Protocol::ALL.map(|protocol| {
             json!({ "name": port_name(protocol), "protocol": protocol.to_string(), "port": self.target_port })
         });
@@ -97,11 +121,11 @@ impl Service {
     }
 }
 
-fn endpoint(pod: &str, family: Family) -> Option<Value> {
+fn endpoint(pod: &str, family: Family, is_leaving: bool) -> Option<Value> {
     let (node, addresses) = address::pod(pod)?;
     Some(json!({
         "addresses": [addresses.of(family)], "nodeName": node.name,
-        "conditions": { "ready": true, "serving": true, "terminating": false },
+        "conditions": { "ready": !is_leaving, "serving": true, "terminating": is_leaving },
         "targetRef": { "kind": "Pod", "namespace": "lab", "name": pod },
     }))
 }
@@ -223,14 +247,11 @@ fn number(value: &Value) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::{Service, read};
-    use crate::lab::address::of_service;
 
     #[test]
     fn what_is_written_is_read_again() {
         let directory = tempfile::tempdir().unwrap();
-        let pods = vec!["a1", "b1"];
-        let (name, cluster_ips) = ("web".to_owned(), of_service(80));
-        let service = Service { name, cluster_ips, port: 80, node_port: 30080, target_port: 8080, pods };
+        let service = Service::new("web", 80, &["a1", "b1"]);
         service.write(directory.path()).unwrap();
         let published = read(directory.path()).unwrap();
         assert_eq!(published.len(), 4, "two families, two protocols");

@@ -29,7 +29,9 @@ pub struct Finding {
     pub from: &'static str,
     /// The place the requests came from.
     pub client: String,
-    /// What they were addressed to.
+    /// What they were addressed to: `cluster address`, or `node port of` a node.
+    pub to: String,
+    /// Address, port and protocol.
     pub target: String,
     /// `IPv4` or `IPv6`.
     pub family: &'static str,
@@ -51,12 +53,14 @@ impl Finding {
 }
 
 /// A client and a target to try it with.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Way<'lab> {
     /// `pod`, `node` or `outside`.
     pub from: &'static str,
     /// Where the requests come from.
     pub client: &'lab Place,
+    /// `cluster address`, or `node port of` a node.
+    pub to: String,
     /// What they are addressed to.
     pub target: Target,
 }
@@ -68,14 +72,18 @@ pub fn ways<'lab>(lab: &'lab Lab, port: &Published) -> Vec<Way<'lab>> {
     for node in &lab.nodes {
         let clients =
             node.pods.iter().filter(|pod| pod.name().starts_with("client-") || port.pods.contains(pod.name()));
-        ways.extend(clients.map(|client| Way { from: "pod", client, target: port.cluster }));
-        ways.push(Way { from: "node", client: &node.host, target: port.cluster });
-        if let Some(target) = at_node(node, port) {
-            ways.push(Way { from: "node", client: &node.host, target });
-            ways.push(Way { from: "outside", client: &lab.client, target });
-        }
+        ways.extend(clients.map(|client| to_cluster("pod", client, port)));
+        ways.push(to_cluster("node", &node.host, port));
+        ways.extend([("node", &node.host), ("outside", &lab.client)].into_iter().filter_map(|(from, client)| {
+            let (to, target) = (format!("node port of {}", node.plan.name), at_node(node, port)?);
+            Some(Way { from, client, to, target })
+        }));
     }
     ways
+}
+
+fn to_cluster<'lab>(from: &'static str, client: &'lab Place, port: &Published) -> Way<'lab> {
+    Way { from, client, to: "cluster address".to_owned(), target: port.cluster }
 }
 
 fn at_node(node: &Node, port: &Published) -> Option<Target> {
@@ -84,11 +92,12 @@ fn at_node(node: &Node, port: &Published) -> Option<Target> {
 }
 
 /// Asks until every backend has answered, or something went wrong, or time is up.
-pub fn try_way(way: Way<'_>, port: &Published) -> Result<Finding> {
+pub fn try_way(way: &Way<'_>, port: &Published) -> Result<Finding> {
     let mut finding = Finding {
         service: port.service.clone(),
         from: way.from,
         client: way.client.name().to_owned(),
+        to: way.to.clone(),
         target: way.target.to_string(),
         family: port.family().name(),
         protocol: port.cluster.protocol,
@@ -105,7 +114,7 @@ pub fn try_way(way: Way<'_>, port: &Published) -> Result<Finding> {
     Ok(finding)
 }
 
-fn ask_round(way: Way<'_>, port: &Published, count: u32, finding: &mut Finding) -> Result<()> {
+fn ask_round(way: &Way<'_>, port: &Published, count: u32, finding: &mut Finding) -> Result<()> {
     for answer in way.client.ask_times(Ask::new(way.target), count)? {
         match answer {
             Ok(answer) if port.pods.contains(&answer.pod) => *finding.answers.entry(answer.pod).or_default() += 1,

@@ -13,12 +13,15 @@ use crate::netns::Namespace;
 const POD_GATEWAY_V4: &str = "169.254.1.1";
 const POD_GATEWAY_V6: &str = "fe80::1";
 
-/// The switch. It is also everybody's default gateway, behind which there is nothing.
+/// The switch. Its address is fixed, as is that of `cni0`: a bridge without one of its own takes over that of whichever
+/// port is lowest, under the eyes of neighbours that have already learnt another.
+///
+/// It is also everybody's default gateway, behind which there is nothing.
 pub(super) fn wire() -> Result<Namespace> {
     let wire = Namespace::new("wire")?;
     let gateway = on_wire(GATEWAY);
     wire.ip(&format!(
-        "link add wire type bridge
+        "link add wire address 02:00:00:00:00:01 type bridge
          addr add {}/24 dev wire
          addr add {}/64 dev wire nodad
          link set wire up",
@@ -49,7 +52,7 @@ pub(super) fn node(plan: &NodePlan, wire: &Namespace) -> Result<Namespace> {
     if plan.pod_network == PodNetwork::Bridged {
         let gateway = of_pod(plan.number, GATEWAY);
         node.ip(&format!(
-            "link add cni0 type bridge
+            "link add cni0 address 02:00:00:00:00:02 type bridge
              addr add {}/24 dev cni0
              addr add {}/64 dev cni0 nodad
              link set cni0 up",

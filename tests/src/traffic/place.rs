@@ -3,6 +3,7 @@
 use std::{
     env,
     io::{BufRead as _, BufReader, Write as _},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Stdio},
     sync::{Mutex, PoisonError},
@@ -54,6 +55,8 @@ impl Place {
     pub fn new(namespace: Namespace, cgroup: PathBuf) -> Result<Self> {
         let mut command = namespace.command(resident_program()?)?;
         cgroup::enter_on_exec(&mut command, &cgroup)?;
+        // In a process group of its own, so that an interrupt from the terminal is the lab's affair alone.
+        command.process_group(0);
         let mut child = command.arg("resident").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let stdin = child.stdin.take();
         let stdout = BufReader::new(child.stdout.take().context("the resident has no stdout")?);
