@@ -2,7 +2,10 @@
 //! talks to the kernel.
 
 pub mod addresses;
+pub mod agent;
 pub mod algorithm;
+pub mod cli;
+pub mod config;
 pub mod dataplane;
 pub mod desired;
 pub mod diff;

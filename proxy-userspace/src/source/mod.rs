@@ -1,5 +1,8 @@
 //! Where objects come from. Every source sends the same events into one channel.
 
+pub mod file;
+pub mod kubernetes;
+
 use k8s_openapi::api::{
     core::v1::{Node, Service},
     discovery::v1::EndpointSlice,

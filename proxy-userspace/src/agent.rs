@@ -1,0 +1,95 @@
+//! An event's way: from what a source or netlink says to what the kernel does. Whatever waits is taken in together, one
+//! plan is made and carried out; after a failure the kernel is read again and everything compared.
+
+mod sync;
+
+use std::time::Duration;
+
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc::{self, Receiver},
+    time::{Instant, sleep_until},
+};
+use tracing::info;
+
+use self::sync::Agent;
+use crate::{
+    config::{Config, Source},
+    dataplane::{
+        Dataplane, OpenError,
+        netlink::{self, NetworkEvent},
+    },
+    source::{self, Event},
+};
+
+/// How long the tables wait for the Node object once all else is known: they can do without it, but a restarted agent
+/// should not change its mind twice.
+const NODE_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Why the agent did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The directory of the file source.
+    #[error(transparent)]
+    Files(#[from] source::file::OpenError),
+    /// The settings of the API server.
+    #[error(transparent)]
+    Kubernetes(#[from] source::kubernetes::OpenError),
+    /// The kernel, or what is pinned in it.
+    #[error(transparent)]
+    Dataplane(#[from] OpenError),
+    /// Signals.
+    #[error("cannot listen for signals: {0}")]
+    Signals(std::io::Error),
+}
+
+impl StartError {
+    /// The exit code of a process that ends with this error.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Files(_) | Self::Kubernetes(_) => 78,
+            Self::Dataplane(error) => error.exit_code(),
+            Self::Signals(_) => 1,
+        }
+    }
+}
+
+/// Runs until SIGTERM or SIGINT. What is in the kernel stays there.
+pub async fn run(config: Config) -> Result<(), StartError> {
+    let (sender, mut events) = mpsc::channel(source::QUEUE);
+    let mut terminate = signal(SignalKind::terminate()).map_err(StartError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(StartError::Signals)?;
+    match &config.source {
+        Source::Files(directory) => source::file::start(directory.clone(), sender)?,
+        Source::Kubernetes(server) => source::kubernetes::start(server, &config.node.name, sender).await?,
+    }
+    let mut agent = Agent::new(Dataplane::open(&config.dataplane)?, config);
+    let mut network = netlink::watch();
+    loop {
+        tokio::select! {
+            Some(event) = events.recv() => agent.absorb(event),
+            Some(event) = network.recv() => agent.absorb_network(event),
+            () = sleep_until(agent.wakes_at().unwrap_or_else(far_away)) => {}
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+        drain(&mut agent, &mut events, &mut network);
+        agent.sync();
+    }
+    info!("stopped; everything stays in the kernel");
+    Ok(())
+}
+
+/// Takes in what else is there already.
+fn drain(agent: &mut Agent, events: &mut Receiver<Event>, network: &mut Receiver<NetworkEvent>) {
+    for event in std::iter::from_fn(|| events.try_recv().ok()).take(source::QUEUE) {
+        agent.absorb(event);
+    }
+    for event in std::iter::from_fn(|| network.try_recv().ok()).take(source::QUEUE) {
+        agent.absorb_network(event);
+    }
+}
+
+fn far_away() -> Instant {
+    Instant::now() + Duration::from_hours(24)
+}

@@ -1,0 +1,211 @@
+//! The agent between two events: what it knows, what it has yet to write, and when to try again.
+
+use std::time::Duration;
+
+use proxy_common::addr::{Ipv4, Ipv6};
+use tokio::time::Instant;
+use tracing::{debug, error, info, warn};
+
+use super::NODE_PATIENCE;
+use crate::{
+    addresses::Primary,
+    config::Config,
+    dataplane::{
+        self, Dataplane, NodeSettings,
+        netlink::{NetworkEvent, NodeNetwork},
+    },
+    diff::{Capacity, GRACE, Overflow},
+    reconcile::Reconciler,
+    source::Event,
+};
+
+/// Waits between attempts after failures: the first, and the longest.
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
+
+/// The address filters are swept this long after a change: it reads every flow, and a bit too many costs a packet
+/// nanoseconds.
+const PRUNE_AFTER: Duration = Duration::from_mins(10);
+
+/// What the agent knows and has.
+pub(super) struct Agent {
+    dataplane: Dataplane,
+    config: Config,
+    reconciler: Reconciler,
+    /// To be attached to; none when it already is.
+    unattached: Option<NodeNetwork>,
+    has_new_routes: bool,
+    /// The kernel's state is not known: at the start, and after a failure.
+    is_blind: bool,
+    failures: u32,
+    retry_at: Option<Instant>,
+    stage: Stage,
+    overflows: Vec<Overflow>,
+    /// When bits of the address filters that nothing needs any more are cleared.
+    prune_at: Option<Instant>,
+}
+
+/// How far the agent has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Something is missing that the tables are made of. Nothing is written.
+    Incomplete,
+    /// Only the Node object is missing, and waited for until then.
+    WaitingForNode(Instant),
+    /// The tables are being written for the first time.
+    Begun,
+    /// The kernel has held the first complete picture.
+    InSync,
+}
+
+impl Agent {
+    pub(super) fn new(dataplane: Dataplane, config: Config) -> Self {
+        Self {
+            dataplane,
+            reconciler: Reconciler::new(config.node.clone(), Capacity::default()),
+            config,
+            unattached: None,
+            has_new_routes: false,
+            is_blind: true,
+            failures: 0,
+            retry_at: None,
+            stage: Stage::Incomplete,
+            overflows: Vec::new(),
+            prune_at: None,
+        }
+    }
+
+    pub(super) fn absorb(&mut self, event: Event) {
+        for defect in self.reconciler.absorb(event) {
+            warn!("{defect}");
+        }
+    }
+
+    pub(super) fn absorb_network(&mut self, event: NetworkEvent) {
+        match event {
+            NetworkEvent::Changed(network) => {
+                self.reconciler.absorb_network(network.clone());
+                self.unattached = Some(network);
+                self.has_new_routes = true;
+            }
+            NetworkEvent::RoutesChanged => self.has_new_routes = true,
+        }
+    }
+
+    /// When there is something to do even if nothing happens.
+    pub(super) fn wakes_at(&self) -> Option<Instant> {
+        let node_deadline = match self.stage {
+            Stage::WaitingForNode(deadline) => Some(deadline),
+            _ => None,
+        };
+        [self.retry_at, node_deadline, self.prune_at].into_iter().flatten().min()
+    }
+
+    /// Makes the kernel hold what should be there.
+    pub(super) fn sync(&mut self) {
+        if self.retry_at.is_some_and(|at| self.failures > 0 && at > Instant::now()) {
+            return;
+        }
+        self.retry_at = None;
+        match self.try_sync() {
+            Ok(()) => self.failures = 0,
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    fn try_sync(&mut self) -> Result<(), dataplane::Error> {
+        if self.is_blind {
+            self.reconciler.adopt(self.dataplane.read()?, std::time::Instant::now());
+            self.is_blind = false;
+        }
+        if self.has_new_routes {
+            self.dataplane.bump_routes()?;
+            self.has_new_routes = false;
+        }
+        if !self.is_ready() {
+            return Ok(());
+        }
+        self.write_tables()?;
+        self.attach()?;
+        self.announce();
+        self.prune()
+    }
+
+    /// Whether the picture is complete. The Node object is waited for, but not for ever.
+    fn is_ready(&mut self) -> bool {
+        if self.stage == Stage::Incomplete && self.reconciler.is_complete() {
+            self.stage = Stage::WaitingForNode(Instant::now() + NODE_PATIENCE);
+        }
+        if let Stage::WaitingForNode(deadline) = self.stage
+            && (self.reconciler.knows_node() || deadline <= Instant::now())
+        {
+            self.stage = Stage::Begun;
+        }
+        matches!(self.stage, Stage::Begun | Stage::InSync)
+    }
+
+    fn write_tables(&mut self) -> Result<(), dataplane::Error> {
+        let began = Instant::now();
+        let (plan, overflows) = self.reconciler.plan(began.into_std());
+        self.dataplane.put_node(&self.node_settings())?;
+        if !plan.is_empty() {
+            self.dataplane.apply(&plan)?;
+            self.prune_at.get_or_insert(began + PRUNE_AFTER);
+            debug!(writes = plan.len(), elapsed = ?began.elapsed(), "kernel follows");
+        }
+        self.report(overflows);
+        Ok(())
+    }
+
+    fn node_settings(&self) -> NodeSettings {
+        let Primary { v4, v6 } = self.reconciler.primary();
+        NodeSettings {
+            masquerade_v4: v4.map(Ipv4::from).unwrap_or_default(),
+            masquerade_v6: v6.map(Ipv6::from).unwrap_or_default(),
+            node_ports: self.config.node_ports.0.clone(),
+            source_ports: self.config.source_ports.0.clone(),
+        }
+    }
+
+    /// What found no room is told once and tried again.
+    fn report(&mut self, overflows: Vec<Overflow>) {
+        for overflow in overflows.iter().filter(|overflow| !self.overflows.contains(overflow)) {
+            error!("{overflow}");
+        }
+        if !overflows.is_empty() {
+            self.retry_at = Some(Instant::now() + GRACE);
+        }
+        self.overflows = overflows;
+    }
+
+    fn attach(&mut self) -> Result<(), dataplane::Error> {
+        let Some(network) = &self.unattached else { return Ok(()) };
+        self.dataplane.attach(network)?;
+        self.unattached = None;
+        Ok(())
+    }
+
+    fn prune(&mut self) -> Result<(), dataplane::Error> {
+        if self.prune_at.is_some_and(|at| at <= Instant::now()) {
+            self.dataplane.prune_filters()?;
+            self.prune_at = None;
+        }
+        Ok(())
+    }
+
+    fn announce(&mut self) {
+        if std::mem::replace(&mut self.stage, Stage::InSync) != Stage::InSync {
+            let tables = self.reconciler.tables();
+            let frontends = tables.v4.services.len() + tables.v6.services.len();
+            let backends = tables.v4.backends.len() + tables.v6.backends.len();
+            info!(frontends, backends, "in sync");
+        }
+    }
+
+    fn fail(&mut self, error: &dataplane::Error) {
+        self.is_blind = true;
+        self.failures = self.failures.saturating_add(1);
+        let wait = RETRY.0.saturating_mul(1 << self.failures.min(16)).min(RETRY.1);
+        self.retry_at = Some(Instant::now() + wait);
+        error!("{error}; trying again in {wait:?}");
+    }
+}

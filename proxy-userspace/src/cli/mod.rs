@@ -1,0 +1,93 @@
+//! The command line. In: arguments. Out: an exit code, which scripts may rely on.
+//!
+//! | code | meaning |
+//! |---|---|
+//! | 0 | done, or stopped by a signal |
+//! | 1 | failed; trying again may help |
+//! | 2 | the command line is wrong |
+//! | 78 | this node or its configuration must change before it can run Sluice |
+
+mod cleanup;
+mod logging;
+mod run;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A Service proxy for Kubernetes nodes, in BPF.
+#[derive(Debug, Parser)]
+#[command(name = "sluice", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent of this node. What it puts into the kernel stays there, and works on, when it ends.
+    Run(Box<run::Arguments>),
+    /// Take everything out of the kernel that agents have put there, and nothing else.
+    Cleanup(cleanup::Arguments),
+}
+
+/// A failed command: what to say and how to exit.
+#[derive(Debug)]
+struct Failure {
+    error: anyhow::Error,
+    code: u8,
+}
+
+/// `EX_CONFIG` of sysexits.h.
+const EX_CONFIG: u8 = 78;
+
+impl Failure {
+    fn new(error: impl Into<anyhow::Error>, code: u8) -> Self {
+        Self { error: error.into(), code }
+    }
+}
+
+impl Cli {
+    /// Carries the command out.
+    pub fn execute(self) -> ExitCode {
+        let done = match self.command {
+            Command::Run(arguments) => run::execute(*arguments),
+            Command::Cleanup(arguments) => cleanup::execute(&arguments),
+        };
+        match done {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(Failure { error, code }) => {
+                eprintln!("sluice: {error}");
+                code.into()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory as _, Parser as _};
+
+    use super::Cli;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_values_are_told_with_what_would_be_right() {
+        let cases = [
+            (vec!["run", "--source", "files"], "file:DIR"),
+            (vec!["run", "--uplink-mode", "fast"], "xdp-generic"),
+            (vec!["run", "--socket-lb", "some"], "possible values: all, host, off"),
+            (vec!["run", "--node-port-range", "3"], "FIRST-LAST"),
+            (vec!["run", "--nodeport-addresses", "public"], "public"),
+            (vec!["run", "--pod-devices", "veth["], "`veth[`"),
+        ];
+        for (arguments, expected) in cases {
+            let error = Cli::try_parse_from([vec!["sluice"], arguments.clone()].concat()).unwrap_err();
+            assert!(error.to_string().contains(expected), "{arguments:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,348 @@
+//! Objects from the YAML files of a directory. In: file system events. Out: a whole new list of each kind that changed.
+//!
+//! A file is read when nobody is writing it: one that was truncated a moment ago is not an order to forget everything in
+//! it. One that cannot be read keeps what it said last.
+
+mod documents;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::{Path, PathBuf},
+    sync::mpsc::{Receiver, RecvTimeoutError, channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use documents::Objects;
+use notify::{
+    EventKind, RecursiveMode, Watcher as _,
+    event::{AccessKind, AccessMode, CreateKind, ModifyKind},
+};
+use tracing::warn;
+
+use super::{Change, Event, Sender};
+
+/// Quiet time after an event: one save of an editor is several of them.
+const SETTLE: Duration = Duration::from_millis(5);
+/// A writer that takes longer than this is not waited for.
+const WRITER_PATIENCE: Duration = Duration::from_secs(1);
+/// The directory is looked at now and then without an event, too: on some file systems there are none.
+const POLL: Duration = Duration::from_secs(5);
+
+/// Why the source could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The directory cannot be listed.
+    #[error("cannot read the directory {path}: {source}; --source=file:DIR names a directory of YAML files", path = .path.display())]
+    Directory {
+        /// As given.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// No watch.
+    #[error("cannot watch the directory {path}: {source}", path = .path.display())]
+    Watch {
+        /// As given.
+        path: PathBuf,
+        /// What the kernel said.
+        source: notify::Error,
+    },
+    /// No thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
+}
+
+/// Reads the directory and goes on watching it in a thread of its own, until nobody listens any more.
+pub fn start(directory: PathBuf, sender: Sender) -> Result<(), OpenError> {
+    list(&directory).map_err(|source| OpenError::Directory { path: directory.clone(), source })?;
+    let (changes, incoming) = channel();
+    let forward = move |event| {
+        if is_change(&event) {
+            let _ = changes.send(event);
+        }
+    };
+    let mut watcher =
+        notify::recommended_watcher(forward).map_err(|source| OpenError::Watch { path: directory.clone(), source })?;
+    // Watched before it is read: what changes in between is read again.
+    watch(&mut watcher, &directory)?;
+    let source = Source { directory, texts: BTreeMap::new(), complaints: BTreeSet::new(), sent: None, sender };
+    let run = move || source.run(&incoming, watcher);
+    thread::Builder::new().name("file-source".into()).spawn(run).map(drop).map_err(OpenError::Thread)
+}
+
+fn watch(watcher: &mut notify::RecommendedWatcher, directory: &Path) -> Result<(), OpenError> {
+    watcher
+        .watch(directory, RecursiveMode::NonRecursive)
+        .map_err(|source| OpenError::Watch { path: directory.into(), source })
+}
+
+struct Source {
+    directory: PathBuf,
+    /// What each file said when it could be read last.
+    texts: BTreeMap<PathBuf, String>,
+    /// What was complained of in the last round: each is logged once.
+    complaints: BTreeSet<String>,
+    sent: Option<Objects>,
+    sender: Sender,
+}
+
+/// Nobody listens any more.
+struct Unheard;
+
+impl Source {
+    fn run(mut self, incoming: &Receiver<notify::Result<notify::Event>>, mut watcher: notify::RecommendedWatcher) {
+        while self.reload().is_ok() && wait(incoming) {
+            // A directory that was replaced by another of the same name has lost its watch.
+            let _ = watch(&mut watcher, &self.directory);
+        }
+    }
+
+    fn reload(&mut self) -> Result<(), Unheard> {
+        let mut complaints = BTreeSet::new();
+        self.read_texts(&mut complaints);
+        let mut objects = Objects::default();
+        for (path, text) in &self.texts {
+            for broken in documents::read(text, &mut objects) {
+                complaints.insert(format!("{}: {broken}", path.display()));
+            }
+        }
+        for complaint in complaints.difference(&self.complaints) {
+            warn!("{complaint}");
+        }
+        self.complaints = complaints;
+        self.send(objects)
+    }
+
+    fn read_texts(&mut self, complaints: &mut BTreeSet<String>) {
+        let paths = match list(&self.directory) {
+            Ok(paths) => paths,
+            Err(error) => {
+                complaints.insert(format!("{}: {error}; what it held last is kept", self.directory.display()));
+                return;
+            }
+        };
+        self.texts.retain(|path, _| paths.contains(path));
+        for path in paths {
+            match fs::read(&path).map(String::from_utf8) {
+                Ok(Ok(text)) => drop(self.texts.insert(path, text)),
+                Ok(Err(error)) => {
+                    complaints.insert(format!("{}: {error}", path.display()));
+                    self.texts.remove(&path);
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => drop(self.texts.remove(&path)),
+                Err(error) => {
+                    complaints.insert(format!("{}: {error}; what it said last is kept", path.display()));
+                }
+            }
+        }
+    }
+
+    /// Endpoints go before the Services that need them, so that a new Service never lacks them for a moment.
+    fn send(&mut self, objects: Objects) -> Result<(), Unheard> {
+        let sent = self.sent.as_ref();
+        let mut events = Vec::new();
+        if sent.is_none_or(|sent| sent.slices != objects.slices) {
+            events.push(Event::EndpointSlices(Change::Replace(objects.slices.values().cloned().collect())));
+        }
+        if sent.is_none_or(|sent| sent.nodes != objects.nodes) {
+            events.push(Event::Nodes(Change::Replace(objects.nodes.values().cloned().collect())));
+        }
+        if sent.is_none_or(|sent| sent.services != objects.services) {
+            events.push(Event::Services(Change::Replace(objects.services.values().cloned().collect())));
+        }
+        self.sent = Some(objects);
+        events.into_iter().try_for_each(|event| self.sender.blocking_send(event).or(Err(Unheard)))
+    }
+}
+
+/// The YAML files of a directory in order of their names. Symbolic links count as what they lead to, so that a mounted
+/// `ConfigMap`, whose `..data` link is swapped at each change, is read through it.
+fn list(directory: &Path) -> io::Result<BTreeSet<PathBuf>> {
+    let mut paths = BTreeSet::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let is_hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
+        let is_yaml = path.extension().is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|e| extension == *e));
+        if is_yaml && !is_hidden && !path.is_dir() {
+            paths.insert(path);
+        }
+    }
+    Ok(paths)
+}
+
+/// Waits for something to change and then for the writers to finish. False when there will be no more events.
+fn wait(incoming: &Receiver<notify::Result<notify::Event>>) -> bool {
+    let mut writers = BTreeSet::new();
+    match incoming.recv_timeout(POLL) {
+        Ok(event) => note(event, &mut writers),
+        Err(RecvTimeoutError::Timeout) => return true,
+        Err(RecvTimeoutError::Disconnected) => return false,
+    }
+    let deadline = Instant::now() + WRITER_PATIENCE;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let patience = if writers.is_empty() { SETTLE.min(left) } else { left };
+        match incoming.recv_timeout(patience) {
+            Ok(event) => note(event, &mut writers),
+            Err(RecvTimeoutError::Timeout) => return true,
+            Err(RecvTimeoutError::Disconnected) => return false,
+        }
+    }
+}
+
+/// Reading, which the source does itself, is no change.
+fn is_change(event: &notify::Result<notify::Event>) -> bool {
+    let is_writer_done = |kind| kind == EventKind::Access(AccessKind::Close(AccessMode::Write));
+    event.as_ref().map_or(true, |event| !event.kind.is_access() || is_writer_done(event.kind))
+}
+
+/// Remembers files that are open for writing.
+fn note(event: notify::Result<notify::Event>, writers: &mut BTreeSet<PathBuf>) {
+    let Ok(event) = event else { return };
+    match event.kind {
+        EventKind::Create(CreateKind::File) => {
+            writers.extend(event.paths.into_iter().filter(|path| !path.is_symlink()));
+        }
+        EventKind::Modify(ModifyKind::Data(_)) => writers.extend(event.paths),
+        EventKind::Access(AccessKind::Close(AccessMode::Write)) | EventKind::Modify(_) | EventKind::Remove(_) => {
+            for path in &event.paths {
+                writers.remove(path);
+            }
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::{self, File},
+        io::Write as _,
+        os::unix::fs::symlink,
+        path::Path,
+        time::Duration,
+    };
+
+    use tempfile::TempDir;
+    use tokio::sync::mpsc::{Receiver, channel};
+
+    use super::{OpenError, start};
+    use crate::source::{Change, Event, QUEUE};
+
+    const DEADLINE: Duration = Duration::from_secs(5);
+
+    fn service(name: &str) -> String {
+        format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{clusterIP: 10.96.0.1}}\n")
+    }
+
+    fn watched(directory: &Path) -> Receiver<Event> {
+        let (sender, receiver) = channel(QUEUE);
+        start(directory.into(), sender).unwrap();
+        receiver
+    }
+
+    /// The names in the next list of Services.
+    async fn services(receiver: &mut Receiver<Event>) -> Vec<String> {
+        let next = async {
+            loop {
+                if let Event::Services(Change::Replace(services)) = receiver.recv().await.unwrap() {
+                    return services.into_iter().map(|service| service.metadata.name.unwrap()).collect();
+                }
+            }
+        };
+        tokio::time::timeout(DEADLINE, next).await.expect("no list of Services came")
+    }
+
+    #[tokio::test]
+    async fn all_kinds_are_complete_at_once_and_endpoints_come_first() {
+        let directory = TempDir::new().unwrap();
+        let mut receiver = watched(directory.path());
+        let kinds = [receiver.recv().await, receiver.recv().await, receiver.recv().await];
+        assert_eq!(
+            kinds.map(Option::unwrap),
+            [
+                Event::EndpointSlices(Change::Replace(vec![])),
+                Event::Nodes(Change::Replace(vec![])),
+                Event::Services(Change::Replace(vec![])),
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn files_that_come_change_and_go_are_followed() {
+        let directory = TempDir::new().unwrap();
+        let mut receiver = watched(directory.path());
+        assert!(services(&mut receiver).await.is_empty());
+        let path = directory.path().join("a.yaml");
+        fs::write(&path, service("a")).unwrap();
+        assert_eq!(services(&mut receiver).await, ["a"]);
+        fs::write(directory.path().join("b.tmp"), format!("{}---\n{}", service("a"), service("b"))).unwrap();
+        fs::rename(directory.path().join("b.tmp"), &path).unwrap();
+        assert_eq!(services(&mut receiver).await, ["a", "b"]);
+        fs::remove_file(&path).unwrap();
+        assert!(services(&mut receiver).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_file_is_not_read_while_it_is_written() {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("a.yaml");
+        fs::write(&path, service("a")).unwrap();
+        let mut receiver = watched(directory.path());
+        assert_eq!(services(&mut receiver).await, ["a"]);
+        // Truncated, then written in two parts: nothing in between may be seen.
+        let mut file = File::create(&path).unwrap();
+        let text = format!("{}---\n{}", service("b"), service("c"));
+        let (head, tail) = text.split_at(text.len() / 2);
+        file.write_all(head.as_bytes()).unwrap();
+        file.flush().unwrap();
+        let quiet = tokio::time::timeout(Duration::from_millis(200), services(&mut receiver)).await;
+        assert!(quiet.is_err(), "a half-written file was read: {quiet:?}");
+        file.write_all(tail.as_bytes()).unwrap();
+        drop(file);
+        assert_eq!(services(&mut receiver).await, ["b", "c"]);
+    }
+
+    #[tokio::test]
+    async fn a_swapped_link_of_a_mounted_config_map_is_followed() {
+        let directory = TempDir::new().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        for (version, name) in [("..1", "a"), ("..2", "b")] {
+            fs::create_dir(at(version)).unwrap();
+            fs::write(at(version).join("services.yaml"), service(name)).unwrap();
+        }
+        symlink("..1", at("..data")).unwrap();
+        symlink("..data/services.yaml", at("services.yaml")).unwrap();
+        let mut receiver = watched(directory.path());
+        assert_eq!(services(&mut receiver).await, ["a"]);
+        symlink("..2", at("..data_tmp")).unwrap();
+        fs::rename(at("..data_tmp"), at("..data")).unwrap();
+        assert_eq!(services(&mut receiver).await, ["b"]);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_cannot_be_read_keeps_what_it_said() {
+        let directory = TempDir::new().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        symlink("target", at("a.yaml")).unwrap();
+        fs::write(at("target"), service("a")).unwrap();
+        let mut receiver = watched(directory.path());
+        assert_eq!(services(&mut receiver).await, ["a"]);
+        // A link that leads to itself: an error, but not that the file is gone. Root may read everything else.
+        symlink("loop", at("loop")).unwrap();
+        fs::rename(at("loop"), at("target")).unwrap();
+        symlink("target", at("loop")).unwrap();
+        fs::write(at("b.yaml"), service("b")).unwrap();
+        assert_eq!(services(&mut receiver).await, ["a", "b"]);
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_an_error_that_names_it() {
+        let (sender, _receiver) = channel(QUEUE);
+        let error = start("/nonexistent/services".into(), sender).unwrap_err();
+        assert!(matches!(error, OpenError::Directory { .. } | OpenError::Watch { .. }));
+        assert!(error.to_string().contains("/nonexistent/services"), "{error}");
+    }
+}

@@ -1,0 +1,214 @@
+//! Objects from a Kubernetes API server: Services, EndpointSlices and this node's own Node, each by a watch of its own.
+//!
+//! A list replaces what was known only once it is complete; until then, and while the server cannot be reached, what was
+//! known last counts. A list is asked for as a stream first, and in pages from servers that refuse.
+
+mod connection;
+
+use std::{fmt::Debug, pin::pin};
+
+use futures::StreamExt as _;
+use k8s_openapi::{
+    api::{
+        core::v1::{Node, Service},
+        discovery::v1::EndpointSlice,
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{
+    Api, Client, Resource, ResourceExt as _,
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, watcher},
+    },
+};
+use serde::de::DeserializeOwned;
+use tracing::{debug, info, warn};
+
+pub use self::connection::OpenError;
+use super::{Change, Event, Sender};
+use crate::{config::ApiServer, model::ObjectName};
+
+/// Services that bear this label belong to another proxy, those without a ClusterIP to none.
+const SERVICES: (&str, &str) = ("!service.kubernetes.io/service-proxy-name", "spec.clusterIP!=None");
+/// Slices of headless Services are many and of no use here.
+const SLICES: &str = "!service.kubernetes.io/headless";
+
+/// Settings of the watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watches {
+    /// Objects per page of a list.
+    pub page_size: u32,
+    /// Seconds after which the server ends a watch. A server that is silent for five more is given up.
+    pub timeout: u32,
+}
+
+impl Default for Watches {
+    fn default() -> Self {
+        Self { page_size: 500, timeout: 290 }
+    }
+}
+
+/// Opens the connection's settings and starts the watches. A server that cannot be reached is no error: it is tried
+/// again for ever.
+pub async fn start(server: &ApiServer, node_name: &str, sender: Sender) -> Result<(), OpenError> {
+    let client = connection::open(server).await?;
+    start_with(&client, node_name, Watches::default(), &sender);
+    Ok(())
+}
+
+/// Starts the watches. They end when nobody listens any more.
+pub fn start_with(client: &Client, node_name: &str, watches: Watches, sender: &Sender) {
+    let config = watcher::Config::default().page_size(watches.page_size).timeout(watches.timeout);
+    let services = config.clone().labels(SERVICES.0).fields(SERVICES.1);
+    let slices = config.clone().labels(SLICES);
+    let nodes = config.fields(&format!("metadata.name={node_name}"));
+    spawn(Api::<Service>::all(client.clone()), services, Event::Services, sender);
+    spawn(Api::<EndpointSlice>::all(client.clone()), slices, Event::EndpointSlices, sender);
+    spawn(Api::<Node>::all(client.clone()), nodes, Event::Nodes, sender);
+}
+
+/// A client with this source's settings, for [`start_with`].
+pub async fn client(server: &ApiServer) -> Result<Client, OpenError> {
+    connection::open(server).await
+}
+
+fn spawn<K>(api: Api<K>, config: watcher::Config, event: fn(Change<K>) -> Event, sender: &Sender)
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let sender = sender.clone();
+    tokio::spawn(async move {
+        let mut strategy = Strategy::Stream;
+        loop {
+            match follow(api.clone(), &config, strategy, event, &sender).await {
+                Ended::Refused => strategy = Strategy::Pages,
+                Ended::Expired => {}
+                Ended::Unheard => return,
+            }
+        }
+    });
+}
+
+/// How a list is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Strategy {
+    /// By a watch that begins with everything (KEP-3157).
+    Stream,
+    /// In pages.
+    Pages,
+}
+
+/// Why a watch was given up.
+enum Ended {
+    /// The server does not know streaming lists.
+    Refused,
+    /// The version the watch would go on from is gone, and the server said so before it began.
+    Expired,
+    /// Nobody listens any more.
+    Unheard,
+}
+
+async fn follow<K>(
+    api: Api<K>,
+    config: &watcher::Config,
+    strategy: Strategy,
+    event: fn(Change<K>) -> Event,
+    sender: &Sender,
+) -> Ended
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let config = match strategy {
+        Strategy::Stream => config.clone().streaming_lists(),
+        Strategy::Pages => config.clone(),
+    };
+    let mut watch = pin!(watcher(api, config).default_backoff());
+    let mut list = Vec::new();
+    let mut trouble = Trouble::default();
+    while let Some(next) = watch.next().await {
+        let change = match next {
+            Ok(next) => {
+                trouble.end::<K>();
+                advance(next, &mut list)
+            }
+            Err(error) if strategy == Strategy::Stream && is_refusal(&error) => return Ended::Refused,
+            Err(error) if is_expiry(&error) => return Ended::Expired,
+            Err(error) => {
+                trouble.note::<K>(&error);
+                None
+            }
+        };
+        if let Some(change) = change
+            && sender.send(event(change)).await.is_err()
+        {
+            return Ended::Unheard;
+        }
+    }
+    Ended::Expired
+}
+
+/// Collects lists; passes on what follows them.
+fn advance<K: Resource<DynamicType = ()>>(event: watcher::Event<K>, list: &mut Vec<K>) -> Option<Change<K>> {
+    match event {
+        watcher::Event::Init => {
+            list.clear();
+            None
+        }
+        watcher::Event::InitApply(object) => {
+            list.push(pruned(object));
+            None
+        }
+        watcher::Event::InitDone => Some(Change::Replace(std::mem::take(list))),
+        watcher::Event::Apply(object) => Some(Change::Apply(Box::new(pruned(object)))),
+        watcher::Event::Delete(object) => Some(Change::Delete(name(object.meta()))),
+    }
+}
+
+fn name(metadata: &ObjectMeta) -> ObjectName {
+    ObjectName::of(metadata)
+}
+
+/// Without what nobody here reads and what is most of an object's bytes.
+fn pruned<K: Resource>(mut object: K) -> K {
+    object.managed_fields_mut().clear();
+    object.annotations_mut().retain(|name, _| name.starts_with("service.sluice.dev/"));
+    object.meta_mut().owner_references = None;
+    object
+}
+
+/// An older server says that it does not know the parameter: 422 with the feature turned off, 400 before it existed.
+fn is_refusal(error: &watcher::Error) -> bool {
+    let code = |error: &kube::Error| matches!(error, kube::Error::Api(status) if [400, 422].contains(&status.code));
+    matches!(error, watcher::Error::WatchStartFailed(error) if code(error))
+}
+
+/// A watcher whose resource version is refused with a status, not an event, would ask for it again for ever.
+fn is_expiry(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
+}
+
+/// Errors since the watch worked last: told when they begin and when they are over, not at each attempt.
+#[derive(Debug, Default)]
+struct Trouble {
+    last: Option<String>,
+}
+
+impl Trouble {
+    fn note<K: Resource<DynamicType = ()>>(&mut self, error: &watcher::Error) {
+        let kind = K::kind(&());
+        let text = error.to_string();
+        if self.last.as_ref() == Some(&text) {
+            debug!("watching {kind}s: {text}; trying again");
+        } else {
+            warn!("watching {kind}s: {text}; what is known is kept, trying again");
+        }
+        self.last = Some(text);
+    }
+
+    fn end<K: Resource<DynamicType = ()>>(&mut self) {
+        if self.last.take().is_some() {
+            info!("watching {}s again", K::kind(&()));
+        }
+    }
+}
