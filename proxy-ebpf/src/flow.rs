@@ -294,22 +294,23 @@ pub(crate) fn half<F: Family>(key: &Tuple<F::Addr>) -> Option<Entry<F::Addr>> {
 }
 
 /// Looks after an embryo: a reply is noted in both halves; TCP is confirmed by the client's next ACK after it, UDP by the
-/// reply itself.
+/// reply itself. `true` when the entries were replaced: their old memory is free, and may be another flow's already (the
+/// map gives back first what it was given last, so the very next insert takes it).
 #[inline(never)]
-pub(crate) fn hatch<F: Family>(hook: Hook, key: &Tuple<F::Addr>, flow: &Flow<F::Addr>, flags: u8) {
+pub(crate) fn hatch<F: Family>(hook: Hook, key: &Tuple<F::Addr>, flow: &Flow<F::Addr>, flags: u8) -> bool {
     let bits = match flow.direction {
-        Direction::Transit => return,
+        Direction::Transit => return false,
         Direction::Reply if key.proto == Protocol::Udp => state::REPLIED | state::CONFIRMED,
         Direction::Reply => state::REPLIED,
         Direction::Original => {
             let is_third = flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::ACK;
             if flow.state & state::REPLIED == 0 || !is_third {
-                return;
+                return false;
             }
             state::CONFIRMED
         }
     };
-    let Some(draft) = draft::<F>() else { return };
+    let Some(draft) = draft::<F>() else { return false };
     draft.flow = *flow;
     draft.flow.state |= bits;
     draft.flow.last_seen = kernel::jiffies();
@@ -319,7 +320,7 @@ pub(crate) fn hatch<F: Family>(hook: Hook, key: &Tuple<F::Addr>, flow: &Flow<F::
         // Both halves are written whole: this also rebuilds one that was evicted.
         let _ = F::embryos().insert(key, &draft.flow, u64::from(BPF_ANY));
         let _ = F::embryos().insert(&draft.twin_key, &draft.twin, u64::from(BPF_ANY));
-        return;
+        return true;
     }
     // First enter, then leave: see `open`.
     let _ = F::flows().insert(&draft.twin_key, &draft.twin, u64::from(BPF_ANY));
@@ -327,6 +328,7 @@ pub(crate) fn hatch<F: Family>(hook: Hook, key: &Tuple<F::Addr>, flow: &Flow<F::
     let _ = F::embryos().remove(&draft.twin_key);
     let _ = F::embryos().remove(key);
     count(hook, Outcome::Confirmed);
+    true
 }
 
 #[cfg(test)]
