@@ -1,5 +1,8 @@
 //! A new flow: from a tuple nobody knows to a pair of entries.
 
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::generated as helpers;
 use proxy_common::{
     addr::{Address as _, Port},
     flow::{Direction, NextHop, Output},
@@ -73,23 +76,47 @@ pub(crate) fn select<F: Family>(key: &Tuple<F::Addr>) -> Admission {
     Admission::Selected
 }
 
+/// A claim in progress, as the loop hands it to each attempt.
+struct Claim<A> {
+    key: *const Tuple<A>,
+    attempts: u32,
+    is_settled: u32,
+}
+
 /// Enters the drafted pair, under another source port if another flow has the reply's tuple. Out of line and apart from
 /// `select`, because the two together do not fit the stack.
 #[inline(never)]
 pub(crate) fn claim<F: Family>(hook: Hook, key: &Tuple<F::Addr>) -> bool {
-    let (Some(node), Some(draft)) = (service::node(), flow::draft::<F>()) else { return false };
-    for attempt in 0..ATTEMPTS {
-        flow::set_rewrite::<F>(&mut draft.flow.rewrite, key, &draft.to);
-        if flow::open::<F>(key, draft) {
-            count(hook, Outcome::Opened);
-            if attempt > 0 {
-                count(hook, Outcome::PortChanged);
-            }
-            return true;
-        }
-        draft.to.sport = random_source_port(node);
+    let mut claim = Claim { key, attempts: 0, is_settled: 0 };
+    // A loop of the kernel's: the verifier looks at one attempt, not at all of them in a row.
+    // SAFETY: the callback has the signature the helper asks for, and the claim outlives the call.
+    unsafe {
+        let attempt: unsafe extern "C" fn(u64, *mut Claim<F::Addr>) -> i64 = attempt::<F>;
+        helpers::bpf_loop(ATTEMPTS, attempt as *mut c_void, (&raw mut claim).cast(), 0)
+    };
+    if claim.is_settled == 0 {
+        return false;
     }
-    false
+    count(hook, Outcome::Opened);
+    if claim.attempts > 1 {
+        count(hook, Outcome::PortChanged);
+    }
+    true
+}
+
+/// One attempt. 1 ends the loop.
+unsafe extern "C" fn attempt<F: Family>(_: u64, claim: *mut Claim<F::Addr>) -> i64 {
+    // SAFETY: `claim` points to the one that `claim` put on its stack, and `key` to its caller's.
+    let (claim, key) = unsafe { (&mut *claim, &*(*claim).key) };
+    let (Some(node), Some(draft)) = (service::node(), flow::draft::<F>()) else { return 1 };
+    claim.attempts += 1;
+    flow::set_rewrite::<F>(&mut draft.flow.rewrite, key, &draft.to);
+    if flow::open::<F>(key, draft) {
+        claim.is_settled = 1;
+        return 1;
+    }
+    draft.to.sport = random_source_port(node);
+    0
 }
 
 #[inline(always)]

@@ -87,9 +87,10 @@ fn transport<P: Packet, F: Family, L: Transport>(
         }
     } else if let Some(entry) = flow::embryo::<F>(&key) {
         if is_kept::<F, L>(hook, &key, entry, flags, node) {
-            let has_moved = flow::hatch::<F>(hook, &key, entry.flow(), flags);
-            let now = if has_moved { flow::half::<F>(&key) } else { Some(entry) };
-            return now.map_or(Err(Outcome::DropTableFull), |entry| send::<P, F, L>(packet, &key, entry, node));
+            let verdict = send::<P, F, L>(packet, &key, entry, node);
+            // Last, because the entry may move.
+            flow::hatch::<F>(hook, &key, entry, flags);
+            return verdict;
         }
     }
     if matches!(stage, Stage::ToPod | Stage::UplinkOut) {

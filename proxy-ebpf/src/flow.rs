@@ -14,7 +14,8 @@ use proxy_common::{
 use crate::{checksum, counters::count, family::Family, kernel, parse::tcp, service};
 
 /// An entry of a flow table. The kernel may give the memory to another flow after an eviction, which takes the least
-/// recently used: not one that was looked up a moment ago.
+/// recently used: not one that was looked up a moment ago. An insert under the same key does not write in place but frees
+/// the entry: then it must be looked up again.
 #[derive(Clone, Copy)]
 pub(crate) struct Entry<A: 'static>(*mut Flow<A>);
 
@@ -167,7 +168,7 @@ pub(crate) fn open<F: Family>(key: &Tuple<F::Addr>, draft: &mut Draft<F::Addr>) 
             let _ = F::embryos().remove(&draft.twin_key);
         }
         // A reply half whose original was evicted: this very flow.
-        if holder.flow().rewrite != draft.twin.rewrite {
+        if !is_same::<F>(&holder.flow().rewrite, &draft.twin.rewrite) {
             return false;
         }
         holder.set_last_seen(draft.flow.last_seen);
@@ -180,6 +181,15 @@ pub(crate) fn open<F: Family>(key: &Tuple<F::Addr>, draft: &mut Draft<F::Addr>) 
     // never used.
     let _ = F::embryos().insert(key, &draft.flow, u64::from(BPF_NOEXIST));
     true
+}
+
+/// Compared word by word: a derived comparison of bytes would load bytes.
+#[inline(always)]
+fn is_same<F: Family>(a: &Rewrite<F::Addr>, b: &Rewrite<F::Addr>) -> bool {
+    F::words(a.saddr) == F::words(b.saddr)
+        && F::words(a.daddr) == F::words(b.daddr)
+        && a.sport.word() == b.sport.word()
+        && a.dport.word() == b.dport.word()
 }
 
 /// Cuts a rewrite in two: the first step, left in `draft.flow.rewrite`, changes the destination only; an entry for the
@@ -294,41 +304,41 @@ pub(crate) fn half<F: Family>(key: &Tuple<F::Addr>) -> Option<Entry<F::Addr>> {
 }
 
 /// Looks after an embryo: a reply is noted in both halves; TCP is confirmed by the client's next ACK after it, UDP by the
-/// reply itself. `true` when the entries were replaced: their old memory is free, and may be another flow's already (the
-/// map gives back first what it was given last, so the very next insert takes it).
+/// reply itself. The entry is not to be used after it.
 #[inline(never)]
-pub(crate) fn hatch<F: Family>(hook: Hook, key: &Tuple<F::Addr>, flow: &Flow<F::Addr>, flags: u8) -> bool {
+pub(crate) fn hatch<F: Family>(hook: Hook, key: &Tuple<F::Addr>, entry: Entry<F::Addr>, flags: u8) {
+    let flow = entry.flow();
     let bits = match flow.direction {
-        Direction::Transit => return false,
+        Direction::Transit => return,
         Direction::Reply if key.proto == Protocol::Udp => state::REPLIED | state::CONFIRMED,
         Direction::Reply => state::REPLIED,
         Direction::Original => {
             let is_third = flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::ACK;
             if flow.state & state::REPLIED == 0 || !is_third {
-                return false;
+                return;
             }
             state::CONFIRMED
         }
     };
-    let Some(draft) = draft::<F>() else { return false };
+    let Some(draft) = draft::<F>() else { return };
+    draft.twin_key = twin_key(key, flow);
+    if bits & state::CONFIRMED == 0 {
+        entry.add_state(bits);
+        if let Some(other) = embryo::<F>(&draft.twin_key) {
+            other.add_state(bits);
+        }
+        return;
+    }
     draft.flow = *flow;
     draft.flow.state |= bits;
     draft.flow.last_seen = kernel::jiffies();
-    draft.twin_key = twin_key(key, flow);
     set_twin(&mut draft.twin, key, &draft.flow);
-    if bits & state::CONFIRMED == 0 {
-        // Both halves are written whole: this also rebuilds one that was evicted.
-        let _ = F::embryos().insert(key, &draft.flow, u64::from(BPF_ANY));
-        let _ = F::embryos().insert(&draft.twin_key, &draft.twin, u64::from(BPF_ANY));
-        return true;
-    }
     // First enter, then leave: see `open`.
     let _ = F::flows().insert(&draft.twin_key, &draft.twin, u64::from(BPF_ANY));
     let _ = F::flows().insert(key, &draft.flow, u64::from(BPF_ANY));
     let _ = F::embryos().remove(&draft.twin_key);
     let _ = F::embryos().remove(key);
     count(hook, Outcome::Confirmed);
-    true
 }
 
 #[cfg(test)]
