@@ -1,7 +1,8 @@
 //! Fixtures for the tests that need a kernel.
 
-pub mod api;
+pub mod frame;
 pub mod lab;
 pub mod netns;
 pub mod patience;
+pub mod testbed;
 pub mod traffic;

@@ -1,0 +1,371 @@
+//! The flow table through the programs: tiers, pairs, lifetimes, dead backends, clashes, and every drop.
+
+use anyhow::Result;
+use proxy_common::{
+    addr::{Port, Protocol},
+    backend::BackendState,
+    flow::{Direction, state},
+    outcome::{Hook, Outcome},
+    service::{Range, Service, WhenEmpty},
+};
+use tests::{
+    frame::{Flags, Frame, Transport},
+    testbed::{NODE, OTHER_SERVICE, POD, POD2, PORT, REMOTE, SERVICE, TARGET, Testbed, action},
+};
+
+const SYN: Transport = Transport::Tcp(Flags::SYN);
+const SYN_ACK: Transport = Transport::Tcp(Flags::SYN_ACK);
+const ACK: Transport = Transport::Tcp(Flags::ACK);
+const FIN: Transport = Transport::Tcp(Flags::FIN);
+const RST: Transport = Transport::Tcp(Flags::RST);
+
+/// A pod, a Service with backends, and what the two say to each other.
+struct Talk {
+    bed: Testbed,
+    backends: Vec<u32>,
+}
+
+impl Talk {
+    fn new(proto: Protocol) -> Result<Self> {
+        let mut bed = Testbed::new()?;
+        let backends = vec![bed.add_backend(POD2.v4.into(), true)?, bed.add_backend(REMOTE.v4.into(), false)?];
+        bed.add_service(SERVICE.v4.into(), PORT, proto, &backends)?;
+        Ok(Self { bed, backends })
+    }
+
+    /// The pod speaks; returns who gets it.
+    fn ask(&mut self, transport: Transport) -> Result<std::net::IpAddr> {
+        let request = Frame::new((POD.v4.into(), 4_000), (SERVICE.v4.into(), PORT), transport);
+        Ok(self.bed.expect(Hook::PodIn, &request, action::TC_NEXT)?.destination.0)
+    }
+
+    /// A backend answers; whether the pod sees the Service's address.
+    fn answer(&mut self, from: std::net::IpAddr, transport: Transport) -> Result<bool> {
+        let reply = Frame::new((from, TARGET), (POD.v4.into(), 4_000), transport);
+        Ok(self.bed.expect(Hook::PodOut, &reply, action::TC_NEXT)?.source == (SERVICE.v4.into(), PORT))
+    }
+
+    fn establish(&mut self) -> Result<std::net::IpAddr> {
+        let backend = self.ask(SYN)?;
+        assert!(self.answer(backend, SYN_ACK)?);
+        assert_eq!(self.ask(ACK)?, backend);
+        Ok(backend)
+    }
+
+    fn sizes(&mut self) -> Result<(usize, usize)> {
+        Ok((self.bed.flows("FLOWS_V4")?.len(), self.bed.flows("EMBRYOS_V4")?.len()))
+    }
+
+    /// Lets seconds pass for every flow.
+    fn age(&mut self, seconds: u32) -> Result<()> {
+        let jiffies = seconds * self.bed.jiffies_per_second();
+        for map in ["FLOWS_V4", "EMBRYOS_V4"] {
+            self.bed.change_flows(map, |_, mut flow| {
+                flow.last_seen = flow.last_seen.wrapping_sub(jiffies);
+                Some(flow)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn set_state(&mut self, address: std::net::IpAddr, state: BackendState) -> Result<()> {
+        let (id, local) = if address == POD2.v4 { (self.backends[0], true) } else { (self.backends[1], false) };
+        self.bed.set_backend(id, address, local, state, 1)
+    }
+}
+
+#[test]
+fn a_tcp_flow_is_confirmed_by_the_third_packet_of_the_handshake() -> Result<()> {
+    let mut talk = Talk::new(Protocol::Tcp)?;
+    let backend = talk.ask(SYN)?;
+    assert_eq!(talk.sizes()?, (0, 2));
+    assert!(talk.answer(backend, SYN_ACK)?);
+    assert_eq!(talk.sizes()?, (0, 2));
+    assert_eq!(talk.ask(ACK)?, backend);
+    assert_eq!(talk.sizes()?, (2, 0));
+    assert!(talk.answer(backend, ACK)?);
+    assert_eq!(talk.bed.counter(Hook::PodIn, Outcome::Confirmed)?, 1);
+    Ok(())
+}
+
+#[test]
+fn an_ack_that_answers_nothing_confirms_nothing() -> Result<()> {
+    let mut talk = Talk::new(Protocol::Tcp)?;
+    let backend = talk.ask(SYN)?;
+    assert_eq!(talk.ask(ACK)?, backend);
+    assert_eq!(talk.sizes()?, (0, 2));
+    Ok(())
+}
+
+#[test]
+fn a_udp_flow_is_confirmed_by_the_reply() -> Result<()> {
+    let mut talk = Talk::new(Protocol::Udp)?;
+    let backend = talk.ask(Transport::Udp)?;
+    assert_eq!(talk.ask(Transport::Udp)?, backend);
+    assert_eq!(talk.sizes()?, (0, 2));
+    assert!(talk.answer(backend, Transport::Udp)?);
+    assert_eq!(talk.sizes()?, (2, 0));
+    assert_eq!(talk.ask(Transport::Udp)?, backend);
+    Ok(())
+}
+
+#[test]
+fn the_half_of_a_pair_that_was_evicted_is_rebuilt_from_the_other_within_a_second() -> Result<()> {
+    for lost in [Direction::Original, Direction::Reply] {
+        let mut talk = Talk::new(Protocol::Tcp)?;
+        let backend = talk.establish()?;
+        let whole = talk.bed.flows("FLOWS_V4")?;
+        talk.bed.change_flows("FLOWS_V4", |_, flow| (flow.direction != lost).then_some(flow))?;
+        assert_eq!(talk.sizes()?, (1, 0));
+        talk.age(1)?;
+        if lost == Direction::Original {
+            assert!(talk.answer(backend, ACK)?);
+        } else {
+            assert_eq!(talk.ask(ACK)?, backend);
+        }
+        let mut rebuilt = talk.bed.flows("FLOWS_V4")?;
+        assert_eq!(rebuilt.len(), 2, "{lost:?}");
+        for (key, flow) in &mut rebuilt {
+            let (_, before) = whole.iter().find(|(other, _)| other == key).expect("the same key");
+            flow.last_seen = before.last_seen;
+            assert_eq!(flow, before, "{lost:?}");
+        }
+        let hook = if lost == Direction::Original { Hook::PodOut } else { Hook::PodIn };
+        assert_eq!(talk.bed.counter(hook, Outcome::Repaired)?, 1);
+    }
+    Ok(())
+}
+
+#[test]
+fn an_original_half_that_was_evicted_finds_its_reply_half_again() -> Result<()> {
+    let mut talk = Talk::new(Protocol::Tcp)?;
+    let one = talk.bed.add_slots(&[1])?;
+    let service = Service { index: 1, internal: one, external: one, ..Service::default() };
+    talk.bed.set_service(SERVICE.v4.into(), PORT, Protocol::Tcp, service)?;
+    let backend = talk.establish()?;
+    talk.bed.change_flows("FLOWS_V4", |_, flow| (flow.direction == Direction::Reply).then_some(flow))?;
+    assert_eq!(talk.ask(ACK)?, backend);
+    assert!(talk.answer(backend, ACK)?);
+    assert_eq!(talk.sizes()?, (2, 0));
+    assert_eq!(talk.bed.counter(Hook::PodIn, Outcome::PortChanged)?, 0);
+    Ok(())
+}
+
+#[test]
+fn last_seen_is_written_once_a_second_and_in_both_halves() -> Result<()> {
+    let mut talk = Talk::new(Protocol::Tcp)?;
+    talk.establish()?;
+    talk.age(5)?;
+    let before = talk.bed.flows("FLOWS_V4")?;
+    talk.ask(ACK)?;
+    for (key, flow) in talk.bed.flows("FLOWS_V4")? {
+        let (_, old) = before.iter().find(|(other, _)| *other == key).expect("the same key");
+        assert!(flow.last_seen.wrapping_sub(old.last_seen) >= 4 * talk.bed.jiffies_per_second());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_syn_on_a_connection_that_is_over_starts_afresh() -> Result<()> {
+    for (name, ends) in [("two FINs", [Some(FIN), Some(FIN)]), ("a RST", [Some(RST), None])] {
+        let mut talk = Talk::new(Protocol::Tcp)?;
+        let backend = talk.establish()?;
+        assert_eq!(talk.ask(SYN)?, backend, "a SYN on a live connection keeps its backend");
+        if let Some(end) = ends[0] {
+            assert_eq!(talk.ask(end)?, backend);
+        }
+        if let Some(end) = ends[1] {
+            assert!(talk.answer(backend, end)?);
+        }
+        assert_eq!(talk.ask(ACK)?, backend, "{name}: what is still on the wire goes the old way");
+        assert_eq!(talk.bed.counter(Hook::PodIn, Outcome::Opened)?, 1);
+        talk.ask(SYN)?;
+        assert_eq!(talk.bed.counter(Hook::PodIn, Outcome::Opened)?, 2, "{name}");
+        assert_eq!(talk.sizes()?, (0, 2), "{name}: nothing of the old pair is left");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_fin_in_one_direction_does_not_end_the_connection() -> Result<()> {
+    let mut talk = Talk::new(Protocol::Tcp)?;
+    let backend = talk.establish()?;
+    talk.ask(FIN)?;
+    assert!(talk.bed.flows("FLOWS_V4")?.iter().all(|(_, flow)| flow.state & state::FIN_ORIGINAL != 0));
+    assert_eq!(talk.ask(SYN)?, backend);
+    assert_eq!(talk.bed.counter(Hook::PodIn, Outcome::Opened)?, 1);
+    Ok(())
+}
+
+#[test]
+fn a_flow_silent_for_longer_than_it_lives_is_a_new_one() -> Result<()> {
+    let cases: [(&str, Protocol, bool, u32, bool); 6] = [
+        ("UDP without a reply, 25 s", Protocol::Udp, false, 25, true),
+        ("UDP without a reply, 35 s", Protocol::Udp, false, 35, false),
+        ("UDP with a reply, 100 s", Protocol::Udp, true, 100, true),
+        ("UDP with a reply, 125 s", Protocol::Udp, true, 125, false),
+        ("TCP established, 23 h", Protocol::Tcp, true, 23 * 3600, true),
+        ("TCP established, 25 h", Protocol::Tcp, true, 25 * 3600, false),
+    ];
+    for (name, proto, replied, seconds, is_kept) in cases {
+        let mut talk = Talk::new(proto)?;
+        let transport = if proto == Protocol::Udp { Transport::Udp } else { ACK };
+        if proto == Protocol::Tcp {
+            talk.establish()?;
+        } else {
+            let backend = talk.ask(transport)?;
+            if replied {
+                talk.answer(backend, transport)?;
+            }
+        }
+        talk.age(seconds)?;
+        talk.ask(transport)?;
+        let opened = talk.bed.counter(Hook::PodIn, Outcome::Opened)?;
+        assert_eq!(opened, if is_kept { 1 } else { 2 }, "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn udp_leaves_a_backend_that_no_longer_serves_and_tcp_does_not() -> Result<()> {
+    for state in [BackendState::NotServing, BackendState::Gone] {
+        let mut talk = Talk::new(Protocol::Udp)?;
+        let old = talk.ask(Transport::Udp)?;
+        talk.answer(old, Transport::Udp)?;
+        talk.set_state(old, state)?;
+        let other = if old == POD2.v4 { talk.backends[1] } else { talk.backends[0] };
+        let range = talk.bed.add_slots(&[other])?;
+        let service = Service { index: 1, internal: range, external: range, ..Service::default() };
+        talk.bed.set_service(SERVICE.v4.into(), PORT, Protocol::Udp, service)?;
+        let new = talk.ask(Transport::Udp)?;
+        assert_ne!(new, old);
+        assert!(talk.answer(new, Transport::Udp)?);
+        assert_eq!(talk.bed.counter(Hook::PodIn, Outcome::Moved)?, 1);
+
+        let mut talk = Talk::new(Protocol::Tcp)?;
+        let old = talk.establish()?;
+        talk.set_state(old, state)?;
+        assert_eq!(talk.ask(ACK)?, old);
+        assert!(talk.answer(old, ACK)?);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_syn_leaves_a_backend_that_no_longer_serves() -> Result<()> {
+    let mut talk = Talk::new(Protocol::Tcp)?;
+    let old = talk.establish()?;
+    talk.set_state(old, BackendState::NotServing)?;
+    talk.ask(SYN)?;
+    assert_eq!(talk.bed.counter(Hook::PodIn, Outcome::Opened)?, 2);
+    Ok(())
+}
+
+#[test]
+fn an_id_given_to_another_backend_does_not_serve_an_old_flow() -> Result<()> {
+    let mut talk = Talk::new(Protocol::Udp)?;
+    let old = talk.ask(Transport::Udp)?;
+    let (id, local) = if old == POD2.v4 { (talk.backends[0], true) } else { (talk.backends[1], false) };
+    talk.bed.set_backend(id, OTHER_SERVICE.v4.into(), local, BackendState::Serving, 2)?;
+    talk.ask(Transport::Udp)?;
+    assert_eq!(talk.bed.counter(Hook::PodIn, Outcome::Moved)?, 1);
+    Ok(())
+}
+
+#[test]
+fn a_known_flow_outlives_its_service() -> Result<()> {
+    let mut talk = Talk::new(Protocol::Tcp)?;
+    let backend = talk.establish()?;
+    talk.bed.remove_service(SERVICE.v4.into(), PORT, Protocol::Tcp)?;
+    assert_eq!(talk.ask(ACK)?, backend);
+    assert!(talk.answer(backend, ACK)?);
+    Ok(())
+}
+
+/// A packet that must be dropped for one reason, which must be counted once.
+fn must_drop(bed: &mut Testbed, hook: Hook, frame: &Frame, outcome: Outcome) -> Result<()> {
+    let dropped = if hook == Hook::UplinkXdp { action::XDP_DROP } else { action::TC_DROP };
+    let before = bed.counter(hook, outcome)?;
+    assert_eq!(bed.run(hook, frame)?.action, dropped, "{outcome:?}");
+    assert_eq!(bed.counter(hook, outcome)?, before + 1, "{outcome:?}");
+    Ok(())
+}
+
+#[test]
+fn a_service_with_nothing_behind_it_drops_and_says_which_way() -> Result<()> {
+    let mut bed = Testbed::new()?;
+    let cases = [(WhenEmpty::Reject, Outcome::DropNoEndpoint), (WhenEmpty::Drop, Outcome::DropNoLocalEndpoint)];
+    for (when_empty, outcome) in cases {
+        let service = Service { internal_empty: when_empty, external_empty: when_empty, ..Service::default() };
+        bed.set_service(SERVICE.v4.into(), PORT, Protocol::Tcp, service)?;
+        let request = Frame::new((POD.v4.into(), 4_000), (SERVICE.v4.into(), PORT), SYN);
+        for hook in [Hook::PodIn, Hook::UplinkIn, Hook::UplinkXdp] {
+            must_drop(&mut bed, hook, &request, outcome)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_slot_that_leads_nowhere_is_a_counted_drop() -> Result<()> {
+    let mut bed = Testbed::new()?;
+    bed.add_service(SERVICE.v4.into(), PORT, Protocol::Tcp, &[77])?;
+    let request = Frame::new((POD.v4.into(), 4_000), (SERVICE.v4.into(), PORT), SYN);
+    must_drop(&mut bed, Hook::PodIn, &request, Outcome::DropNoBackend)?;
+    let range = Range { first: u32::MAX, count: 1 };
+    let service = Service { internal: range, external: range, ..Service::default() };
+    bed.set_service(SERVICE.v4.into(), PORT, Protocol::Tcp, service)?;
+    must_drop(&mut bed, Hook::PodIn, &request, Outcome::DropNoBackend)
+}
+
+#[test]
+fn a_flow_for_which_no_source_port_is_left_is_a_counted_drop_and_disturbs_nobody() -> Result<()> {
+    let mut bed = Testbed::new()?;
+    bed.set_node(|node| node.source_port_last = node.source_port_first)?;
+    let backend = bed.add_backend(REMOTE.v4.into(), false)?;
+    bed.add_service(SERVICE.v4.into(), PORT, Protocol::Udp, &[backend])?;
+    let client = |port| Frame::new((POD.v4.into(), port), (SERVICE.v4.into(), PORT), Transport::Udp);
+    let first = bed.expect(Hook::UplinkXdp, &client(1), action::XDP_TX)?;
+    must_drop(&mut bed, Hook::UplinkXdp, &client(2), Outcome::DropNoPort)?;
+    let again = bed.expect(Hook::UplinkXdp, &client(1), action::XDP_TX)?;
+    assert_eq!(again.source, first.source);
+    Ok(())
+}
+
+#[test]
+fn a_node_without_an_address_to_masquerade_with_drops_what_needs_one() -> Result<()> {
+    let mut bed = Testbed::new()?;
+    bed.set_node(|node| node.masquerade_v4 = Default::default())?;
+    let backend = bed.add_backend(REMOTE.v4.into(), false)?;
+    bed.add_service(SERVICE.v4.into(), PORT, Protocol::Udp, &[backend])?;
+    let request = Frame::new((POD.v4.into(), 1), (SERVICE.v4.into(), PORT), Transport::Udp);
+    must_drop(&mut bed, Hook::UplinkXdp, &request, Outcome::DropNoMasquerade)
+}
+
+#[test]
+fn a_change_of_routes_makes_a_flow_look_up_its_next_hop_anew() -> Result<()> {
+    let mut bed = Testbed::new()?;
+    let backend = bed.add_backend(REMOTE.v4.into(), false)?;
+    bed.add_service(SERVICE.v4.into(), PORT, Protocol::Udp, &[backend])?;
+    let request = Frame::new((POD.v4.into(), 1), (SERVICE.v4.into(), PORT), Transport::Udp);
+    let before = bed.expect(Hook::UplinkXdp, &request, action::XDP_TX)?;
+    bed.ip("neigh replace 192.0.2.2 lladdr 02:00:00:00:00:22 dev uplink")?;
+    assert_eq!(bed.expect(Hook::UplinkXdp, &request, action::XDP_TX)?.macs.0, before.macs.0);
+    bed.set_node(|node| node.route_generation += 1)?;
+    assert_eq!(bed.expect(Hook::UplinkXdp, &request, action::XDP_TX)?.macs.0, [2, 0, 0, 0, 0, 0x22]);
+    Ok(())
+}
+
+#[test]
+fn a_masquerading_flow_stands_apart_from_the_nodes_own_ports() -> Result<()> {
+    let mut bed = Testbed::new()?;
+    let backend = bed.add_backend(REMOTE.v4.into(), false)?;
+    bed.add_service(SERVICE.v4.into(), PORT, Protocol::Tcp, &[backend])?;
+    for port in 40_000..40_050 {
+        let request = Frame::new((POD.v4.into(), port), (SERVICE.v4.into(), PORT), SYN);
+        let sent = bed.expect(Hook::UplinkXdp, &request, action::XDP_TX)?;
+        assert_eq!(sent.source.0, NODE.v4);
+        assert!(Port::new(sent.source.1) != Port::new(port) && (10_000..30_000).contains(&sent.source.1));
+    }
+    Ok(())
+}

@@ -1,0 +1,61 @@
+//! Every program loads on the running kernel, and stays as small for the verifier as it is meant to be.
+
+use anyhow::{Context as _, Result};
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{Program, ProgramInfo},
+};
+use proxy_userspace::dataplane::OBJECT;
+
+/// The most instructions the verifier may look at, per program. A program that grows past its bound is either a mistake or
+/// a decision to be made here.
+const BOUNDS: [(&str, u32); 14] = [
+    ("uplink_xdp", 100_000),
+    ("uplink_in", 100_000),
+    ("uplink_out", 20_000),
+    ("pod_in", 100_000),
+    ("pod_out", 20_000),
+    ("connect4", 1_000),
+    ("connect6", 2_000),
+    ("sendmsg4", 1_500),
+    ("sendmsg6", 1_500),
+    ("recvmsg4", 200),
+    ("recvmsg6", 400),
+    ("getpeername4", 200),
+    ("getpeername6", 400),
+    ("jiffies", 10),
+];
+
+fn load(object: &mut Ebpf, name: &str) -> Result<ProgramInfo> {
+    let program = object.program_mut(name).with_context(|| format!("no program {name}"))?;
+    match program {
+        Program::Xdp(program) => program.load()?,
+        Program::SchedClassifier(program) => program.load()?,
+        Program::CgroupSockAddr(program) => program.load()?,
+        _ => anyhow::bail!("{name} is of a kind nobody knows"),
+    }
+    Ok(program.info()?)
+}
+
+#[test]
+fn every_program_loads_and_stays_within_its_bound() -> Result<()> {
+    tests::netns::require_root()?;
+    let mut loader = EbpfLoader::new();
+    for map in ["FLOWS_V4", "FLOWS_V6", "EMBRYOS_V4", "EMBRYOS_V6", "SLOTS"] {
+        loader.map_max_entries(map, 4_096);
+    }
+    let mut object = loader.load(OBJECT)?;
+    let mut names: Vec<_> = object.programs().map(|(name, _)| name.to_owned()).collect();
+    names.sort();
+    let mut expected: Vec<_> = BOUNDS.iter().map(|(name, _)| (*name).to_owned()).collect();
+    expected.sort();
+    assert_eq!(names, expected, "a bound for every program");
+    for (name, bound) in BOUNDS {
+        let info = load(&mut object, name).with_context(|| format!("cannot load {name}"))?;
+        let verified = info.verified_instruction_count().context("the kernel does not tell (before 5.16)")?;
+        let size = info.size_translated().unwrap_or(0) / 8;
+        println!("{name:14} {verified:>7} instructions verified, {size:>6} in the program");
+        assert!(verified <= bound, "{name}: {verified} instructions verified, the bound is {bound}");
+    }
+    Ok(())
+}
