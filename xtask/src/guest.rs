@@ -43,7 +43,9 @@ impl Accelerator {
     fn probe(workspace: &Workspace, kernel: &Kernel) -> Result<Self> {
         let mut rootfs = Rootfs::new(workspace)?;
         rootfs.job("for i in $(seq 200); do busybox true; done\n");
-        let guest = Guest::new(workspace, kernel, &rootfs, Self::Kvm)?;
+        let mut guest = Guest::new(workspace, kernel, &rootfs, Self::Kvm)?;
+        // How it fails is of no interest.
+        guest.is_silent = true;
         let works = guest.run(Duration::from_secs(30), |_| ()).is_ok_and(|status| status == 0);
         Ok(if works { Self::Kvm } else { Self::Tcg })
     }
@@ -74,6 +76,8 @@ pub(crate) struct Guest {
     /// Where the job's status is written, by the second serial line.
     status: PathBuf,
     accelerator: Accelerator,
+    /// Whether qemu's own complaints are thrown away.
+    is_silent: bool,
 }
 
 impl Guest {
@@ -86,7 +90,7 @@ impl Guest {
         let initramfs = rootfs.write(kernel)?;
         let status = initramfs.with_extension("status");
         let image = workspace.root.join(&kernel.image);
-        Ok(Self { image, initramfs, status, accelerator })
+        Ok(Self { image, initramfs, status, accelerator, is_silent: false })
     }
 
     /// Boots, hands each line of the console to `line`, and returns the job's exit status.
@@ -94,6 +98,9 @@ impl Guest {
         let deadline = Instant::now() + limit;
         let mut command = self.command();
         command.args(["-serial", "stdio"]).stdin(Stdio::null()).stdout(Stdio::piped());
+        if self.is_silent {
+            command.stderr(Stdio::null());
+        }
         let mut qemu = Qemu(command.args(self.second_serial()).spawn().context("cannot start qemu-system-x86_64")?);
         let console = lines(qemu.0.stdout.take().context("the console is not captured")?);
         loop {
