@@ -19,7 +19,9 @@ use crate::{kernel::Kernel, rootfs::Rootfs, workspace::Workspace};
 pub(crate) enum Accelerator {
     /// By the hardware.
     Kvm,
-    /// By emulation. One thread for all processors: with more, guests of 6.12 and later die in atomic instructions.
+    /// By emulation. One thread for all processors, because code that the kernel patches while it runs is not always
+    /// seen by the others; and no cmpxchg16b, because that of QEMU 7.2 garbles the flags register, and a guest whose
+    /// allocator uses it (6.12 and later) dies sooner or later.
     Tcg,
 }
 
@@ -64,7 +66,7 @@ impl Accelerator {
     fn options(self) -> [&'static str; 4] {
         match self {
             Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
-            Self::Tcg => ["-accel", "tcg,thread=single", "-cpu", "max"],
+            Self::Tcg => ["-accel", "tcg,thread=single", "-cpu", "max,-cx16"],
         }
     }
 }
