@@ -130,7 +130,8 @@ impl Guest {
         command.args(self.accelerator.options());
         command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-smp", "2", "-m", "2048"]);
         command.arg("-kernel").arg(&self.image).arg("-initrd").arg(&self.initramfs);
-        command.args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off net.ifnames=0"]);
+        // The kernel is heard when it dies, and otherwise does not run into the lines of others.
+        command.args(["-append", "console=ttyS0 loglevel=1 panic=-1 mitigations=off net.ifnames=0"]);
         command
     }
 
