@@ -3,6 +3,7 @@
 
 mod backends;
 mod ids;
+mod indexes;
 mod ledger;
 mod ranges;
 

@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
     time::Instant,
 };
 
@@ -16,7 +15,7 @@ use proxy_common::{
 use super::{
     FamilyState, KernelState, Plan, Step,
     backends::{Backends, Full},
-    ids::Ids,
+    indexes::Indexes,
     ranges::Ranges,
 };
 use crate::{
@@ -273,65 +272,6 @@ impl<A: Address + std::fmt::Display> FamilyLedger<A> {
                 steps.local_addrs.push(Step::RemoveLocalAddr(address));
             }
             _ => {}
-        }
-    }
-}
-
-/// Which Service port has which index.
-#[derive(Debug)]
-struct Indexes {
-    by_port: BTreeMap<Arc<ServicePortName>, u32>,
-    ports: BTreeMap<u32, Arc<ServicePortName>>,
-    /// Frontends in the kernel that bear the index.
-    uses: BTreeMap<u32, usize>,
-    ids: Ids,
-}
-
-impl Indexes {
-    fn adopt<'a>(services: impl Iterator<Item = &'a Service>, capacity: u32) -> Self {
-        let mut indexes =
-            Self { by_port: BTreeMap::new(), ports: BTreeMap::new(), uses: BTreeMap::new(), ids: Ids::new(capacity) };
-        for service in services {
-            indexes.ids.claim(service.index);
-            indexes.hold(service.index);
-        }
-        indexes
-    }
-
-    fn claim(&mut self, index: u32, port: &Arc<ServicePortName>) {
-        if index != 0 && !self.by_port.contains_key(port) && !self.ports.contains_key(&index) {
-            self.assign(index, port);
-        }
-    }
-
-    fn assign(&mut self, index: u32, port: &Arc<ServicePortName>) {
-        self.by_port.insert(Arc::clone(port), index);
-        self.ports.insert(index, Arc::clone(port));
-    }
-
-    fn of(&mut self, port: &Arc<ServicePortName>, now: Instant) -> Result<u32, Overflow> {
-        if let Some(index) = self.by_port.get(port) {
-            return Ok(*index);
-        }
-        let index = self.ids.take(now).ok_or_else(|| Overflow::Service(port.as_ref().clone()))?;
-        self.assign(index, port);
-        Ok(index)
-    }
-
-    fn hold(&mut self, index: u32) {
-        *self.uses.entry(index).or_default() += 1;
-    }
-
-    fn release(&mut self, index: u32, now: Instant) {
-        let Some(uses) = self.uses.get_mut(&index) else { return };
-        *uses -= 1;
-        if *uses > 0 {
-            return;
-        }
-        self.uses.remove(&index);
-        self.ids.put_back(index, now);
-        if let Some(port) = self.ports.remove(&index) {
-            self.by_port.remove(&port);
         }
     }
 }

@@ -201,14 +201,13 @@ impl Parser<'_> {
     }
 }
 
-/// Whether sources are restricted in the family of an address. An all-zero range is no restriction.
+/// Whether sources are restricted in the family of an address. An all-zero range is no restriction; one that cannot be
+/// read is, in both families.
 fn is_restricted(spec: &core::ServiceSpec, address: IpAddr) -> bool {
-    let ranges = spec.load_balancer_source_ranges.iter().flatten();
-    let mut of_family = ranges
-        .filter_map(|range| range.trim().parse::<IpNet>().ok())
-        .filter(|range| range.addr().is_ipv4() == address.is_ipv4())
-        .peekable();
-    of_family.peek().is_some() && of_family.all(|range| range.prefix_len() != 0)
+    let ranges = spec.load_balancer_source_ranges.iter().flatten().map(|range| range.trim().parse::<IpNet>().ok());
+    let mut of_family =
+        ranges.filter(|range| range.is_none_or(|range| range.addr().is_ipv4() == address.is_ipv4())).peekable();
+    of_family.peek().is_some() && of_family.all(|range| range.is_none_or(|range| range.prefix_len() != 0))
 }
 
 /// An address that a frontend or an endpoint may have. Loopback, link-local and multicast addresses mean something of
@@ -240,5 +239,111 @@ pub(super) fn parse_protocol(field: &'static str, text: Option<&str>) -> Result<
         Some("UDP") => Ok(Protocol::Udp),
         Some("SCTP") => Ok(Protocol::Sctp),
         Some(other) => Err(Problem::Protocol { field, value: other.into() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::{Service, TrafficPolicy};
+
+    fn parse(spec: &Value) -> (Option<Service>, Vec<String>) {
+        parse_object(json!({"metadata": {"namespace": "test", "name": "web"}, "spec": spec}))
+    }
+
+    fn parse_object(object: Value) -> (Option<Service>, Vec<String>) {
+        let mut defects = Vec::new();
+        let service = Service::parse(&serde_json::from_value(object).unwrap(), &mut defects);
+        (service, defects.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn what_this_proxy_does_not_serve_is_nothing_and_no_defect() {
+        let label = |value| json!({"service.kubernetes.io/service-proxy-name": value});
+        let cases = [
+            ("headless", json!({"spec": {"clusterIP": "None", "clusterIPs": ["None"]}})),
+            ("an external name", json!({"spec": {"type": "ExternalName", "externalName": "example.invalid"}})),
+            ("not yet allocated", json!({"spec": {"clusterIP": ""}})),
+            ("without a spec", json!({})),
+            ("another proxy's", json!({"metadata": {"labels": label("other")}, "spec": {"clusterIP": "10.96.0.1"}})),
+            (
+                "another proxy's, unnamed",
+                json!({"metadata": {"labels": label("")}, "spec": {"clusterIP": "10.96.0.1"}}),
+            ),
+        ];
+        for (name, mut object) in cases {
+            object["metadata"]["name"] = json!("web");
+            assert_eq!(parse_object(object), (None, vec![]), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_service_that_is_labelled_headless_but_has_an_address_is_served() {
+        let labels = json!({"service.kubernetes.io/headless": ""});
+        let metadata = json!({"name": "web", "labels": labels});
+        let (service, _) = parse_object(json!({"metadata": metadata, "spec": {"clusterIP": "10.96.0.1"}}));
+        assert!(service.is_some());
+    }
+
+    #[test]
+    fn what_is_wrong_is_left_out_and_named_and_the_rest_is_served() {
+        let spec = json!({
+            "clusterIPs": ["10.96.0.1", "not an address"],
+            "externalIPs": ["203.0.113.1", "127.0.0.1", "169.254.169.254", "224.0.0.1", "0.0.0.0", "fe80::1"],
+            "internalTrafficPolicy": "Nearby",
+            "ports": [
+                {"name": "good", "port": 80, "nodePort": 30080},
+                {"name": "again", "port": 80},
+                {"name": "same", "port": 81, "nodePort": 30080},
+                {"name": "large", "port": 65536},
+                {"name": "negative", "port": 82, "nodePort": -1},
+                {"name": "strange", "port": 83, "protocol": "ICMP"},
+                {"name": "udp", "port": 80, "protocol": "UDP", "nodePort": 30080},
+            ],
+        });
+        let (service, defects) = parse(&spec);
+        let service = service.unwrap();
+        let ports: Vec<_> = service.ports.iter().map(|port| port.name.port.as_str()).collect();
+        assert_eq!(ports, ["good", "udp"]);
+        assert_eq!(service.internal_policy, TrafficPolicy::Cluster);
+        assert_eq!(service.external_ips.len(), 1);
+        assert_eq!(defects.len(), 12, "{defects:#?}");
+        assert!(defects.iter().all(|defect| defect.starts_with("Service test/web: ")), "{defects:#?}");
+    }
+
+    #[test]
+    fn a_balancer_that_must_see_the_packets_itself_is_no_frontend() {
+        let object = json!({
+            "metadata": {"name": "web"},
+            "spec": {"clusterIP": "10.96.0.1", "type": "LoadBalancer"},
+            "status": {"loadBalancer": {"ingress": [
+                {"ip": "203.0.113.1"},
+                {"ip": "203.0.113.2", "ipMode": "VIP"},
+                {"ip": "203.0.113.3", "ipMode": "Proxy"},
+                {"hostname": "balancer.example"},
+                {"ip": "2001:db8::1"},
+            ]}},
+        });
+        let (service, defects) = parse_object(object);
+        let addresses: Vec<String> = service.unwrap().external_ips.iter().map(ToString::to_string).collect();
+        assert_eq!((addresses, defects), (vec!["203.0.113.1".to_owned(), "203.0.113.2".into()], vec![]));
+    }
+
+    #[test]
+    fn an_address_that_only_some_may_reach_is_not_opened_to_all() {
+        let served = |ranges: Value| {
+            let object = json!({
+                "metadata": {"name": "web"},
+                "spec": {"clusterIPs": ["10.96.0.1", "fd00::1"], "loadBalancerSourceRanges": ranges},
+                "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}, {"ip": "2001:db8::1"}]}},
+            });
+            parse_object(object).0.unwrap().external_ips.len()
+        };
+        assert_eq!(served(json!([])), 2);
+        assert_eq!(served(json!([" 192.0.2.0/24 "])), 1, "the other family is open");
+        assert_eq!(served(json!(["192.0.2.0/24", "0.0.0.0/0"])), 2, "everybody may");
+        assert_eq!(served(json!(["192.0.2.0/24", "2001:db8::/32"])), 0);
+        assert_eq!(served(json!(["nonsense"])), 0, "nobody knows who may");
     }
 }

@@ -158,3 +158,108 @@ fn parse_hints(hints: Option<&discovery::EndpointHints>) -> Hints {
         zones: hints.for_zones.iter().flatten().map(|zone| zone.name.clone()).collect(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::{Slice, endpoints};
+
+    fn parse(object: Value) -> (Option<Slice>, Vec<String>) {
+        let mut defects = Vec::new();
+        let slice = Slice::parse(&serde_json::from_value(object).unwrap(), "here", &mut defects);
+        (slice, defects.iter().map(ToString::to_string).collect())
+    }
+
+    fn object(endpoints: &Value, ports: &Value) -> Value {
+        json!({
+            "metadata": {"namespace": "test", "name": "web-1", "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4",
+            "endpoints": endpoints,
+            "ports": ports,
+        })
+    }
+
+    fn http() -> Value {
+        json!([{"name": "http", "port": 8080}])
+    }
+
+    #[test]
+    fn conditions_that_are_not_there_mean_that_all_is_well() {
+        let (slice, _) = parse(object(&json!([{"addresses": ["10.0.0.1"]}]), &http()));
+        let endpoint = &slice.unwrap().endpoints[0];
+        assert_eq!((endpoint.is_ready, endpoint.is_serving, endpoint.is_terminating), (true, true, false));
+        let conditions = json!({"ready": null, "serving": false});
+        let (slice, _) = parse(object(&json!([{"addresses": ["10.0.0.1"], "conditions": conditions}]), &http()));
+        let endpoint = &slice.unwrap().endpoints[0];
+        assert_eq!((endpoint.is_ready, endpoint.is_serving, endpoint.is_terminating), (true, false, false));
+    }
+
+    #[test]
+    fn only_the_first_address_counts_and_only_this_node_is_local() {
+        let endpoints = json!([
+            {"addresses": ["10.0.0.1", "10.0.0.9"], "nodeName": "here"},
+            {"addresses": ["10.0.0.2"], "nodeName": "there"},
+            {"addresses": ["10.0.0.3"]},
+            {"addresses": []},
+        ]);
+        let (slice, defects) = parse(object(&endpoints, &http()));
+        let local: Vec<bool> = slice.unwrap().endpoints.iter().map(|endpoint| endpoint.is_local).collect();
+        assert_eq!((local, defects), (vec![true, false, false], vec![]));
+    }
+
+    #[test]
+    fn a_slice_of_no_service_or_of_names_or_of_a_headless_service_is_nothing() {
+        let mut orphan = object(&json!([]), &http());
+        orphan["metadata"]["labels"] = json!({});
+        let mut names = object(&json!([{"addresses": ["example.invalid"]}]), &http());
+        names["addressType"] = json!("FQDN");
+        let mut headless = object(&json!([]), &http());
+        headless["metadata"]["labels"]["service.kubernetes.io/headless"] = json!("");
+        for (name, object) in [("orphan", orphan), ("names", names), ("headless", headless)] {
+            assert_eq!(parse(object), (None, vec![]), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_left_out_and_named_and_the_rest_counts() {
+        let endpoints = json!([
+            {"addresses": ["10.0.0.1"]}, {"addresses": ["fd00::1"]}, {"addresses": ["127.0.0.1"]}, {"addresses": ["x"]},
+        ]);
+        let ports = json!([
+            {"name": "http", "port": 8080}, {"name": "large", "port": 70000}, {"name": "odd", "port": 1, "protocol": "X"},
+            {"port": 9}, {"name": "unset"}, {"name": "zero", "port": 0},
+        ]);
+        let (slice, defects) = parse(object(&endpoints, &ports));
+        let slice = slice.unwrap();
+        assert_eq!((slice.endpoints.len(), slice.ports.len()), (1, 1));
+        assert_eq!(defects.len(), 5, "{defects:#?}");
+        assert!(defects.iter().all(|defect| defect.starts_with("EndpointSlice test/web-1: ")), "{defects:#?}");
+    }
+
+    #[test]
+    fn of_two_entries_for_one_endpoint_the_livelier_counts_then_the_first() {
+        const READY: [bool; 2] = [true, false];
+        const UNREADY: [bool; 2] = [false, false];
+        const TERMINATING: [bool; 2] = [true, true];
+        let slice = |[ready, terminating]: [bool; 2], node: &str| {
+            let conditions = json!({"ready": ready, "terminating": terminating});
+            let endpoint = json!({"addresses": ["10.0.0.1"], "conditions": conditions, "nodeName": node});
+            parse(object(&json!([endpoint]), &http())).0.unwrap()
+        };
+        let cases = [
+            (READY, TERMINATING, "first"),
+            (TERMINATING, READY, "second"),
+            (TERMINATING, UNREADY, "second"),
+            (UNREADY, READY, "second"),
+            (READY, READY, "first"),
+        ];
+        for (first, second, winner) in cases {
+            let node = |which| if which == winner { "here" } else { "there" };
+            let slices = [slice(first, node("first")), slice(second, node("second"))];
+            let found = endpoints(slices.iter(), |_| true);
+            assert_eq!(found.len(), 1);
+            assert!(found.values().all(|endpoint| endpoint.is_local), "{first:?} {second:?}");
+        }
+    }
+}

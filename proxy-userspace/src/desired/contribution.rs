@@ -1,0 +1,141 @@
+//! What one Service contributes to the tables of a family: its frontends with what stands behind them, and its endpoints.
+
+use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroU16, sync::Arc};
+
+use proxy_common::{
+    addr::Port,
+    backend::BackendState,
+    service::{Frontend, WhenEmpty},
+};
+
+use super::{DesiredBackend, DesiredService, Family, Target};
+use crate::{
+    algorithm::{Algorithm as _, Random},
+    model::{self, Endpoint, Model, ObjectName, ServicePort, TrafficPolicy},
+    topology::{self, Lists, Place},
+};
+
+/// Who gets a frontend that several claim: the oldest, then the one with the smaller uid, on every node the same.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Claim {
+    pub(super) created: i64,
+    pub(super) uid: String,
+    pub(super) service: ObjectName,
+}
+
+/// What a Service contributes to the tables of a family.
+#[derive(Debug)]
+pub(super) struct Contribution<A: Ord> {
+    pub(super) claim: Claim,
+    pub(super) frontends: BTreeMap<Frontend<A>, DesiredService<A>>,
+    pub(super) backends: BTreeMap<Target<A>, DesiredBackend>,
+}
+
+pub(super) fn contribution<A: Family>(name: &ObjectName, model: &Model, place: &Place) -> Option<Contribution<A>> {
+    let backends = backends(name, model);
+    let service = model.service(name);
+    let frontends: BTreeMap<_, _> = service.map(|service| frontends(service, model, place)).unwrap_or_default();
+    let claim = Claim {
+        created: service.map_or(0, |service| service.created),
+        uid: service.map(|service| service.uid.clone()).unwrap_or_default(),
+        service: name.clone(),
+    };
+    let is_empty = frontends.is_empty() && backends.is_empty();
+    (!is_empty).then_some(Contribution { claim, frontends, backends })
+}
+
+/// Everything that stands in a slice, also when no port of the Service leads to it: connections that are there keep it
+/// until it has left.
+fn backends<A: Family>(name: &ObjectName, model: &Model) -> BTreeMap<Target<A>, DesiredBackend> {
+    let endpoints = model::endpoints(model.slices(name), |_| true);
+    endpoints.iter().filter_map(|(address, endpoint)| Some((target(*address)?, DesiredBackend::of(endpoint)))).collect()
+}
+
+fn frontends<A: Family>(
+    service: &model::Service,
+    model: &Model,
+    place: &Place,
+) -> BTreeMap<Frontend<A>, DesiredService<A>> {
+    let mut frontends = BTreeMap::new();
+    let Some(cluster_ip) = service.cluster_ips.iter().find_map(|address| A::of(*address)) else {
+        return frontends;
+    };
+    for port in &service.ports {
+        let [inside, outside] = port_services::<A>(service, port, model, place);
+        let frontend =
+            |address: A, number: NonZeroU16| Frontend::new(address, Port::new(number.get()), port.name.protocol);
+        frontends.entry(frontend(cluster_ip, port.port)).or_insert(inside);
+        for address in service.external_ips.iter().filter_map(|address| A::of(*address)) {
+            frontends.entry(frontend(address, port.port)).or_insert_with(|| outside.clone());
+        }
+        if let Some(number) = port.node_port {
+            frontends.entry(frontend(A::ANY, number)).or_insert(outside);
+        }
+    }
+    frontends
+}
+
+/// What the ClusterIP leads to, and what NodePorts and external addresses lead to. Clients on the node that use the
+/// latter get the cluster's endpoints whatever the policy: it is about what arrives from outside.
+fn port_services<A: Family>(
+    service: &model::Service,
+    port: &ServicePort,
+    model: &Model,
+    place: &Place,
+) -> [DesiredService<A>; 2] {
+    let is_joined =
+        |candidate: &model::SlicePort| candidate.name == port.name.port && candidate.protocol == port.name.protocol;
+    let is_family = |address: &SocketAddr| A::of(address.ip()).is_some();
+    let mut endpoints = model::endpoints(model.slices(&service.name), is_joined);
+    endpoints.retain(|address, _| is_family(address));
+    let lists = topology::select(&endpoints, place);
+    let name = Arc::new(port.name.clone());
+    let cluster = range(&lists.cluster);
+    let local = range(&lists.local);
+    let build = |internal: &Arc<[Target<A>]>, external: &Arc<[Target<A>]>| DesiredService {
+        port: Arc::clone(&name),
+        pick: Random.pick(),
+        internal: Arc::clone(internal),
+        external: Arc::clone(external),
+        internal_empty: when_empty(&lists),
+        external_empty: when_empty(&lists),
+    };
+    let inside = match service.internal_policy {
+        TrafficPolicy::Cluster => build(&cluster, &cluster),
+        TrafficPolicy::Local => build(&local, &local),
+    };
+    let outside = match service.external_policy {
+        TrafficPolicy::Cluster => build(&cluster, &cluster),
+        TrafficPolicy::Local => build(&cluster, &local),
+    };
+    [inside, outside]
+}
+
+/// An empty range of a Service that has endpoints elsewhere is a matter of policy: the client is left to time out, so
+/// that a load balancer tries another node. Without any endpoint it is told.
+fn when_empty(lists: &Lists) -> WhenEmpty {
+    if lists.has_any { WhenEmpty::Drop } else { WhenEmpty::Reject }
+}
+
+fn range<A: Family>(addresses: &[SocketAddr]) -> Arc<[Target<A>]> {
+    let targets: Vec<Target<A>> = addresses.iter().filter_map(|address| target(*address)).collect();
+    Random.fill(&targets).into()
+}
+
+fn target<A: Family>(address: SocketAddr) -> Option<Target<A>> {
+    Some(Target { addr: A::of(address.ip())?, port: Port::new(address.port()) })
+}
+
+impl DesiredBackend {
+    fn of(endpoint: &Endpoint) -> Self {
+        let is_serving = endpoint.is_serving || endpoint.is_ready;
+        let state = if is_serving { BackendState::Serving } else { BackendState::NotServing };
+        Self { is_local: endpoint.is_local, state }
+    }
+
+    pub(super) fn better(self, other: Self) -> Self {
+        let is_serving = [self.state, other.state].contains(&BackendState::Serving);
+        let state = if is_serving { BackendState::Serving } else { BackendState::NotServing };
+        Self { is_local: self.is_local || other.is_local, state }
+    }
+}
