@@ -106,8 +106,10 @@ pub(crate) fn claim<F: Family>(hook: Hook, key: &Tuple<F::Addr>) -> bool {
 
 /// One attempt. 1 ends the loop.
 unsafe extern "C" fn attempt<F: Family>(_: u64, claim: *mut Claim<F::Addr>) -> i64 {
-    // SAFETY: `claim` points to the one that `claim` put on its stack, and `key` to its caller's.
-    let (claim, key) = unsafe { (&mut *claim, &*(*claim).key) };
+    // SAFETY: this is what `claim` put on its stack, and nobody else looks at it during the loop.
+    let claim = unsafe { &mut *claim };
+    // SAFETY: the caller of `claim` keeps the key.
+    let key = unsafe { &*claim.key };
     let (Some(node), Some(draft)) = (service::node(), flow::draft::<F>()) else { return 1 };
     claim.attempts += 1;
     flow::set_rewrite::<F>(&mut draft.flow.rewrite, key, &draft.to);

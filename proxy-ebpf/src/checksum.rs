@@ -3,7 +3,7 @@
 
 /// Folds a sum of 16-bit words into one.
 #[inline(always)]
-pub const fn fold(sum: u32) -> u16 {
+pub(crate) const fn fold(sum: u32) -> u16 {
     let once = (sum & 0xffff) + (sum >> 16);
     let twice = (once & 0xffff) + (once >> 16);
     twice as u16
@@ -11,24 +11,24 @@ pub const fn fold(sum: u32) -> u16 {
 
 /// What replacing words that sum up to `old` by words that sum up to `new` does to a sum.
 #[inline(always)]
-pub const fn delta(old: u32, new: u32) -> u16 {
+pub(crate) const fn delta(old: u32, new: u32) -> u16 {
     fold(new + !fold(old) as u32)
 }
 
 /// The opposite of a delta.
 #[inline(always)]
-pub const fn negate(delta: u16) -> u16 {
+pub(crate) const fn negate(delta: u16) -> u16 {
     !delta
 }
 
 /// A checksum field after a change of what it covers.
 #[inline(always)]
-pub const fn update(field: u16, delta: u32) -> u16 {
+pub(crate) const fn update(field: u16, delta: u32) -> u16 {
     !fold(!field as u32 + delta)
 }
 
 /// What taking one from an IPv4 TTL does to the header's sum: the word is `[ttl, protocol]`.
-pub const TTL_DECREMENT: u16 = !u16::from_ne_bytes([1, 0]);
+pub(crate) const TTL_DECREMENT: u16 = !u16::from_ne_bytes([1, 0]);
 
 #[cfg(test)]
 mod tests {

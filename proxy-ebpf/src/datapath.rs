@@ -25,6 +25,9 @@ use crate::{
 /// The longest run of headers that is looked at.
 const HEADERS: usize = ETHERNET + size_of::<Ipv6Header>() + size_of::<TcpHeader>();
 
+const TCP: u8 = Protocol::Tcp as u8;
+const UDP: u8 = Protocol::Udp as u8;
+
 /// What becomes of a packet.
 #[inline(always)]
 pub fn run<P: Packet>(hook: Hook, stage: Stage, packet: &mut P) -> Result<Verdict, Outcome> {
@@ -52,8 +55,6 @@ fn internet<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P) -> R
     if !packet.holds(ETHERNET + size_of::<F::Header>() + payload.length as usize) {
         return pass(hook, Outcome::PassMalformed);
     }
-    const TCP: u8 = Protocol::Tcp as u8;
-    const UDP: u8 = Protocol::Udp as u8;
     match payload.protocol {
         TCP => transport::<P, F, Tcp>(hook, stage, packet, saddr, daddr, payload.length),
         UDP => transport::<P, F, Udp>(hook, stage, packet, saddr, daddr, payload.length),
@@ -85,13 +86,13 @@ fn transport<P: Packet, F: Family, L: Transport>(
         if is_kept::<F, L>(hook, &key, entry, flags, node) {
             return send::<P, F, L>(packet, &key, entry, node);
         }
-    } else if let Some(entry) = flow::embryo::<F>(&key) {
-        if is_kept::<F, L>(hook, &key, entry, flags, node) {
-            let verdict = send::<P, F, L>(packet, &key, entry, node);
-            // Last, because the entry may move.
-            flow::hatch::<F>(hook, &key, entry, flags);
-            return verdict;
-        }
+    } else if let Some(entry) = flow::embryo::<F>(&key)
+        && is_kept::<F, L>(hook, &key, entry, flags, node)
+    {
+        let verdict = send::<P, F, L>(packet, &key, entry, node);
+        // Last, because the entry may move.
+        flow::hatch::<F>(hook, &key, entry, flags);
+        return verdict;
     }
     if matches!(stage, Stage::ToPod | Stage::UplinkOut) {
         return Ok(Verdict::PASS);
@@ -186,6 +187,7 @@ fn send_through_stack<P: Packet, F: Family, L: Transport>(
 }
 
 #[inline(always)]
+#[expect(clippy::unnecessary_wraps, reason = "it is what the story returns")]
 fn pass(hook: Hook, reason: Outcome) -> Result<Verdict, Outcome> {
     count(hook, reason);
     Ok(Verdict::PASS)

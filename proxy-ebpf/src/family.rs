@@ -50,9 +50,9 @@ pub trait Family: 'static {
 }
 
 /// IPv4.
-pub struct V4;
+pub(crate) struct V4;
 /// IPv6.
-pub struct V6;
+pub(crate) struct V6;
 
 macro_rules! family_maps {
     ($services:ident $backends:ident $local:ident $flows:ident $embryos:ident $drafts:ident $sockets:ident) => {

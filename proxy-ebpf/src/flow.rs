@@ -55,11 +55,11 @@ impl<A: Copy> Entry<A> {
 mod lifetime {
     /// An established TCP connection; kube-proxy's `tcpEstablishedTimeout`.
     pub(super) const TCP_ESTABLISHED: u32 = 86_400;
-    /// A TCP connection that is opening or closing; kube-proxy's nf_conntrack default for SYN_SENT and FIN_WAIT.
+    /// A TCP connection that is opening or closing; `nf_conntrack`'s default for `SYN_SENT` and `FIN_WAIT`.
     pub(super) const TCP_OTHER: u32 = 120;
-    /// A UDP flow with replies; nf_conntrack's `udp_timeout_stream`.
+    /// A UDP flow with replies; `nf_conntrack`'s `udp_timeout_stream`.
     pub(super) const UDP_REPLIED: u32 = 120;
-    /// A UDP flow without; nf_conntrack's `udp_timeout`.
+    /// A UDP flow without; `nf_conntrack`'s `udp_timeout`.
     pub(super) const UDP_UNREPLIED: u32 = 30;
 }
 
@@ -161,11 +161,11 @@ pub(crate) fn set_twin<A: Copy>(twin: &mut Flow<A>, key: &Tuple<A>, flow: &Flow<
 pub(crate) fn open<F: Family>(key: &Tuple<F::Addr>, draft: &mut Draft<F::Addr>) -> bool {
     draft.twin_key = twin_key(key, &draft.flow);
     set_twin(&mut draft.twin, key, &draft.flow);
-    let is_claimed = F::embryos().insert(&draft.twin_key, &draft.twin, u64::from(BPF_NOEXIST)).is_ok();
+    let is_claimed = F::embryos().insert(draft.twin_key, draft.twin, u64::from(BPF_NOEXIST)).is_ok();
     let holder = if is_claimed { confirmed::<F>(&draft.twin_key) } else { half::<F>(&draft.twin_key) };
     if let Some(holder) = holder {
         if is_claimed {
-            let _ = F::embryos().remove(&draft.twin_key);
+            let _ = F::embryos().remove(draft.twin_key);
         }
         // A reply half whose original was evicted: this very flow.
         if !is_same::<F>(&holder.flow().rewrite, &draft.twin.rewrite) {
@@ -174,12 +174,12 @@ pub(crate) fn open<F: Family>(key: &Tuple<F::Addr>, draft: &mut Draft<F::Addr>) 
         holder.set_last_seen(draft.flow.last_seen);
         draft.flow.state = holder.flow().state;
         if draft.flow.state & state::CONFIRMED != 0 {
-            return F::flows().insert(key, &draft.flow, u64::from(BPF_ANY)).is_ok();
+            return F::flows().insert(key, draft.flow, u64::from(BPF_ANY)).is_ok();
         }
     }
     // Another CPU may have opened the same flow a moment ago: then its backend counts, and the reply claimed here is
     // never used.
-    let _ = F::embryos().insert(key, &draft.flow, u64::from(BPF_NOEXIST));
+    let _ = F::embryos().insert(key, draft.flow, u64::from(BPF_NOEXIST));
     true
 }
 
@@ -204,7 +204,7 @@ pub(crate) fn cut<F: Family>(key: &Tuple<F::Addr>, flow: &Flow<F::Addr>, draft: 
     draft.twin.output = Output::Stack;
     draft.twin.twin_output = Output::Stack;
     draft.twin.direction = Direction::Transit;
-    let _ = F::embryos().insert(&draft.twin_key, &draft.twin, u64::from(BPF_ANY));
+    let _ = F::embryos().insert(draft.twin_key, draft.twin, u64::from(BPF_ANY));
     set_rewrite::<F>(&mut draft.flow.rewrite, key, &draft.twin_key);
 }
 
@@ -212,8 +212,8 @@ pub(crate) fn cut<F: Family>(key: &Tuple<F::Addr>, flow: &Flow<F::Addr>, draft: 
 #[inline(never)]
 pub(crate) fn forget<F: Family>(key: &Tuple<F::Addr>, flow: &Flow<F::Addr>) {
     let other = twin_key(key, flow);
-    let _ = F::flows().remove(&other);
-    let _ = F::embryos().remove(&other);
+    let _ = F::flows().remove(other);
+    let _ = F::embryos().remove(other);
     let _ = F::flows().remove(key);
     let _ = F::embryos().remove(key);
 }
@@ -287,9 +287,9 @@ fn refresh<F: Family>(hook: Hook, key: &Tuple<F::Addr>, entry: *mut Flow<F::Addr
     let Some(draft) = draft::<F>() else { return false };
     set_twin(&mut draft.twin, key, flow);
     let is_rebuilt = if flow.state & state::CONFIRMED != 0 {
-        F::flows().insert(&other, &draft.twin, u64::from(BPF_ANY)).is_ok()
+        F::flows().insert(other, draft.twin, u64::from(BPF_ANY)).is_ok()
     } else {
-        F::embryos().insert(&other, &draft.twin, u64::from(BPF_ANY)).is_ok()
+        F::embryos().insert(other, draft.twin, u64::from(BPF_ANY)).is_ok()
     };
     if is_rebuilt {
         count(hook, Outcome::Repaired);
@@ -334,9 +334,9 @@ pub(crate) fn hatch<F: Family>(hook: Hook, key: &Tuple<F::Addr>, entry: Entry<F:
     draft.flow.last_seen = kernel::jiffies();
     set_twin(&mut draft.twin, key, &draft.flow);
     // First enter, then leave: see `open`.
-    let _ = F::flows().insert(&draft.twin_key, &draft.twin, u64::from(BPF_ANY));
-    let _ = F::flows().insert(key, &draft.flow, u64::from(BPF_ANY));
-    let _ = F::embryos().remove(&draft.twin_key);
+    let _ = F::flows().insert(draft.twin_key, draft.twin, u64::from(BPF_ANY));
+    let _ = F::flows().insert(key, draft.flow, u64::from(BPF_ANY));
+    let _ = F::embryos().remove(draft.twin_key);
     let _ = F::embryos().remove(key);
     count(hook, Outcome::Confirmed);
 }

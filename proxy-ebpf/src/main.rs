@@ -1,6 +1,8 @@
 //! The entry points: one per hook. Each turns its context into a packet or a socket, calls the story, and turns the
 //! answer into the action code of its kind of program.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![expect(clippy::needless_pass_by_value, reason = "aya's macros hand the context over")]
+#![expect(clippy::cast_sign_loss, reason = "the helper's answer is an action code")]
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
@@ -131,7 +133,7 @@ fn verdict(answer: Answer) -> i32 {
     }
 }
 
-/// Not attached anywhere: the agent runs it twice to learn how long a jiffy is.
+/// Not attached anywhere: tests run it, to see the clock the flow table goes by.
 #[xdp]
 #[inline(always)]
 fn jiffies(_: XdpContext) -> u32 {

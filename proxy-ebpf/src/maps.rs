@@ -32,19 +32,19 @@ const UPLINKS_: usize = 256;
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
 /// A table of frontends.
-pub type Services<A> = HashMap<Frontend<A>, Service, SERVICES, NO_PREALLOC>;
+pub(crate) type Services<A> = HashMap<Frontend<A>, Service, SERVICES, NO_PREALLOC>;
 /// A table of backends by id.
-pub type Backends<A> = Array<Backend<A>, BACKENDS>;
+pub(crate) type Backends<A> = Array<Backend<A>, BACKENDS>;
 /// A table of the node's addresses.
-pub type LocalAddrs<A> = HashMap<A, u32, LOCAL_ADDRS, NO_PREALLOC>;
+pub(crate) type LocalAddrs<A> = HashMap<A, u32, LOCAL_ADDRS, NO_PREALLOC>;
 /// A table of confirmed flows.
-pub type Flows<A> = LruHashMap<Tuple<A>, Flow<A>, FLOWS>;
+pub(crate) type Flows<A> = LruHashMap<Tuple<A>, Flow<A>, FLOWS>;
 /// A table of flows not yet confirmed.
-pub type Embryos<A> = LruHashMap<Tuple<A>, Flow<A>, EMBRYOS>;
+pub(crate) type Embryos<A> = LruHashMap<Tuple<A>, Flow<A>, EMBRYOS>;
 /// Room for a pair in the making.
-pub type Drafts<A> = PerCpuArray<Draft<A>, 1>;
+pub(crate) type Drafts<A> = PerCpuArray<Draft<A>, 1>;
 /// A table of translated sockets.
-pub type Sockets<A> = LruHashMap<SocketPeer<A>, SocketTarget<A>, SOCKETS>;
+pub(crate) type Sockets<A> = LruHashMap<SocketPeer<A>, SocketTarget<A>, SOCKETS>;
 
 #[btf_map]
 pub(crate) static SERVICES_V4: Services<Ipv4> = HashMap::new();

@@ -57,9 +57,8 @@ fn ask<F: Family, P: Packet>(
     generation: u32,
 ) -> bool {
     let mut question = Question::new::<F>(ifindex, &entry.flow().rewrite, proto);
-    let length = size_of::<bpf_fib_lookup>() as i32;
     // SAFETY: the context is the program's own, the structure is on the stack and as long as stated.
-    let answer = unsafe { helpers::bpf_fib_lookup(context, (&raw mut question).cast(), length, 0) };
+    let answer = unsafe { helpers::bpf_fib_lookup(context, (&raw mut question).cast(), LENGTH, 0) };
     if answer != 0 {
         return false;
     }
@@ -89,7 +88,10 @@ struct Question {
     dmac: [u8; 6],
 }
 
-const _: () = assert!(size_of::<Question>() == size_of::<bpf_fib_lookup>());
+/// As the helper takes it.
+const LENGTH: i32 = 64;
+
+const _: () = assert!(size_of::<Question>() == size_of::<bpf_fib_lookup>() && size_of::<Question>() == LENGTH as usize);
 
 impl Question {
     #[inline(always)]

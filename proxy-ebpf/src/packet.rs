@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, xdp_md},
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
     helpers::generated as helpers,
     programs::{TcContext, XdpContext},
 };
@@ -12,7 +12,7 @@ use core::ffi::c_void;
 use crate::{checksum, family::Family, parse::Transport};
 
 /// `BPF_F_IPV6` of `bpf_l4_csum_replace`: an IPv6 address change does not alter a checksum over the whole packet.
-/// Kernel 6.16, commit ead7f9b8de65 ("bpf: Fix L4 csum update on IPv6 in CHECKSUM_COMPLETE"); refused by older ones.
+/// Kernel 6.16, commit ead7f9b8de65 ("bpf: Fix L4 csum update on IPv6 in `CHECKSUM_COMPLETE`"); refused by older ones.
 const BPF_F_IPV6: u64 = 128;
 
 /// Loads a word of the context at a constant offset, in one instruction: the verifier refuses a pointer into the context
@@ -89,12 +89,12 @@ impl XdpPacket {
 
     #[inline(always)]
     fn data(&self) -> usize {
-        context_word!(self.context.ctx, xdp_md, data)
+        context_word!(self.context.ctx, aya_ebpf::bindings::xdp_md, data)
     }
 
     #[inline(always)]
     fn data_end(&self) -> usize {
-        context_word!(self.context.ctx, xdp_md, data_end)
+        context_word!(self.context.ctx, aya_ebpf::bindings::xdp_md, data_end)
     }
 }
 
@@ -124,7 +124,7 @@ impl Packet for XdpPacket {
 
     #[inline(always)]
     fn ifindex(&self) -> u32 {
-        context_word!(self.context.ctx, xdp_md, ingress_ifindex) as u32
+        context_word!(self.context.ctx, aya_ebpf::bindings::xdp_md, ingress_ifindex) as u32
     }
 
     #[inline(always)]
@@ -171,17 +171,17 @@ impl TcPacket {
 
     #[inline(always)]
     fn data(&self) -> usize {
-        context_word!(self.context.skb.skb, __sk_buff, data)
+        context_word!(self.context.skb.skb, aya_ebpf::bindings::__sk_buff, data)
     }
 
     #[inline(always)]
     fn data_end(&self) -> usize {
-        context_word!(self.context.skb.skb, __sk_buff, data_end)
+        context_word!(self.context.skb.skb, aya_ebpf::bindings::__sk_buff, data_end)
     }
 
     #[inline(always)]
     fn length(&self) -> usize {
-        context_word!(self.context.skb.skb, __sk_buff, len)
+        context_word!(self.context.skb.skb, aya_ebpf::bindings::__sk_buff, len)
     }
 }
 
@@ -216,7 +216,7 @@ impl Packet for TcPacket {
 
     #[inline(always)]
     fn ifindex(&self) -> u32 {
-        context_word!(self.context.skb.skb, __sk_buff, ifindex) as u32
+        context_word!(self.context.skb.skb, aya_ebpf::bindings::__sk_buff, ifindex) as u32
     }
 
     #[inline(always)]

@@ -8,11 +8,11 @@ use proxy_common::{
 };
 
 /// Length of an Ethernet header without tags.
-pub const ETHERNET: usize = size_of::<Ethernet>();
+pub(crate) const ETHERNET: usize = size_of::<Ethernet>();
 
 /// Ethernet.
 #[repr(C)]
-pub struct Ethernet {
+pub(crate) struct Ethernet {
     /// Destination.
     pub dmac: [u8; 6],
     /// Source.
@@ -22,20 +22,20 @@ pub struct Ethernet {
 }
 
 /// Ethertypes in network order.
-pub mod ethertype {
+pub(crate) mod ethertype {
     /// IPv4
-    pub const IPV4: u16 = 0x0800_u16.to_be();
+    pub(crate) const IPV4: u16 = 0x0800_u16.to_be();
     /// IPv6
-    pub const IPV6: u16 = 0x86DD_u16.to_be();
+    pub(crate) const IPV6: u16 = 0x86DD_u16.to_be();
     /// 802.1Q
-    pub const VLAN: u16 = 0x8100_u16.to_be();
+    pub(crate) const VLAN: u16 = 0x8100_u16.to_be();
     /// 802.1ad
-    pub const QINQ: u16 = 0x88A8_u16.to_be();
+    pub(crate) const QINQ: u16 = 0x88A8_u16.to_be();
 }
 
 /// IPv4 without options.
 #[repr(C)]
-pub struct Ipv4Header {
+pub(crate) struct Ipv4Header {
     /// Version and length in words.
     pub version_ihl: u8,
     /// Type of service.
@@ -60,7 +60,7 @@ pub struct Ipv4Header {
 
 /// IPv6, the fixed header. Addresses are bytes here, because a header of 40 bytes is not a multiple of an aligned one.
 #[repr(C)]
-pub struct Ipv6Header {
+pub(crate) struct Ipv6Header {
     /// Version, traffic class, flow label.
     pub version: u32,
     /// Length of what follows, network order.
@@ -77,7 +77,7 @@ pub struct Ipv6Header {
 
 /// TCP without options.
 #[repr(C)]
-pub struct TcpHeader {
+pub(crate) struct TcpHeader {
     /// Source port.
     pub sport: Port,
     /// Destination port.
@@ -99,20 +99,20 @@ pub struct TcpHeader {
 }
 
 /// TCP flags.
-pub mod tcp {
+pub(crate) mod tcp {
     /// The sender is done.
-    pub const FIN: u8 = 1;
+    pub(crate) const FIN: u8 = 1;
     /// Opens a connection.
-    pub const SYN: u8 = 2;
+    pub(crate) const SYN: u8 = 2;
     /// Ends a connection at once.
-    pub const RST: u8 = 4;
+    pub(crate) const RST: u8 = 4;
     /// The acknowledgement number is valid.
-    pub const ACK: u8 = 16;
+    pub(crate) const ACK: u8 = 16;
 }
 
 /// UDP.
 #[repr(C)]
-pub struct UdpHeader {
+pub(crate) struct UdpHeader {
     /// Source port.
     pub sport: Port,
     /// Destination port.
@@ -148,9 +148,9 @@ pub trait Transport {
 }
 
 /// TCP.
-pub struct Tcp;
+pub(crate) struct Tcp;
 /// UDP.
-pub struct Udp;
+pub(crate) struct Udp;
 
 impl Transport for Tcp {
     type Header = TcpHeader;
@@ -219,7 +219,7 @@ pub struct Payload {
 
 /// Understands an IPv4 header. An error is why the packet is passed on instead.
 #[inline(always)]
-pub fn ipv4(header: &Ipv4Header) -> Result<Payload, Outcome> {
+pub(crate) fn ipv4(header: &Ipv4Header) -> Result<Payload, Outcome> {
     if header.version_ihl != 0x45 {
         return Err(if header.version_ihl >> 4 == 4 && header.version_ihl & 15 > 5 {
             Outcome::PassOptions
@@ -240,7 +240,7 @@ pub fn ipv4(header: &Ipv4Header) -> Result<Payload, Outcome> {
 
 /// Understands an IPv6 header. An error is why the packet is passed on instead.
 #[inline(always)]
-pub fn ipv6(header: &Ipv6Header) -> Result<Payload, Outcome> {
+pub(crate) fn ipv6(header: &Ipv6Header) -> Result<Payload, Outcome> {
     if header.version & 0xf000_0000_u32.to_be() != 0x6000_0000_u32.to_be() {
         return Err(Outcome::PassMalformed);
     }
@@ -273,7 +273,8 @@ mod tests {
 
     #[test]
     fn ipv4_headers_are_understood_or_named() {
-        let cases: [(&str, fn(&mut Ipv4Header), Result<u16, Outcome>); 7] = [
+        type Change = fn(&mut Ipv4Header);
+        let cases: [(&str, Change, Result<u16, Outcome>); 7] = [
             ("plain", |_| {}, Ok(40)),
             ("options", |h| h.version_ihl = 0x46, Err(Outcome::PassOptions)),
             ("too short a header", |h| h.version_ihl = 0x44, Err(Outcome::PassMalformed)),

@@ -80,7 +80,7 @@ pub(crate) fn choose<F: Family>(service: &Service, client: Client) -> Result<Cho
 /// An index into the range: multiply and shift, which is even enough and never divides.
 #[inline(always)]
 fn pick(range: Range) -> u32 {
-    (u64::from(kernel::random()) * u64::from(range.count) >> 32) as u32
+    ((u64::from(kernel::random()) * u64::from(range.count)) >> 32) as u32
 }
 
 /// Whether a flow's backend may still get packets of flows that can choose again.

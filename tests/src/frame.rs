@@ -1,5 +1,6 @@
 //! Packets for tests of the programs: built and read with etherparse, which computes every checksum on its own. Nothing
 //! here shares code with the datapath.
+#![expect(clippy::panic, clippy::missing_panics_doc, reason = "a fixture speaks by failing the test")]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

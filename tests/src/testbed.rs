@@ -165,10 +165,8 @@ impl Testbed {
     fn measure_hz(&mut self) -> Result<u32> {
         let before = self.jiffies()?;
         thread::sleep(Duration::from_millis(200));
-        let passed = f64::from(self.jiffies()?.wrapping_sub(before)) * 5.0;
-        let known = [100.0, 250.0, 300.0, 1000.0_f64];
-        let nearest = known.into_iter().min_by(|a, b| (a - passed).abs().total_cmp(&(b - passed).abs()));
-        Ok(nearest.context("no HZ")? as u32)
+        let passed = self.jiffies()?.wrapping_sub(before) * 5;
+        [100_u32, 250, 300, 1000].into_iter().min_by_key(|hz| hz.abs_diff(passed)).context("no HZ")
     }
 
     /// The kernel's clock, as the programs see it.
@@ -295,10 +293,10 @@ impl Testbed {
         let port = Port::new(port);
         match address {
             IpAddr::V4(address) => {
-                self.hash::<_, Service>("SERVICES_V4")?.remove(&Frontend::new(Ipv4::from(address), port, proto))?
+                self.hash::<_, Service>("SERVICES_V4")?.remove(&Frontend::new(Ipv4::from(address), port, proto))?;
             }
             IpAddr::V6(address) => {
-                self.hash::<_, Service>("SERVICES_V6")?.remove(&Frontend::new(Ipv6::from(address), port, proto))?
+                self.hash::<_, Service>("SERVICES_V6")?.remove(&Frontend::new(Ipv6::from(address), port, proto))?;
             }
         }
         Ok(())
@@ -335,7 +333,7 @@ impl Testbed {
                         _ => anyhow::bail!("{name} is of another kind"),
                     };
                     out.truncate(result.1 as usize);
-                    Ok(Ran { action: result.0 as i32, bytes: out })
+                    Ok(Ran { action: result.0.cast_signed(), bytes: out })
                 })
                 .join()
                 .map_err(|panic| std::panic::resume_unwind(panic))

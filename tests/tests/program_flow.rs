@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use proxy_common::{
-    addr::{Port, Protocol},
+    addr::{Ipv4, Port, Protocol},
     backend::BackendState,
     flow::{Direction, state},
     outcome::{Hook, Outcome},
@@ -335,7 +335,7 @@ fn a_flow_for_which_no_source_port_is_left_is_a_counted_drop_and_disturbs_nobody
 #[test]
 fn a_node_without_an_address_to_masquerade_with_drops_what_needs_one() -> Result<()> {
     let mut bed = Testbed::new()?;
-    bed.set_node(|node| node.masquerade_v4 = Default::default())?;
+    bed.set_node(|node| node.masquerade_v4 = Ipv4::default())?;
     let backend = bed.add_backend(REMOTE.v4.into(), false)?;
     bed.add_service(SERVICE.v4.into(), PORT, Protocol::Udp, &[backend])?;
     let request = Frame::new((POD.v4.into(), 1), (SERVICE.v4.into(), PORT), Transport::Udp);
