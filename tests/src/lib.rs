@@ -1,5 +1,6 @@
 //! Fixtures for the tests that need a kernel.
 
+pub mod api;
 pub mod frame;
 pub mod lab;
 pub mod netns;

@@ -1,0 +1,220 @@
+//! A fake Kubernetes API server over real HTTP: lists in pages, watches with bookmarks, streaming lists, selectors,
+//! compaction; and, on request, everything that goes wrong with such a server. What it says is taught from what a real
+//! one said (`fixtures/api`); it is to be trusted for nothing else.
+//!
+//! It runs in a thread of its own and is told what to do from the test's: objects are applied and deleted as JSON, as
+//! they would be with kubectl. Dropping it ends every connection.
+
+mod fault;
+mod list;
+mod resource;
+mod selector;
+mod status;
+mod store;
+mod watch;
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
+};
+
+use anyhow::{Context as _, Result};
+use axum::{
+    Router,
+    extract::{RawQuery, State},
+    http::Uri,
+    response::Response,
+};
+use serde_json::Value;
+use tokio::sync::{oneshot, watch as signal};
+
+use self::{fault::Faults, resource::Query, store::Store};
+pub use self::{
+    fault::{Fault, On},
+    resource::{Resource, Verb},
+};
+
+/// A running server.
+#[derive(Debug)]
+pub struct ApiServer {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// A request that was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// What it asked for.
+    pub resource: Resource,
+    /// How.
+    pub verb: Verb,
+    /// Its parameters, as they came.
+    pub query: String,
+}
+
+/// What handlers and the test share.
+#[derive(Debug)]
+struct Shared {
+    world: Mutex<World>,
+    /// The version of the store; watches wait for it to change.
+    version: signal::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct World {
+    store: Store,
+    faults: Faults,
+    requests: Vec<Request>,
+    refuses_streaming_lists: bool,
+    /// Raised to end every watch that began before.
+    watch_epoch: u64,
+}
+
+impl Shared {
+    fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the world and wakes the watches.
+    fn change<T>(&self, change: impl FnOnce(&mut World) -> T) -> T {
+        let mut world = self.world();
+        let result = change(&mut world);
+        let version = world.store.version();
+        drop(world);
+        self.version.send_replace(version);
+        result
+    }
+}
+
+impl ApiServer {
+    /// A server on a port of the loopback device of the calling thread's network namespace.
+    pub fn start() -> Result<Self> {
+        Self::start_at((Ipv4Addr::LOCALHOST, 0).into())
+    }
+
+    /// A server at an address of the calling thread's network namespace.
+    pub fn start_at(address: SocketAddr) -> Result<Self> {
+        let listener = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared { world: Mutex::default(), version: signal::Sender::new(0) });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (stop, stopped) = oneshot::channel();
+        let router = Router::new().fallback(answer).with_state(Arc::clone(&shared));
+        let serve = async move {
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            tokio::select! {
+                served = axum::serve(listener, router) => served,
+                _ = stopped => Ok(()),
+            }
+        };
+        let thread = std::thread::Builder::new().name("api-server".into()).spawn(move || {
+            if let Err(error) = runtime.block_on(serve) {
+                eprintln!("the fake API server ended: {error}");
+            }
+        })?;
+        Ok(Self { address, shared, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its URL.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Writes a kubeconfig that leads to it.
+    pub fn write_kubeconfig(&self, directory: &Path) -> Result<PathBuf> {
+        let path = directory.join("kubeconfig");
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: fake\nclusters: [{{name: fake, cluster: {{server: \"{}\"}}}}]\n\
+             contexts: [{{name: fake, context: {{cluster: fake, user: fake}}}}]\nusers: [{{name: fake, user: {{}}}}]\n",
+            self.url()
+        );
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// Creates an object or replaces it. It names its kind.
+    pub fn apply(&self, object: Value) -> Result<()> {
+        self.shared.change(|world| world.store.apply(object))
+    }
+
+    /// Deletes an object; the namespace of a Node is empty.
+    pub fn delete(&self, resource: Resource, namespace: &str, name: &str) -> Result<()> {
+        self.shared.change(|world| world.store.delete(resource, namespace, name))
+    }
+
+    /// Forgets all history: who goes on from an older version is told 410.
+    pub fn compact(&self) {
+        self.shared.change(|world| world.store.compact());
+    }
+
+    /// Sends a bookmark to every watch that takes them.
+    pub fn bookmark(&self) {
+        self.shared.change(|world| world.store.bookmark());
+    }
+
+    /// Ends every watch, as a server that restarts does.
+    pub fn end_watches(&self) {
+        self.shared.change(|world| world.watch_epoch += 1);
+    }
+
+    /// Makes something go wrong, as many times as said.
+    pub fn inject(&self, on: On, fault: Fault, times: usize) {
+        self.shared.change(|world| world.faults.add(on, fault, times));
+    }
+
+    /// Lets nothing go wrong any more. What is stalled already stays so.
+    pub fn heal(&self) {
+        self.shared.change(|world| world.faults.clear());
+    }
+
+    /// Refuses streaming lists, as servers do that do not have them.
+    pub fn refuse_streaming_lists(&self) {
+        self.shared.change(|world| world.refuses_streaming_lists = true);
+    }
+
+    /// Every request so far.
+    pub fn requests(&self) -> Vec<Request> {
+        self.shared.world().requests.clone()
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been printed already.
+            let _ = thread.join();
+        }
+    }
+}
+
+async fn answer(State(shared): State<Arc<Shared>>, uri: Uri, RawQuery(raw): RawQuery) -> Response {
+    let raw = raw.unwrap_or_default();
+    let Some(resource) = Resource::at(uri.path()) else { return status::not_found(uri.path()) };
+    let query = match Query::parse(&raw) {
+        Ok(query) => query,
+        Err(error) => return status::bad_request(&error),
+    };
+    let fault = {
+        let mut world = shared.world();
+        world.requests.push(Request { resource, verb: query.verb(), query: raw });
+        world.faults.take(resource, &query)
+    };
+    if let Some(Fault::Refuse(code)) = fault {
+        return status::refusal(code);
+    }
+    match query.verb() {
+        Verb::List => list::answer(&shared, resource, &query, fault),
+        Verb::Watch => watch::answer(&shared, resource, &query, fault),
+    }
+}

@@ -1,0 +1,332 @@
+//! The Kubernetes source against the fake API server: what it knows, when, and what it keeps when things go wrong.
+
+use std::{collections::BTreeMap, future::Future, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use proxy_userspace::{
+    config,
+    model::ObjectName,
+    source::{
+        Change, Event, QUEUE,
+        kubernetes::{self, OpenError, Watches},
+    },
+};
+use serde_json::{Value, json};
+use tests::{
+    api::{ApiServer, Fault, On, Resource, Verb},
+    patience::patience,
+};
+use tokio::sync::mpsc::{Receiver, channel};
+
+const DEADLINE: Duration = Duration::from_secs(15);
+
+fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(future)
+}
+
+fn service(name: &str, cluster_ip: &str) -> Value {
+    json!({
+        "kind": "Service",
+        "metadata": {"namespace": "test", "name": name},
+        "spec": {"clusterIP": cluster_ip, "clusterIPs": [cluster_ip], "ports": [{"port": 80}], "type": "ClusterIP"},
+        "status": {"loadBalancer": {}},
+    })
+}
+
+fn slice(name: &str) -> Value {
+    json!({
+        "kind": "EndpointSlice",
+        "metadata": {"namespace": "test", "name": name, "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": "IPv4",
+        "endpoints": null,
+        "ports": null,
+    })
+}
+
+fn node(name: &str) -> Value {
+    json!({"kind": "Node", "metadata": {"name": name}, "spec": {}, "status": {}})
+}
+
+/// A server with three Services, a slice and two nodes.
+fn server() -> Result<ApiServer> {
+    let server = ApiServer::start()?;
+    for name in ["a", "b", "c"] {
+        server.apply(service(name, "10.96.0.1"))?;
+    }
+    server.apply(slice("web-1"))?;
+    server.apply(node("here"))?;
+    server.apply(node("there"))?;
+    Ok(server)
+}
+
+/// What the source has told so far. None: no complete list has come.
+#[derive(Debug)]
+struct Known {
+    events: Receiver<Event>,
+    services: Option<BTreeMap<String, String>>,
+    slices: Option<BTreeMap<String, String>>,
+    nodes: Option<BTreeMap<String, String>>,
+    /// Sizes of the lists of Services that came.
+    lists: Vec<usize>,
+}
+
+impl Known {
+    async fn from(url: &str, watches: Watches) -> Result<Self> {
+        let (sender, events) = channel(QUEUE);
+        let server = config::ApiServer { kubeconfig: None, master: Some(url.to_owned()) };
+        kubernetes::start_with(&kubernetes::client(&server).await?, "here", watches, &sender);
+        Ok(Self { events, services: None, slices: None, nodes: None, lists: Vec::new() })
+    }
+
+    /// Takes events in until the condition holds.
+    async fn until(&mut self, what: &str, condition: impl Fn(&Self) -> bool) -> Result<()> {
+        let deadline = tokio::time::Instant::now() + patience(DEADLINE);
+        while !condition(self) {
+            let Ok(event) = tokio::time::timeout_at(deadline, self.events.recv()).await else {
+                bail!("waited in vain for {what}; known: {self:?}");
+            };
+            self.absorb(event.context("the source ended")?);
+        }
+        Ok(())
+    }
+
+    fn absorb(&mut self, event: Event) {
+        match event {
+            Event::Services(change) => {
+                if let Change::Replace(list) = &change {
+                    self.lists.push(list.len());
+                }
+                absorb(&mut self.services, change);
+            }
+            Event::EndpointSlices(change) => absorb(&mut self.slices, change),
+            Event::Nodes(change) => absorb(&mut self.nodes, change),
+        }
+    }
+
+    fn has_services(&self, names: &[&str]) -> bool {
+        self.services.as_ref().is_some_and(|services| services.keys().eq(names))
+    }
+}
+
+/// Names and resource versions.
+fn absorb<T: kube::Resource<DynamicType = ()>>(known: &mut Option<BTreeMap<String, String>>, change: Change<T>) {
+    let entry = |object: &T| {
+        let metadata = object.meta().clone();
+        (metadata.name.unwrap_or_default(), metadata.resource_version.unwrap_or_default())
+    };
+    match change {
+        Change::Replace(list) => *known = Some(list.iter().map(entry).collect()),
+        Change::Apply(object) => known.get_or_insert_default().extend([entry(&object)]),
+        Change::Delete(ObjectName { name, .. }) => drop(known.get_or_insert_default().remove(&name)),
+    }
+}
+
+fn small_pages() -> Watches {
+    Watches { page_size: 2, ..Watches::default() }
+}
+
+#[test]
+fn lists_come_as_streams_and_only_what_a_proxy_serves() -> Result<()> {
+    block_on(async {
+        let server = server()?;
+        let mut labelled = service("other", "10.96.0.9");
+        labelled["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": ""});
+        server.apply(labelled)?;
+        server.apply(service("headless", "None"))?;
+        let mut known = Known::from(&server.url(), Watches::default()).await?;
+        known
+            .until("all lists", |known| known.services.is_some() && known.slices.is_some() && known.nodes.is_some())
+            .await?;
+        assert!(known.has_services(&["a", "b", "c"]), "{known:?}");
+        assert!(known.nodes.as_ref().is_some_and(|nodes| nodes.keys().eq(["here"])), "only the own node: {known:?}");
+        assert!(server.requests().iter().all(|request| request.verb == Verb::Watch), "{:?}", server.requests());
+        Ok(())
+    })
+}
+
+#[test]
+fn a_server_without_streaming_lists_is_asked_for_pages() -> Result<()> {
+    block_on(async {
+        let server = server()?;
+        server.refuse_streaming_lists();
+        let mut known = Known::from(&server.url(), small_pages()).await?;
+        known.until("three Services", |known| known.has_services(&["a", "b", "c"])).await?;
+        assert_eq!(known.lists, [3]);
+        let requests = server.requests();
+        let pages =
+            requests.iter().filter(|request| (request.resource, request.verb) == (Resource::Services, Verb::List));
+        assert_eq!(pages.count(), 2, "{requests:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn changes_follow_as_they_happen() -> Result<()> {
+    block_on(async {
+        let server = server()?;
+        let mut known = Known::from(&server.url(), Watches::default()).await?;
+        known.until("the list", |known| known.has_services(&["a", "b", "c"])).await?;
+        server.apply(service("d", "10.96.0.4"))?;
+        known.until("an addition", |known| known.has_services(&["a", "b", "c", "d"])).await?;
+        server.delete(Resource::Services, "test", "a")?;
+        known.until("a deletion", |known| known.has_services(&["b", "c", "d"])).await?;
+        let mut labelled = service("b", "10.96.0.1");
+        labelled["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": "other"});
+        server.apply(labelled)?;
+        known.until("one that goes to another proxy", |known| known.has_services(&["c", "d"])).await?;
+        assert_eq!(known.lists, [3], "no list but the first");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_watch_that_ends_goes_on_where_it_was() -> Result<()> {
+    block_on(async {
+        let server = server()?;
+        let mut known = Known::from(&server.url(), Watches::default()).await?;
+        known.until("the list", |known| known.has_services(&["a", "b", "c"])).await?;
+        server.apply(service("d", "10.96.0.4"))?;
+        server.bookmark();
+        server.end_watches();
+        server.apply(service("e", "10.96.0.5"))?;
+        known.until("both additions", |known| known.has_services(&["a", "b", "c", "d", "e"])).await?;
+        assert_eq!(known.lists, [3], "no list but the first");
+        Ok(())
+    })
+}
+
+#[test]
+fn after_410_a_new_list_replaces_the_old_one_at_once() -> Result<()> {
+    block_on(async {
+        let server = server()?;
+        server.refuse_streaming_lists();
+        let mut known = Known::from(&server.url(), small_pages()).await?;
+        known.until("the list", |known| known.has_services(&["a", "b", "c"])).await?;
+        server.end_watches();
+        server.delete(Resource::Services, "test", "a")?;
+        server.apply(service("z", "10.96.0.26"))?;
+        server.compact();
+        known.until("the new list", |known| known.has_services(&["b", "c", "z"])).await?;
+        // Nothing in between: the changes may have come as events before the compaction, but never half a list.
+        assert!(known.lists.iter().all(|size| *size == 3), "{known:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_page_that_breaks_off_changes_nothing() -> Result<()> {
+    block_on(async {
+        let server = server()?;
+        server.refuse_streaming_lists();
+        server.inject(On::next_page(Resource::Services), Fault::BreakOff, 2);
+        let mut known = Known::from(&server.url(), small_pages()).await?;
+        known.until("the list", |known| known.has_services(&["a", "b", "c"])).await?;
+        assert_eq!(known.lists, [3], "half a list was told");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_list_that_expires_between_its_pages_begins_anew() -> Result<()> {
+    block_on(async {
+        let server = server()?;
+        server.refuse_streaming_lists();
+        server.inject(On::next_page(Resource::Services), Fault::Refuse(410), 1);
+        let mut known = Known::from(&server.url(), small_pages()).await?;
+        known.until("the list", |known| known.has_services(&["a", "b", "c"])).await?;
+        assert_eq!(known.lists, [3]);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_server_that_falls_silent_is_given_up_and_asked_again() -> Result<()> {
+    block_on(async {
+        let server = server()?;
+        server.inject(On::watch(Resource::Services), Fault::Stall, 1);
+        let mut known = Known::from(&server.url(), Watches { timeout: 1, ..Watches::default() }).await?;
+        known.until("the list", |known| known.has_services(&["a", "b", "c"])).await
+    })
+}
+
+#[test]
+fn one_resource_that_is_forbidden_does_not_hold_up_the_others() -> Result<()> {
+    block_on(async {
+        let server = server()?;
+        server.inject(On::all(Resource::Nodes), Fault::Refuse(403), usize::MAX);
+        let mut known = Known::from(&server.url(), Watches::default()).await?;
+        known.until("Services and slices", |known| known.services.is_some() && known.slices.is_some()).await?;
+        assert_eq!(known.nodes, None);
+        server.heal();
+        known.until("the node", |known| known.nodes.is_some()).await
+    })
+}
+
+#[test]
+fn errors_of_every_kind_are_survived() -> Result<()> {
+    block_on(async {
+        let server = server()?;
+        let mut known = Known::from(&server.url(), Watches::default()).await?;
+        known.until("the list", |known| known.has_services(&["a", "b", "c"])).await?;
+        for code in [401, 410, 429, 500] {
+            server.inject(On::watch(Resource::Services), Fault::Refuse(code), 1);
+        }
+        server.end_watches();
+        server.apply(service("d", "10.96.0.4"))?;
+        known.until("an addition", |known| known.has_services(&["a", "b", "c", "d"])).await
+    })
+}
+
+#[test]
+fn a_server_that_comes_late_is_found() -> Result<()> {
+    block_on(async {
+        let address = ApiServer::start()?.address();
+        let mut known = Known::from(&format!("http://{address}"), Watches::default()).await?;
+        let early = tokio::time::timeout(Duration::from_millis(300), known.events.recv()).await;
+        assert!(early.is_err(), "an event without a server: {early:?}");
+        let server = ApiServer::start_at(address)?;
+        server.apply(service("a", "10.96.0.1"))?;
+        known.until("the Service", |known| known.has_services(&["a"])).await
+    })
+}
+
+#[test]
+fn objects_come_without_what_nobody_reads() -> Result<()> {
+    block_on(async {
+        let server = ApiServer::start()?;
+        let mut annotated = service("a", "10.96.0.1");
+        annotated["metadata"]["managedFields"] = json!([{"manager": "kubectl"}]);
+        annotated["metadata"]["annotations"] = json!({"team": "shop", "service.sluice.dev/algorithm": "maglev"});
+        server.apply(annotated)?;
+        let mut known = Known::from(&server.url(), Watches::default()).await?;
+        let event = loop {
+            let event = known.events.recv().await.context("the source ended")?;
+            if let Event::Services(Change::Replace(list)) = event {
+                break list;
+            }
+        };
+        let metadata = event.first().context("no Service")?.metadata.clone();
+        assert!(metadata.managed_fields.is_none_or(|fields| fields.is_empty()));
+        let annotations = metadata.annotations.context("no annotations")?;
+        assert!(annotations.keys().eq(["service.sluice.dev/algorithm"]), "{annotations:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_kubeconfig_is_followed_and_one_that_cannot_be_read_is_an_error_that_names_it() -> Result<()> {
+    block_on(async {
+        let (server, directory) = (server()?, tempfile::tempdir()?);
+        let kubeconfig = server.write_kubeconfig(directory.path())?;
+        let (sender, mut events) = channel(QUEUE);
+        let good = config::ApiServer { kubeconfig: Some(kubeconfig), master: None };
+        kubernetes::start(&good, "here", sender.clone()).await?;
+        events.recv().await.context("the source ended")?;
+        let missing = directory.path().join("missing");
+        let bad = config::ApiServer { kubeconfig: Some(missing.clone()), master: None };
+        let error = kubernetes::start(&bad, "here", sender).await.unwrap_err();
+        assert!(matches!(error, OpenError::Kubeconfig { .. }));
+        assert!(error.to_string().contains(&missing.display().to_string()), "{error}");
+        Ok(())
+    })
+}
