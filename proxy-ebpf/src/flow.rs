@@ -57,6 +57,9 @@ mod lifetime {
     pub(super) const TCP_ESTABLISHED: u32 = 86_400;
     /// A TCP connection that is opening or closing; `nf_conntrack`'s default for `SYN_SENT` and `FIN_WAIT`.
     pub(super) const TCP_OTHER: u32 = 120;
+    /// A TCP connection that both sides have closed, when another one needs its ports. Enough for the last ACK: two, because
+    /// last-seen is up to one second old.
+    pub(super) const TCP_CLOSED: u32 = 2;
     /// A UDP flow with replies; `nf_conntrack`'s `udp_timeout_stream`.
     pub(super) const UDP_REPLIED: u32 = 120;
     /// A UDP flow without; `nf_conntrack`'s `udp_timeout`.
@@ -96,6 +99,11 @@ fn lifetime_seconds(proto: Protocol, bits: u8) -> u32 {
         _ if bits & state::CONFIRMED != 0 && !is_closing(bits) => lifetime::TCP_ESTABLISHED,
         _ => lifetime::TCP_OTHER,
     }
+}
+
+/// Seconds of silence after which nobody misses a flow whose key another one needs.
+fn silence_to_be_over(proto: Protocol, bits: u8) -> u32 {
+    if proto != Protocol::Udp && is_closing(bits) { lifetime::TCP_CLOSED } else { lifetime_seconds(proto, bits) }
 }
 
 /// Room for a pair in the making. What is in it does not outlive the packet; nobody else writes it meanwhile, because
@@ -156,9 +164,9 @@ pub(crate) fn set_twin<A: Copy>(twin: &mut Flow<A>, key: &Tuple<A>, flow: &Flow<
 /// another flow that has it would get this one's replies. The order (claim among the embryos, then look among the
 /// confirmed) is what makes it safe against `hatch`, which enters among the confirmed before it leaves the embryos.
 ///
-/// `false` when the key is another flow's.
+/// `false` when the key is another flow's, which is not over.
 #[inline(always)]
-pub(crate) fn open<F: Family>(key: &Tuple<F::Addr>, draft: &mut Draft<F::Addr>) -> bool {
+pub(crate) fn open<F: Family>(key: &Tuple<F::Addr>, draft: &mut Draft<F::Addr>, node: &Node) -> bool {
     draft.twin_key = twin_key(key, &draft.flow);
     set_twin(&mut draft.twin, key, &draft.flow);
     let is_claimed = F::embryos().insert(draft.twin_key, draft.twin, u64::from(BPF_NOEXIST)).is_ok();
@@ -168,13 +176,14 @@ pub(crate) fn open<F: Family>(key: &Tuple<F::Addr>, draft: &mut Draft<F::Addr>) 
             let _ = F::embryos().remove(draft.twin_key);
         }
         // A reply half whose original was evicted: this very flow.
-        if !is_same::<F>(&holder.flow().rewrite, &draft.twin.rewrite) {
+        if is_same::<F>(&holder.flow().rewrite, &draft.twin.rewrite) {
+            holder.set_last_seen(draft.flow.last_seen);
+            draft.flow.state = holder.flow().state;
+            if draft.flow.state & state::CONFIRMED != 0 {
+                return F::flows().insert(key, draft.flow, u64::from(BPF_ANY)).is_ok();
+            }
+        } else if !take_over::<F>(draft, holder.0, node.jiffies_per_second) {
             return false;
-        }
-        holder.set_last_seen(draft.flow.last_seen);
-        draft.flow.state = holder.flow().state;
-        if draft.flow.state & state::CONFIRMED != 0 {
-            return F::flows().insert(key, draft.flow, u64::from(BPF_ANY)).is_ok();
         }
     }
     // Another CPU may have opened the same flow a moment ago: then its backend counts, and the reply claimed here is
@@ -190,6 +199,18 @@ fn is_same<F: Family>(a: &Rewrite<F::Addr>, b: &Rewrite<F::Addr>) -> bool {
         && F::words(a.daddr) == F::words(b.daddr)
         && a.sport.word() == b.sport.word()
         && a.dport.word() == b.dport.word()
+}
+
+/// Gives the key of a flow that is over to the one in the draft: ports of closed connections would run out otherwise.
+#[inline(never)]
+fn take_over<F: Family>(draft: &Draft<F::Addr>, holder: *mut Flow<F::Addr>, second: u32) -> bool {
+    let flow = Entry(holder).flow();
+    let silent = kernel::jiffies().wrapping_sub(flow.last_seen);
+    if silent <= silence_to_be_over(draft.twin_key.proto, flow.state).saturating_mul(second) {
+        return false;
+    }
+    forget::<F>(&draft.twin_key, flow);
+    F::embryos().insert(draft.twin_key, draft.twin, u64::from(BPF_NOEXIST)).is_ok()
 }
 
 /// Cuts a rewrite in two: the first step, left in `draft.flow.rewrite`, changes the destination only; an entry for the
@@ -393,6 +414,14 @@ mod tests {
         assert!(!is_closing(state::REPLIED | state::CONFIRMED | state::FIN_ORIGINAL));
         assert!(is_closing(state::FIN_ORIGINAL | state::FIN_REPLY));
         assert!(is_closing(state::RESET));
+    }
+
+    #[test]
+    fn only_a_closed_connection_gives_up_its_ports_early() {
+        let closed = state::REPLIED | state::CONFIRMED | state::FIN_ORIGINAL | state::FIN_REPLY;
+        assert_eq!(silence_to_be_over(Protocol::Tcp, closed), 2);
+        assert_eq!(silence_to_be_over(Protocol::Tcp, closed & !state::FIN_REPLY), 86_400);
+        assert_eq!(silence_to_be_over(Protocol::Udp, closed), 120);
     }
 
     #[test]
