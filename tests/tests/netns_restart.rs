@@ -1,6 +1,6 @@
 //! Killing the agent, and taking it away.
 
-use std::{env, fs, thread, time::Duration};
+use std::{fs, time::Duration};
 
 use anyhow::Result;
 use tests::{
@@ -13,67 +13,13 @@ use tests::{
         manifest::Service,
     },
     patience::patience,
-    traffic::{Ask, Protocol, RatePlan, RateReport, StreamPlan, Target},
+    traffic::{Ask, Protocol},
 };
 
 fn cluster() -> Result<(Cluster, Service)> {
     let service = Service::new("echo", 10, &["a1", "b1", "b2"]);
     let cluster = Cluster::start(LabOptions::default(), AgentOptions::default(), std::slice::from_ref(&service))?;
     Ok((cluster, service))
-}
-
-/// How long traffic runs while the agent is killed and comes back: 30 seconds, or `SLUICE_TEST_SECONDS`.
-fn duration() -> Duration {
-    let seconds = env::var("SLUICE_TEST_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
-    Duration::from_secs(seconds.unwrap_or(30))
-}
-
-fn rate(target: Target, per_second: u32) -> RatePlan {
-    RatePlan { target, per_second, timeout: patience(Duration::from_secs(5)) }
-}
-
-fn assert_nothing_was_lost(name: &str, report: &RateReport) {
-    eprintln!("{name}: {report:?}");
-    assert!(report.failures.is_empty(), "{name}: {:?}", report.failures);
-    assert_eq!(report.answered, report.begun, "{name}");
-    assert_eq!(report.handshake_retransmits, 0, "{name}: a SYN or its answer was lost");
-}
-
-/// Kills both agents, waits, starts them again.
-fn kill_and_restart(cluster: &Cluster, pause: Duration) -> Result<()> {
-    thread::sleep(pause);
-    cluster.lab.nodes.iter().for_each(Node::kill_agent);
-    thread::sleep(pause);
-    cluster.restart_agents()?;
-    thread::sleep(pause);
-    Ok(())
-}
-
-/// Connections from outside by XDP and by TC, and from a node by its sockets; a stream from a pod by its device.
-#[test]
-fn killing_the_agent_and_starting_it_again_loses_nothing() -> Result<()> {
-    let (cluster, service) = cluster()?;
-    let a = &cluster.lab.nodes[0];
-    let rates = [
-        ("by XDP", &cluster.lab.client, service.at_node(a.addresses(), Family::V4, Protocol::Tcp), 1_000),
-        ("by TC", cluster.lab.place("client-b")?, service.cluster(Family::V4, Protocol::Tcp), 50),
-        ("by socket", &a.host, service.cluster(Family::V6, Protocol::Tcp), 50),
-    ];
-    let stream = StreamPlan {
-        target: service.cluster(Family::V4, Protocol::Udp),
-        per_second: 10_000,
-        linger: patience(Duration::from_secs(2)),
-    };
-    let stream = cluster.lab.place("client-a")?.stream(stream)?;
-    let rates = rates.map(|(name, client, target, per_second)| (name, client.rate(rate(target, per_second))));
-    kill_and_restart(&cluster, duration() / 3)?;
-    for (name, rate) in rates {
-        assert_nothing_was_lost(name, &rate?.finish_rate()?);
-    }
-    let stream = stream.finish_stream()?;
-    eprintln!("stream: {stream:?}");
-    assert_eq!((stream.lost(), stream.duplicated, stream.errors), (0, 0, 0));
-    Ok(())
 }
 
 #[test]

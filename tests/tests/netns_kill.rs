@@ -1,0 +1,80 @@
+//! Killing the agent under load. A file of its own, so that no other test takes the processor from it.
+
+use std::{env, thread, time::Duration};
+
+use anyhow::{Context as _, Result};
+use tests::{
+    lab::{LabOptions, Node, address::Family, agent::AgentOptions, cluster::Cluster, manifest::Service},
+    patience::{patience, slowness},
+    traffic::{Protocol, RatePlan, RateReport, StreamPlan, Target},
+};
+
+/// How long traffic runs while the agent is killed and comes back: 30 seconds, or `SLUICE_TEST_SECONDS`.
+fn duration() -> Duration {
+    let seconds = env::var("SLUICE_TEST_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(30))
+}
+
+/// As many per second as this machine manages of what a developer's does: losing what it cannot carry says nothing.
+fn per_second(usual: u32) -> u32 {
+    (f64::from(usual) / slowness()).ceil() as u32
+}
+
+fn rate(target: Target, usual: u32) -> RatePlan {
+    RatePlan { target, per_second: per_second(usual), timeout: patience(Duration::from_secs(5)) }
+}
+
+fn assert_nothing_was_lost(name: &str, report: &RateReport) {
+    eprintln!("{name}: {report:?}");
+    assert!(report.failures.is_empty(), "{name}: {:?}", report.failures);
+    assert_eq!(report.answered, report.begun, "{name}");
+    assert_eq!(report.handshake_retransmits, 0, "{name}: a SYN or its answer was lost");
+}
+
+/// The words of `ip` about the XDP program at a node's uplink, its number among them.
+fn xdp_program(node: &Node) -> Result<String> {
+    let output = node.host.namespace().command("ip")?.args(["link", "show", "dev", "uplink"]).output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let line = text.lines().find(|line| line.contains("prog/xdp")).context("no XDP program at the uplink")?;
+    Ok(line.trim().to_owned())
+}
+
+/// Kills both agents, waits, starts them again.
+fn kill_and_restart(cluster: &Cluster, pause: Duration) -> Result<()> {
+    thread::sleep(pause);
+    cluster.lab.nodes.iter().for_each(Node::kill_agent);
+    thread::sleep(pause);
+    cluster.restart_agents()?;
+    thread::sleep(pause);
+    Ok(())
+}
+
+/// Connections from outside by XDP and by TC, and from a node by its sockets; a stream from a pod by its device.
+#[test]
+fn killing_the_agent_and_starting_it_again_loses_nothing() -> Result<()> {
+    let service = Service::new("echo", 10, &["a1", "b1", "b2"]);
+    let cluster = Cluster::start(LabOptions::default(), AgentOptions::default(), std::slice::from_ref(&service))?;
+    let [a, b] = [&cluster.lab.nodes[0], &cluster.lab.nodes[1]];
+    let before = xdp_program(a)?;
+    let rates = [
+        ("by XDP", &cluster.lab.client, service.at_node(a.addresses(), Family::V4, Protocol::Tcp), 1_000),
+        ("by TC", &cluster.lab.client, service.at_node(b.addresses(), Family::V6, Protocol::Tcp), 50),
+        ("by socket", &a.host, service.cluster(Family::V6, Protocol::Tcp), 50),
+    ];
+    let stream = StreamPlan {
+        target: service.cluster(Family::V4, Protocol::Udp),
+        per_second: per_second(10_000),
+        linger: patience(Duration::from_secs(2)),
+    };
+    let stream = cluster.lab.place("client-a")?.stream(stream)?;
+    let rates = rates.map(|(name, client, target, usual)| (name, client.rate(rate(target, usual))));
+    kill_and_restart(&cluster, duration() / 3)?;
+    assert_ne!(xdp_program(a)?, before, "the new agent has not brought its own program");
+    for (name, rate) in rates {
+        assert_nothing_was_lost(name, &rate?.finish_rate()?);
+    }
+    let stream = stream.finish_stream()?;
+    eprintln!("stream: {stream:?}");
+    assert_eq!((stream.lost(), stream.duplicated, stream.errors), (0, 0, 0));
+    Ok(())
+}
