@@ -205,6 +205,8 @@ pub struct StreamReport {
     pub reordered: u64,
     /// Errors of `send` and `recv`, ICMP errors among them.
     pub errors: u64,
+    /// Where numbers are missing: the first of them and how many, the first sixteen times.
+    pub gaps: Vec<(u64, u64)>,
     /// Who answered how often.
     pub pods: BTreeMap<String, u64>,
 }

@@ -17,7 +17,7 @@ fn duration() -> Duration {
 
 /// As many per second as this machine manages of what a developer's does: losing what it cannot carry says nothing.
 fn per_second(usual: u32) -> u32 {
-    (f64::from(usual) / slowness()).ceil() as u32
+    (Duration::from_secs(1).div_f64(slowness()).as_millis() as u32 * usual).div_ceil(1_000)
 }
 
 fn rate(target: Target, usual: u32) -> RatePlan {
@@ -76,5 +76,11 @@ fn killing_the_agent_and_starting_it_again_loses_nothing() -> Result<()> {
     let stream = stream.finish_stream()?;
     eprintln!("stream: {stream:?}");
     assert_eq!((stream.lost(), stream.duplicated, stream.errors), (0, 0, 0));
+    let least = u64::from(per_second(10_000)) * duration().as_secs() / 10;
+    assert!(
+        stream.sent >= least,
+        "this machine sent {} datagrams where {least} are the least that says something",
+        stream.sent
+    );
     Ok(())
 }
