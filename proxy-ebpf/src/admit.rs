@@ -113,11 +113,13 @@ unsafe extern "C" fn attempt<F: Family>(_: u64, claim: *mut Claim<F::Addr>) -> i
     let (Some(node), Some(draft)) = (service::node(), flow::draft::<F>()) else { return 1 };
     claim.attempts += 1;
     flow::set_rewrite::<F>(&mut draft.flow.rewrite, key, &draft.to);
-    if flow::open::<F>(key, draft, node) {
+    if flow::open::<F>(key, draft) {
         claim.is_settled = 1;
         return 1;
     }
-    draft.to.sport = random_source_port(node);
+    if !flow::vacate::<F>() {
+        draft.to.sport = random_source_port(node);
+    }
     0
 }
 

@@ -11,7 +11,14 @@ use proxy_common::{
     tuple::{Stage, Tuple},
 };
 
-use crate::{checksum, counters::count, family::Family, kernel, parse::tcp, service};
+use crate::{
+    checksum,
+    counters::count,
+    family::{Family, V4, V6},
+    kernel,
+    parse::tcp,
+    service,
+};
 
 /// An entry of a flow table. The kernel may give the memory to another flow after an eviction, which takes the least
 /// recently used: not one that was looked up a moment ago. An insert under the same key does not write in place but frees
@@ -164,9 +171,9 @@ pub(crate) fn set_twin<A: Copy>(twin: &mut Flow<A>, key: &Tuple<A>, flow: &Flow<
 /// another flow that has it would get this one's replies. The order (claim among the embryos, then look among the
 /// confirmed) is what makes it safe against `hatch`, which enters among the confirmed before it leaves the embryos.
 ///
-/// `false` when the key is another flow's, which is not over.
+/// `false` when the key is another flow's.
 #[inline(always)]
-pub(crate) fn open<F: Family>(key: &Tuple<F::Addr>, draft: &mut Draft<F::Addr>, node: &Node) -> bool {
+pub(crate) fn open<F: Family>(key: &Tuple<F::Addr>, draft: &mut Draft<F::Addr>) -> bool {
     draft.twin_key = twin_key(key, &draft.flow);
     set_twin(&mut draft.twin, key, &draft.flow);
     let is_claimed = F::embryos().insert(draft.twin_key, draft.twin, u64::from(BPF_NOEXIST)).is_ok();
@@ -176,14 +183,13 @@ pub(crate) fn open<F: Family>(key: &Tuple<F::Addr>, draft: &mut Draft<F::Addr>, 
             let _ = F::embryos().remove(draft.twin_key);
         }
         // A reply half whose original was evicted: this very flow.
-        if is_same::<F>(&holder.flow().rewrite, &draft.twin.rewrite) {
-            holder.set_last_seen(draft.flow.last_seen);
-            draft.flow.state = holder.flow().state;
-            if draft.flow.state & state::CONFIRMED != 0 {
-                return F::flows().insert(key, draft.flow, u64::from(BPF_ANY)).is_ok();
-            }
-        } else if !take_over::<F>(draft, holder.0, node.jiffies_per_second) {
+        if !is_same::<F>(&holder.flow().rewrite, &draft.twin.rewrite) {
             return false;
+        }
+        holder.set_last_seen(draft.flow.last_seen);
+        draft.flow.state = holder.flow().state;
+        if draft.flow.state & state::CONFIRMED != 0 {
+            return F::flows().insert(key, draft.flow, u64::from(BPF_ANY)).is_ok();
         }
     }
     // Another CPU may have opened the same flow a moment ago: then its backend counts, and the reply claimed here is
@@ -201,16 +207,41 @@ fn is_same<F: Family>(a: &Rewrite<F::Addr>, b: &Rewrite<F::Addr>) -> bool {
         && a.dport.word() == b.dport.word()
 }
 
-/// Gives the key of a flow that is over to the one in the draft: ports of closed connections would run out otherwise.
+/// Forgets the flow that has the key of the drafted reply, if it is over: ports of closed connections would run out
+/// otherwise. `true` when the key is free now.
+#[inline(always)]
+pub(crate) fn vacate<F: Family>() -> bool {
+    let is_free = if F::NUMBER == V4::NUMBER { vacate_v4() } else { vacate_v6() };
+    is_free != 0
+}
+
+/// Exported and without arguments, so that the verifier looks at it once by itself, not in each state a program can come
+/// here in.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn take_over<F: Family>(draft: &Draft<F::Addr>, holder: *mut Flow<F::Addr>, second: u32) -> bool {
-    let flow = Entry(holder).flow();
+extern "C" fn vacate_v4() -> u32 {
+    vacate_in::<V4>().into()
+}
+
+/// As [`vacate_v4`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn vacate_v6() -> u32 {
+    vacate_in::<V6>().into()
+}
+
+#[inline(always)]
+fn vacate_in<F: Family>() -> bool {
+    let (Some(node), Some(draft)) = (service::node(), draft::<F>()) else { return false };
+    let key = &draft.twin_key;
+    let Some(holder) = half::<F>(key) else { return true };
+    let flow = holder.flow();
     let silent = kernel::jiffies().wrapping_sub(flow.last_seen);
-    if silent <= silence_to_be_over(draft.twin_key.proto, flow.state).saturating_mul(second) {
-        return false;
+    let is_over = silent > silence_to_be_over(key.proto, flow.state).saturating_mul(node.jiffies_per_second);
+    if is_over {
+        forget::<F>(key, flow);
     }
-    forget::<F>(&draft.twin_key, flow);
-    F::embryos().insert(draft.twin_key, draft.twin, u64::from(BPF_NOEXIST)).is_ok()
+    is_over
 }
 
 /// Cuts a rewrite in two: the first step, left in `draft.flow.rewrite`, changes the destination only; an entry for the
