@@ -89,8 +89,10 @@ impl Guest {
         rootfs: &Rootfs<'_>,
         accelerator: Accelerator,
     ) -> Result<Self> {
-        let initramfs = rootfs.write(kernel)?;
-        let status = initramfs.with_extension("status");
+        // Several machines may run at once, of one kernel too.
+        let files = workspace.target.join("vm").join(format!("{}-{}", kernel.name, std::process::id()));
+        let [initramfs, status] = [".cpio", ".status"].map(|suffix| suffixed(&files, suffix));
+        rootfs.write(kernel, &initramfs)?;
         let image = workspace.root.join(&kernel.image);
         Ok(Self { image, initramfs, status, accelerator, is_silent: false })
     }
@@ -143,6 +145,22 @@ impl Guest {
         let text = fs::read_to_string(&self.status)?;
         job_status(&text).context("the guest died before its job was done")
     }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        for file in [&self.initramfs, &self.status] {
+            // One that never ran has no status.
+            let _ = fs::remove_file(file);
+        }
+    }
+}
+
+/// The path with something behind its last name, which may have dots in it.
+fn suffixed(path: &Path, suffix: &str) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
 }
 
 /// A running qemu, which never outlives us.

@@ -99,14 +99,12 @@ impl<'a> Rootfs<'a> {
         self.archive.file("job", 0o755, script);
     }
 
-    /// Writes the initramfs for `kernel` and returns its path.
-    pub(crate) fn write(&self, kernel: &Kernel) -> Result<PathBuf> {
-        let path = self.workspace.target.join("vm").join(format!("{}.cpio", kernel.name));
-        let mut file = BufWriter::new(File::create(&path)?);
+    /// Writes the initramfs for `kernel` to `path`.
+    pub(crate) fn write(&self, kernel: &Kernel, path: &Path) -> Result<()> {
+        let mut file = BufWriter::new(File::create(path)?);
         self.archive.write(&mut file)?;
         modules(&self.workspace.shell, kernel)?.write(&mut file)?;
-        file.flush()?;
-        Ok(path)
+        Ok(file.flush()?)
     }
 
     fn tools(&mut self) -> Result<()> {
