@@ -14,6 +14,7 @@ pub mod agent;
 pub mod cgroup;
 pub mod cluster;
 pub mod device;
+mod leftover;
 pub mod manifest;
 pub mod pins;
 pub mod survey;

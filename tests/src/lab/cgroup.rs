@@ -10,11 +10,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use nix::{sys::signal::kill, unistd::Pid};
 
+use super::leftover;
 use crate::patience::wait_until;
-
-const PREFIX: &str = "sluice-lab-";
 
 /// Where cgroup v2 is mounted: not always `/sys/fs/cgroup`.
 pub fn mount_point() -> Result<PathBuf> {
@@ -42,8 +40,11 @@ impl Cgroup {
     /// killed have left.
     pub fn new(number: u32) -> Result<Self> {
         let mount = mount_point()?;
-        remove_stale(&mount)?;
-        let path = mount.join(format!("{PREFIX}{}-{number}", std::process::id()));
+        for leftover in leftover::find(&mount)? {
+            // Another run may be removing the same one: what is left over is for the next run.
+            let _ = remove(&leftover);
+        }
+        let path = mount.join(leftover::name(number));
         fs::create_dir(&path).with_context(|| format!("cannot make cgroup {}", path.display()))?;
         Ok(Self { path })
     }
@@ -105,18 +106,6 @@ fn remove_tree(path: &Path) -> io::Result<()> {
         }
     }
     fs::remove_dir(path)
-}
-
-fn remove_stale(mount: &Path) -> Result<()> {
-    for entry in fs::read_dir(mount)?.flatten() {
-        let name = entry.file_name();
-        let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next()?.parse().ok());
-        // Another run may be removing the same one: what is left over is for the next run.
-        if owner.is_some_and(|pid| kill(Pid::from_raw(pid), None).is_err()) {
-            let _ = remove(&entry.path());
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

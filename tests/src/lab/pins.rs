@@ -12,6 +12,8 @@ use nix::{
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 
+use super::leftover;
+
 const MOUNT_POINT: &str = "/sys/fs/bpf";
 
 /// A directory for one agent's pins.
@@ -21,10 +23,14 @@ pub struct PinDirectory {
 }
 
 impl PinDirectory {
-    /// An empty one, named after this process, a number and the node.
+    /// An empty one, named after this process, a number and the node. Removes what processes that were killed have left.
     pub fn new(number: u32, node: &str) -> Result<Self> {
         mount_once()?;
-        let path = PathBuf::from(format!("{MOUNT_POINT}/sluice-lab-{}-{number}-{node}", std::process::id()));
+        for leftover in leftover::find(Path::new(MOUNT_POINT))? {
+            // Another run may be removing the same one.
+            let _ = fs::remove_dir_all(leftover);
+        }
+        let path = Path::new(MOUNT_POINT).join(format!("{}-{node}", leftover::name(number)));
         fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
         Ok(Self { path })
     }
