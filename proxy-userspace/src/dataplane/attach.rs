@@ -142,6 +142,8 @@ pub(super) struct Attacher {
     uses_tcx: bool,
     /// The clsact filters of ours that may exist; none before the first round.
     filters: Option<BTreeSet<(String, ProgramName)>>,
+    /// Devices on which XDP is known to be in the wanted mode. What netlink said of the mode is older than our links.
+    settled: BTreeSet<u32>,
     /// The problems of the last round: each is logged once, not at every event.
     known_problems: BTreeSet<String>,
 }
@@ -155,6 +157,7 @@ impl Attacher {
             programs: loaded_programs(object)?,
             uses_tcx: options.classifiers == ClassifierMode::Auto && preflight::kernel_is_at_least((6, 6)),
             filters: None,
+            settled: BTreeSet::new(),
             known_problems: BTreeSet::new(),
         })
     }
@@ -177,6 +180,8 @@ impl Attacher {
         }
         round.sockets();
         let (report, filters) = round.finish();
+        let xdp = report.attachments.iter().filter(|attachment| attachment.program == ProgramName::UplinkXdp);
+        self.settled = xdp.filter_map(|attachment| attachment.ifindex).collect();
         self.remove_filters(network, filters);
         self.log_problems(&report);
         Ok(report)
@@ -274,8 +279,9 @@ impl Round<'_> {
             return false;
         }
         let wants_generic = mechanism == Mechanism::XdpGeneric;
-        // A link keeps the mode it was made with.
-        if link.xdp_program.is_some() && link.has_generic_xdp != wants_generic {
+        // A link keeps the mode it was made with, perhaps by a predecessor with other options.
+        let is_settled = self.attacher.settled.contains(&link.ifindex);
+        if !is_settled && link.xdp_program.is_some() && link.has_generic_xdp != wants_generic {
             let removed = self.links.remove(ProgramName::UplinkXdp, Target::Device(&link.name, link.ifindex));
             self.note_removal(&link.name, removed);
         }
