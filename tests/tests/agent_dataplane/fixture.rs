@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, Map, MapData, MapInfo},
+    maps::{Array, HashMap, Map, MapData, MapInfo},
     programs::{
         LinkOrder, Program, SchedClassifier, TcAttachType, Xdp, XdpMode,
         links::{FdLink, PinnedLink},
@@ -21,6 +21,7 @@ use aya::{
 use proxy_common::{
     addr::Ipv4,
     filter::{Filter, Hashed as _},
+    node,
 };
 use proxy_userspace::dataplane::{
     self, AttachReport, Dataplane, OBJECT, Options,
@@ -111,6 +112,20 @@ impl Node {
         let map = MapData::from_pin(self.pin("maps").join(map))?;
         let filter: Array<_, Filter> = Map::Array(map).try_into()?;
         Ok(filter.get(&0, 0)?.may_have(address.bit()))
+    }
+
+    /// The entry of `NODE`.
+    pub(crate) fn entry(&self) -> Result<node::Node> {
+        let map: Array<_, node::Node> = Map::Array(MapData::from_pin(self.pin("maps/NODE"))?).try_into()?;
+        Ok(map.get(&0, 0)?)
+    }
+
+    /// The keys of `UPLINKS`, in order.
+    pub(crate) fn uplinks(&self) -> Result<Vec<u32>> {
+        let map: HashMap<_, u32, u32> = Map::HashMap(MapData::from_pin(self.pin("maps/UPLINKS"))?).try_into()?;
+        let mut devices = map.keys().collect::<Result<Vec<_>, _>>()?;
+        devices.sort_unstable();
+        Ok(devices)
     }
 }
 

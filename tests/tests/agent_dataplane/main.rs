@@ -183,6 +183,23 @@ fn an_occupied_xdp_hook_is_named_and_its_device_gets_tc() -> Result<()> {
 }
 
 #[test]
+fn the_programs_know_which_devices_take_frames_from_xdp() -> Result<()> {
+    let mut node = Node::new()?;
+    let [up0, up1] = ["up0", "up1"].map(|device| node.namespace.device_index(device).unwrap());
+    let mut known = Vec::new();
+    for (pattern, mode) in [("up*", UplinkMode::Xdp), ("up1", UplinkMode::Xdp), ("up*", UplinkMode::Tc)] {
+        node.options.uplinks = vec![pattern.parse()?];
+        node.options.uplink_mode = mode;
+        node.start(|_, _| Ok(()))?;
+        known.push((node.uplinks()?, node.entry()?.route_generation));
+    }
+    let (devices, generations): (Vec<_>, Vec<_>) = known.into_iter().unzip();
+    assert_eq!(devices, [vec![up0, up1], vec![up1], vec![]]);
+    assert!(generations.is_sorted_by(|before, after| before < after), "next hops are looked up anew: {generations:?}");
+    Ok(())
+}
+
+#[test]
 fn the_head_of_a_chain_is_ours_and_the_rest_stays() -> Result<()> {
     let node = Node::new()?;
     node.run(|| {
@@ -316,7 +333,15 @@ fn xdp_changes_its_mode_when_asked_to() -> Result<()> {
     node.start(|_, _| Ok(()))?;
     assert!(!generic(&node)?);
     node.options.uplink_mode = UplinkMode::XdpGeneric;
-    node.start(|_, _| Ok(()))?;
+    node.run(|| {
+        let mut dataplane = Dataplane::open(&node.options)?;
+        let before = network()?;
+        dataplane.attach(&before)?;
+        let link = node.link("uplink_xdp-up0")?;
+        dataplane.attach(&before)?;
+        assert_eq!(node.link("uplink_xdp-up0")?, link, "an old word of netlink's does not detach it again");
+        Ok(())
+    })?;
     assert!(generic(&node)?);
     Ok(())
 }
@@ -509,9 +534,7 @@ fn a_full_map_is_named_with_its_size() -> Result<()> {
 fn a_second_has_as_many_jiffies_as_the_agent_says() -> Result<()> {
     let node = Node::new()?;
     node.start(|_, _| Ok(()))?;
-    let map = aya::maps::MapData::from_pin(node.pin("maps/NODE"))?;
-    let array: aya::maps::Array<_, node::Node> = aya::maps::Map::Array(map).try_into()?;
-    let said = f64::from(array.get(&0, 0)?.jiffies_per_second);
+    let said = f64::from(node.entry()?.jiffies_per_second);
 
     let mut stranger = Stranger::new()?;
     let (start, first) = (Instant::now(), stranger.jiffies()?);
