@@ -23,6 +23,9 @@ pub trait Address: Copy + Eq + Ord + Default {
 
     /// The one's-complement sum of the address, words taken in memory order (RFC 1071 §1.B), not folded.
     fn sum(&self) -> u32;
+
+    /// Whether it never leaves a host: 127.0.0.0/8 and `::1`.
+    fn is_loopback(&self) -> bool;
 }
 
 impl Ipv4 {
@@ -54,6 +57,11 @@ impl Address for Ipv4 {
     fn sum(&self) -> u32 {
         halves(self.word())
     }
+
+    #[inline(always)]
+    fn is_loopback(&self) -> bool {
+        self.octets[0] == 127
+    }
 }
 
 impl Address for Ipv6 {
@@ -63,6 +71,11 @@ impl Address for Ipv6 {
     fn sum(&self) -> u32 {
         let [a, b, c, d] = self.words();
         halves(a) + halves(b) + halves(c) + halves(d)
+    }
+
+    #[inline(always)]
+    fn is_loopback(&self) -> bool {
+        self.words() == [0, 0, 0, 1_u32.to_be()]
     }
 }
 
@@ -94,6 +107,19 @@ impl Port {
     }
 }
 
+/// An Ethernet address. Aligned, so that the BPF compiler copies half words and not bytes.
+#[repr(C, align(2))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Mac {
+    /// The six octets, as on the wire.
+    pub octets: [u8; 6],
+}
+
+impl Mac {
+    /// None.
+    pub const ZERO: Self = Self { octets: [0; 6] };
+}
+
 /// A transport protocol, by its IANA number.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -106,7 +132,7 @@ pub enum Protocol {
     Sctp = 132,
 }
 
-crate::map_type!(Ipv4, Ipv6, Port, Protocol);
+crate::map_type!(Ipv4, Ipv6, Port, Mac, Protocol);
 
 #[cfg(feature = "user")]
 mod user {

@@ -2,7 +2,7 @@
 //! confirmed. Original and reply direction are two entries of the same shape.
 
 use crate::{
-    addr::{Ipv4, Ipv6, Port},
+    addr::{Ipv4, Ipv6, Mac, Port},
     backend::BackendId,
     tuple::{Stage, Tuple},
 };
@@ -37,9 +37,9 @@ pub struct NextHop {
     /// [`crate::node::Node::route_generation`] at the time of the look-up.
     pub generation: u32,
     /// Destination MAC.
-    pub dmac: [u8; 6],
+    pub dmac: Mac,
     /// Source MAC.
-    pub smac: [u8; 6],
+    pub smac: Mac,
 }
 
 /// What becomes of a packet after the rewrite.
@@ -132,7 +132,7 @@ crate::no_padding!(Draft<Ipv4>: Tuple<Ipv4>, Flow<Ipv4>, Tuple<Ipv4>, Flow<Ipv4>
 crate::no_padding!(Draft<Ipv6>: Tuple<Ipv6>, Flow<Ipv6>, Tuple<Ipv6>, Flow<Ipv6>);
 crate::no_padding!(Rewrite<Ipv4>: Ipv4, Ipv4, Port, Port, u16, u16);
 crate::no_padding!(Rewrite<Ipv6>: Ipv6, Ipv6, Port, Port, u16, u16);
-crate::no_padding!(NextHop: u32, u32, [u8; 6], [u8; 6]);
+crate::no_padding!(NextHop: u32, u32, Mac, Mac);
 crate::no_padding!(Flow<Ipv4>: Rewrite<Ipv4>, NextHop, u32, u32, u32, u32, Output, Output, Stage, Direction, u8, [u8; 7]);
 crate::no_padding!(Flow<Ipv6>: Rewrite<Ipv6>, NextHop, u32, u32, u32, u32, Output, Output, Stage, Direction, u8, [u8; 7]);
 crate::map_type!(Rewrite<Ipv4>, Rewrite<Ipv6>, NextHop, Flow<Ipv4>, Flow<Ipv6>, Draft<Ipv4>, Draft<Ipv6>);

@@ -65,6 +65,8 @@ pub enum Outcome {
     DropNoLocalEndpoint = 37,
     /// Dropped: the new flow could not be entered into the flow table.
     DropTableFull = 38,
+    /// Dropped: a loopback address on a packet that came from elsewhere (CVE-2020-8558).
+    DropMartian = 39,
 }
 
 /// Places for each hook in `COUNTERS`.
@@ -95,7 +97,7 @@ impl Hook {
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Opened,
         Self::Confirmed,
         Self::Moved,
@@ -114,5 +116,6 @@ impl Outcome {
         Self::DropNoMasquerade,
         Self::DropNoLocalEndpoint,
         Self::DropTableFull,
+        Self::DropMartian,
     ];
 }

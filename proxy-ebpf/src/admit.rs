@@ -4,7 +4,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated as helpers;
 use proxy_common::{
-    addr::{Address as _, Port},
+    addr::{Address as _, Mac, Port},
     flow::{Direction, NextHop, Output},
     node::Node,
     outcome::{Hook, Outcome},
@@ -46,6 +46,10 @@ struct Way<A> {
 /// Finds the Service of a tuple, chooses a backend, and drafts the flow but for its rewrite.
 #[inline(never)]
 pub(crate) fn select<F: Family>(key: &Tuple<F::Addr>) -> Admission {
+    // NodePorts of loopback addresses are for the node's own sockets, which never come this way.
+    if key.saddr.is_loopback() || key.daddr.is_loopback() {
+        return Admission::Refused(Outcome::DropMartian);
+    }
     let (Some(node), Some(service)) = (service::node(), service::find::<F>(key.daddr, key.dport, key.proto)) else {
         return Admission::NotOurs;
     };
@@ -72,14 +76,15 @@ pub(crate) fn select<F: Family>(key: &Tuple<F::Addr>) -> Admission {
     draft.flow.twin_stage = way.twin_stage;
     draft.flow.direction = Direction::Original;
     draft.flow.state = 0;
-    draft.flow.next_hop = NextHop { ifindex: 0, generation: 0, dmac: [0; 6], smac: [0; 6] };
+    draft.flow.next_hop = NextHop { ifindex: 0, generation: 0, dmac: Mac::ZERO, smac: Mac::ZERO };
     Admission::Selected
 }
 
 /// A claim in progress, as the loop hands it to each attempt.
 struct Claim<A> {
     key: *const Tuple<A>,
-    attempts: u32,
+    /// The first attempt failed. Not a count: for the verifier every value would be another loop to look at.
+    is_retry: u32,
     is_settled: u32,
 }
 
@@ -87,7 +92,7 @@ struct Claim<A> {
 /// `select`, because the two together do not fit the stack.
 #[inline(never)]
 pub(crate) fn claim<F: Family>(hook: Hook, key: &Tuple<F::Addr>) -> bool {
-    let mut claim = Claim { key, attempts: 0, is_settled: 0 };
+    let mut claim = Claim { key, is_retry: 0, is_settled: 0 };
     // A loop of the kernel's: the verifier looks at one attempt, not at all of them in a row.
     // SAFETY: the callback has the signature the helper asks for, and the claim outlives the call.
     unsafe {
@@ -98,7 +103,7 @@ pub(crate) fn claim<F: Family>(hook: Hook, key: &Tuple<F::Addr>) -> bool {
         return false;
     }
     count(hook, Outcome::Opened);
-    if claim.attempts > 1 {
+    if claim.is_retry != 0 {
         count(hook, Outcome::PortChanged);
     }
     true
@@ -111,13 +116,13 @@ unsafe extern "C" fn attempt<F: Family>(_: u64, claim: *mut Claim<F::Addr>) -> i
     // SAFETY: the caller of `claim` keeps the key.
     let key = unsafe { &*claim.key };
     let (Some(node), Some(draft)) = (service::node(), flow::draft::<F>()) else { return 1 };
-    claim.attempts += 1;
     flow::set_rewrite::<F>(&mut draft.flow.rewrite, key, &draft.to);
     if flow::open::<F>(key, draft) {
         claim.is_settled = 1;
         return 1;
     }
     if !flow::vacate::<F>() {
+        claim.is_retry = 1;
         draft.to.sport = random_source_port(node);
     }
     0

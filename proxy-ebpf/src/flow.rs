@@ -4,21 +4,14 @@
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use proxy_common::{
-    addr::{Address as _, Protocol},
+    addr::{Address as _, Mac, Protocol},
     flow::{Direction, Draft, Flow, NextHop, Output, Rewrite, state},
     node::Node,
     outcome::{Hook, Outcome},
     tuple::{Stage, Tuple},
 };
 
-use crate::{
-    checksum,
-    counters::count,
-    family::{Family, V4, V6},
-    kernel,
-    parse::tcp,
-    service,
-};
+use crate::{checksum, counters::count, family::Family, kernel, parse::tcp, service};
 
 /// An entry of a flow table. The kernel may give the memory to another flow after an eviction, which takes the least
 /// recently used: not one that was looked up a moment ago. An insert under the same key does not write in place but frees
@@ -151,7 +144,7 @@ pub(crate) fn set_twin<A: Copy>(twin: &mut Flow<A>, key: &Tuple<A>, flow: &Flow<
     twin.rewrite.dport = key.sport;
     twin.rewrite.addr_delta = checksum::negate(flow.rewrite.addr_delta);
     twin.rewrite.port_delta = checksum::negate(flow.rewrite.port_delta);
-    twin.next_hop = NextHop { ifindex: 0, generation: 0, dmac: [0; 6], smac: [0; 6] };
+    twin.next_hop = NextHop { ifindex: 0, generation: 0, dmac: Mac::ZERO, smac: Mac::ZERO };
     twin.backend = flow.backend;
     twin.backend_generation = flow.backend_generation;
     twin.service = flow.service;
@@ -176,11 +169,15 @@ pub(crate) fn set_twin<A: Copy>(twin: &mut Flow<A>, key: &Tuple<A>, flow: &Flow<
 pub(crate) fn open<F: Family>(key: &Tuple<F::Addr>, draft: &mut Draft<F::Addr>) -> bool {
     draft.twin_key = twin_key(key, &draft.flow);
     set_twin(&mut draft.twin, key, &draft.flow);
-    let is_claimed = F::embryos().insert(draft.twin_key, draft.twin, u64::from(BPF_NOEXIST)).is_ok();
+    let is_claimed = F::embryos().insert(&draft.twin_key, &draft.twin, u64::from(BPF_NOEXIST)).is_ok();
     let holder = if is_claimed { confirmed::<F>(&draft.twin_key) } else { half::<F>(&draft.twin_key) };
+    if holder.is_none() && !is_claimed {
+        // The holder left for the other tier while we looked, or there is no room: another attempt will tell.
+        return false;
+    }
     if let Some(holder) = holder {
         if is_claimed {
-            let _ = F::embryos().remove(draft.twin_key);
+            let _ = F::embryos().remove(&draft.twin_key);
         }
         // A reply half whose original was evicted: this very flow.
         if !is_same::<F>(&holder.flow().rewrite, &draft.twin.rewrite) {
@@ -189,12 +186,12 @@ pub(crate) fn open<F: Family>(key: &Tuple<F::Addr>, draft: &mut Draft<F::Addr>) 
         holder.set_last_seen(draft.flow.last_seen);
         draft.flow.state = holder.flow().state;
         if draft.flow.state & state::CONFIRMED != 0 {
-            return F::flows().insert(key, draft.flow, u64::from(BPF_ANY)).is_ok();
+            return F::flows().insert(key, &draft.flow, u64::from(BPF_ANY)).is_ok();
         }
     }
     // Another CPU may have opened the same flow a moment ago: then its backend counts, and the reply claimed here is
     // never used.
-    let _ = F::embryos().insert(key, draft.flow, u64::from(BPF_NOEXIST));
+    let _ = F::embryos().insert(key, &draft.flow, u64::from(BPF_NOEXIST));
     true
 }
 
@@ -209,29 +206,8 @@ fn is_same<F: Family>(a: &Rewrite<F::Addr>, b: &Rewrite<F::Addr>) -> bool {
 
 /// Forgets the flow that has the key of the drafted reply, if it is over: ports of closed connections would run out
 /// otherwise. `true` when the key is free now.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn vacate<F: Family>() -> bool {
-    let is_free = if F::NUMBER == V4::NUMBER { vacate_v4() } else { vacate_v6() };
-    is_free != 0
-}
-
-/// Exported and without arguments, so that the verifier looks at it once by itself, not in each state a program can come
-/// here in.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn vacate_v4() -> u32 {
-    vacate_in::<V4>().into()
-}
-
-/// As [`vacate_v4`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn vacate_v6() -> u32 {
-    vacate_in::<V6>().into()
-}
-
-#[inline(always)]
-fn vacate_in<F: Family>() -> bool {
     let (Some(node), Some(draft)) = (service::node(), draft::<F>()) else { return false };
     let key = &draft.twin_key;
     let Some(holder) = half::<F>(key) else { return true };
@@ -256,7 +232,7 @@ pub(crate) fn cut<F: Family>(key: &Tuple<F::Addr>, flow: &Flow<F::Addr>, draft: 
     draft.twin.output = Output::Stack;
     draft.twin.twin_output = Output::Stack;
     draft.twin.direction = Direction::Transit;
-    let _ = F::embryos().insert(draft.twin_key, draft.twin, u64::from(BPF_ANY));
+    let _ = F::embryos().insert(&draft.twin_key, &draft.twin, u64::from(BPF_ANY));
     set_rewrite::<F>(&mut draft.flow.rewrite, key, &draft.twin_key);
 }
 
@@ -264,8 +240,8 @@ pub(crate) fn cut<F: Family>(key: &Tuple<F::Addr>, flow: &Flow<F::Addr>, draft: 
 #[inline(never)]
 pub(crate) fn forget<F: Family>(key: &Tuple<F::Addr>, flow: &Flow<F::Addr>) {
     let other = twin_key(key, flow);
-    let _ = F::flows().remove(other);
-    let _ = F::embryos().remove(other);
+    let _ = F::flows().remove(&other);
+    let _ = F::embryos().remove(&other);
     let _ = F::flows().remove(key);
     let _ = F::embryos().remove(key);
 }
@@ -339,9 +315,9 @@ fn refresh<F: Family>(hook: Hook, key: &Tuple<F::Addr>, entry: *mut Flow<F::Addr
     let Some(draft) = draft::<F>() else { return false };
     set_twin(&mut draft.twin, key, flow);
     let is_rebuilt = if flow.state & state::CONFIRMED != 0 {
-        F::flows().insert(other, draft.twin, u64::from(BPF_ANY)).is_ok()
+        F::flows().insert(&other, &draft.twin, u64::from(BPF_ANY)).is_ok()
     } else {
-        F::embryos().insert(other, draft.twin, u64::from(BPF_ANY)).is_ok()
+        F::embryos().insert(&other, &draft.twin, u64::from(BPF_ANY)).is_ok()
     };
     if is_rebuilt {
         count(hook, Outcome::Repaired);
@@ -386,9 +362,9 @@ pub(crate) fn hatch<F: Family>(hook: Hook, key: &Tuple<F::Addr>, entry: Entry<F:
     draft.flow.last_seen = kernel::jiffies();
     set_twin(&mut draft.twin, key, &draft.flow);
     // First enter, then leave: see `open`.
-    let _ = F::flows().insert(draft.twin_key, draft.twin, u64::from(BPF_ANY));
-    let _ = F::flows().insert(key, draft.flow, u64::from(BPF_ANY));
-    let _ = F::embryos().remove(draft.twin_key);
+    let _ = F::flows().insert(&draft.twin_key, &draft.twin, u64::from(BPF_ANY));
+    let _ = F::flows().insert(key, &draft.flow, u64::from(BPF_ANY));
+    let _ = F::embryos().remove(&draft.twin_key);
     let _ = F::embryos().remove(key);
     count(hook, Outcome::Confirmed);
 }

@@ -5,6 +5,11 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, clippy::expect_used))]
 // Everything on the fast path has to end up in one program; the compiler cannot know.
 #![allow(clippy::inline_always, reason = "a call costs more than most of these functions")]
+// Maps take keys and values by reference: by value they would be copied to the stack first.
+#![allow(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a copy on the stack is what it would save the borrow with"
+)]
 
 mod admit;
 mod checksum;

@@ -4,7 +4,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::{bindings::bpf_fib_lookup, helpers::generated as helpers};
 use proxy_common::{
-    addr::{Port, Protocol},
+    addr::{Mac, Port, Protocol},
     flow::{NextHop, Rewrite},
 };
 
@@ -84,8 +84,8 @@ struct Question {
     source: [u32; 4],
     destination: [u32; 4],
     vlan: [u16; 2],
-    smac: [u8; 6],
-    dmac: [u8; 6],
+    smac: Mac,
+    dmac: Mac,
 }
 
 /// As the helper takes it.
@@ -108,8 +108,8 @@ impl Question {
             source: F::words(rewrite.saddr),
             destination: F::words(rewrite.daddr),
             vlan: [0; 2],
-            smac: [0; 6],
-            dmac: [0; 6],
+            smac: Mac::ZERO,
+            dmac: Mac::ZERO,
         }
     }
 }

@@ -3,7 +3,7 @@
 //! at any address.
 
 use proxy_common::{
-    addr::{Ipv4, Ipv6, Port, Protocol},
+    addr::{Ipv4, Ipv6, Mac, Port, Protocol},
     outcome::Outcome,
 };
 
@@ -14,9 +14,9 @@ pub(crate) const ETHERNET: usize = size_of::<Ethernet>();
 #[repr(C)]
 pub(crate) struct Ethernet {
     /// Destination.
-    pub dmac: [u8; 6],
+    pub dmac: Mac,
     /// Source.
-    pub smac: [u8; 6],
+    pub smac: Mac,
     /// In network order.
     pub ethertype: u16,
 }

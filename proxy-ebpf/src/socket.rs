@@ -132,10 +132,10 @@ fn translate<F: Family>(
     let backend = SocketTarget { addr: chosen.backend.addr, port: chosen.backend.port, ..frontend };
     let cookie = cookie(context);
     let from_backend = SocketPeer::new(cookie, backend.addr, backend.port, SocketWay::ToFrontend);
-    let _ = F::sockets().insert(from_backend, frontend, u64::from(BPF_ANY));
+    let _ = F::sockets().insert(&from_backend, &frontend, u64::from(BPF_ANY));
     if matches!(hook, Hook::Sendmsg) {
         let to_backend = SocketPeer::new(cookie, peer.addr, peer.port, SocketWay::ToBackend);
-        let _ = F::sockets().insert(to_backend, backend, u64::from(BPF_ANY));
+        let _ = F::sockets().insert(&to_backend, &backend, u64::from(BPF_ANY));
     }
     set_peer(context, Peer { addr: backend.addr, port: backend.port });
     count(hook, Outcome::Opened);
@@ -152,13 +152,13 @@ fn translate_datagram<F: Family>(
 ) -> Answer {
     let key = SocketPeer::new(cookie(context), peer.addr, peer.port, SocketWay::ToBackend);
     // SAFETY: an entry may be given to another socket after an eviction, not one looked up a moment ago.
-    if let Some(known) = unsafe { F::sockets().get(key) } {
+    if let Some(known) = unsafe { F::sockets().get(&key) } {
         if service::still_serves::<F>(known.backend, known.backend_generation) {
             set_peer(context, Peer { addr: known.addr, port: known.port });
             return GO_ON;
         }
         count(Hook::Sendmsg, Outcome::Moved);
-        let _ = F::sockets().remove(key);
+        let _ = F::sockets().remove(&key);
     }
     translate::<F>(context, Hook::Sendmsg, protocol, peer, set_peer)
 }
@@ -168,7 +168,7 @@ fn translate_datagram<F: Family>(
 fn name_peer<F: Family>(context: &SockAddrContext, peer: Peer<F::Addr>, set_peer: fn(&SockAddrContext, Peer<F::Addr>)) {
     let key = SocketPeer::new(cookie(context), peer.addr, peer.port, SocketWay::ToFrontend);
     // SAFETY: an entry may be given to another socket after an eviction, not one looked up a moment ago.
-    if let Some(frontend) = unsafe { F::sockets().get(key) } {
+    if let Some(frontend) = unsafe { F::sockets().get(&key) } {
         set_peer(context, Peer { addr: frontend.addr, port: frontend.port });
     }
 }

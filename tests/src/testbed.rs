@@ -156,10 +156,21 @@ impl Testbed {
         })?;
         let hz = self.measure_hz()?;
         self.set_node(|node| node.jiffies_per_second = hz)?;
-        self.hash::<Ipv4, u32>("LOCAL_ADDRS_V4")?.insert(Ipv4::from(NODE.v4), local::NODE_PORTS, 0)?;
-        self.hash::<Ipv6, u32>("LOCAL_ADDRS_V6")?.insert(Ipv6::from(NODE.v6), local::NODE_PORTS, 0)?;
-        self.let_in(NODE.v4.into())?;
-        self.let_in(NODE.v6.into())
+        self.add_local_addr(NODE.v4.into())?;
+        self.add_local_addr(NODE.v6.into())
+    }
+
+    /// Serves NodePorts on an address.
+    pub fn add_local_addr(&mut self, address: IpAddr) -> Result<()> {
+        match address {
+            IpAddr::V4(address) => {
+                self.hash::<Ipv4, u32>("LOCAL_ADDRS_V4")?.insert(Ipv4::from(address), local::NODE_PORTS, 0)?;
+            }
+            IpAddr::V6(address) => {
+                self.hash::<Ipv6, u32>("LOCAL_ADDRS_V6")?.insert(Ipv6::from(address), local::NODE_PORTS, 0)?;
+            }
+        }
+        self.let_in(address)
     }
 
     fn measure_hz(&mut self) -> Result<u32> {

@@ -1,5 +1,7 @@
 //! The flow table through the programs: tiers, pairs, lifetimes, dead backends, clashes, and every drop.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use anyhow::Result;
 use proxy_common::{
     addr::{Ipv4, Port, Protocol},
@@ -9,8 +11,8 @@ use proxy_common::{
     service::{Range, Service, WhenEmpty},
 };
 use tests::{
-    frame::{Flags, Frame, Transport},
-    testbed::{NODE, OTHER_SERVICE, POD, POD2, PORT, REMOTE, SERVICE, TARGET, Testbed, action},
+    frame::{Family, Flags, Frame, Transport},
+    testbed::{CLIENT, NODE, NODE_PORT, OTHER_SERVICE, POD, POD2, PORT, REMOTE, SERVICE, TARGET, Testbed, action},
 };
 
 const SYN: Transport = Transport::Tcp(Flags::SYN);
@@ -34,18 +36,18 @@ impl Talk {
     }
 
     /// The pod speaks; returns who gets it.
-    fn ask(&mut self, transport: Transport) -> Result<std::net::IpAddr> {
+    fn ask(&mut self, transport: Transport) -> Result<IpAddr> {
         let request = Frame::new((POD.v4.into(), 4_000), (SERVICE.v4.into(), PORT), transport);
         Ok(self.bed.expect(Hook::PodIn, &request, action::TC_NEXT)?.destination.0)
     }
 
     /// A backend answers; whether the pod sees the Service's address.
-    fn answer(&mut self, from: std::net::IpAddr, transport: Transport) -> Result<bool> {
+    fn answer(&mut self, from: IpAddr, transport: Transport) -> Result<bool> {
         let reply = Frame::new((from, TARGET), (POD.v4.into(), 4_000), transport);
         Ok(self.bed.expect(Hook::PodOut, &reply, action::TC_NEXT)?.source == (SERVICE.v4.into(), PORT))
     }
 
-    fn establish(&mut self) -> Result<std::net::IpAddr> {
+    fn establish(&mut self) -> Result<IpAddr> {
         let backend = self.ask(SYN)?;
         assert!(self.answer(backend, SYN_ACK)?);
         assert_eq!(self.ask(ACK)?, backend);
@@ -68,7 +70,7 @@ impl Talk {
         Ok(())
     }
 
-    fn set_state(&mut self, address: std::net::IpAddr, state: BackendState) -> Result<()> {
+    fn set_state(&mut self, address: IpAddr, state: BackendState) -> Result<()> {
         let (id, local) = if address == POD2.v4 { (self.backends[0], true) } else { (self.backends[1], false) };
         self.bed.set_backend(id, address, local, state, 1)
     }
@@ -340,6 +342,28 @@ fn a_node_without_an_address_to_masquerade_with_drops_what_needs_one() -> Result
     bed.add_service(SERVICE.v4.into(), PORT, Protocol::Udp, &[backend])?;
     let request = Frame::new((POD.v4.into(), 1), (SERVICE.v4.into(), PORT), Transport::Udp);
     must_drop(&mut bed, Hook::UplinkXdp, &request, Outcome::DropNoMasquerade)
+}
+
+#[test]
+fn loopback_addresses_from_the_wire_are_a_counted_drop() -> Result<()> {
+    for (family, loopback) in
+        [(Family::V4, IpAddr::V4(Ipv4Addr::new(127, 0, 0, 5))), (Family::V6, IpAddr::V6(Ipv6Addr::LOCALHOST))]
+    {
+        let mut bed = Testbed::new()?;
+        let backend = bed.add_backend(REMOTE.address(family), false)?;
+        // As a NodePort is served for the node's own sockets.
+        bed.add_local_addr(loopback)?;
+        let any = if family == Family::V4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        bed.add_service(any, NODE_PORT, Protocol::Udp, &[backend])?;
+        let cases = [(loopback, NODE.address(family)), (CLIENT.address(family), loopback)];
+        for (source, destination) in cases {
+            let request = Frame::new((source, 50_000), (destination, NODE_PORT), Transport::Udp);
+            for hook in [Hook::UplinkXdp, Hook::UplinkIn, Hook::PodIn] {
+                must_drop(&mut bed, hook, &request, Outcome::DropMartian)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 #[test]

@@ -57,7 +57,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FIRST-LAST", default_value_t = PortRange(30000..=32767))]
     node_port_range: PortRange,
     /// Source ports given to masqueraded flows; they should be no node ports and no ephemeral ports of the host
-    #[arg(long, value_name = "FIRST-LAST", default_value_t = PortRange(61000..=65535))]
+    #[arg(long, value_name = "FIRST-LAST", default_value_t = PortRange(10_000..=29_999))]
     source_port_range: PortRange,
     /// Log more; twice and thrice even more
     #[arg(short, action = clap::ArgAction::Count)]
