@@ -42,6 +42,27 @@ macro_rules! context_word {
     }};
 }
 
+/// A length of headers and what an IP header says follows them, which is less than 128 KiB: said where the compiler cannot
+/// see that it knew. Verifiers of 6.12 and before forget what they knew of a number when its bytes are swapped, and let nothing
+/// without bounds be added to a pointer.
+#[inline(always)]
+fn bounded(length: usize) -> usize {
+    #[cfg(target_arch = "bpf")]
+    let length = {
+        let bounded: usize;
+        // SAFETY: arithmetic on one register.
+        unsafe {
+            core::arch::asm!(
+                "{length} &= 0x1ffff",
+                length = inlateout(reg) length => bounded,
+                options(pure, nomem, nostack, preserves_flags),
+            )
+        };
+        bounded
+    };
+    length
+}
+
 /// What the datapath needs of a packet.
 pub trait Packet {
     /// A frame without an skb: it can only leave by devices that take such.
@@ -119,7 +140,7 @@ impl Packet for XdpPacket {
     #[inline(always)]
     fn holds(&self, length: usize) -> bool {
         // By comparison of pointers: their difference is not for programs without CAP_PERFMON.
-        self.data() + length <= self.data_end()
+        self.data() + bounded(length) <= self.data_end()
     }
 
     #[inline(always)]
