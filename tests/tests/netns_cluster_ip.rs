@@ -1,6 +1,6 @@
 //! Cluster addresses, from pods and from nodes.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use anyhow::{Context as _, Result};
 use tests::{
@@ -90,6 +90,58 @@ fn an_unconnected_udp_socket_hears_from_the_service() -> Result<()> {
                 assert_eq!(answer.from, target.address, "{client}");
             }
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn sockets_of_version_6_reach_services_of_version_4() -> Result<()> {
+    let (cluster, service) = cluster(SocketLb::All)?;
+    for client in ["node-a", "client-a", "client-b"] {
+        for protocol in Protocol::ALL {
+            let mut target = service.cluster(Family::V4, protocol);
+            if let IpAddr::V4(address) = target.address.ip() {
+                target.address.set_ip(address.to_ipv6_mapped().into());
+            }
+            for ask in [Ask::new(target), Ask::new(target).unconnected()] {
+                for answer in answers_of_all(cluster.lab.place(client)?, ask)? {
+                    assert_eq!(answer.from, target.address, "{client} sees who is behind the Service");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn backends_in_the_nodes_own_network_are_reached_from_everywhere() -> Result<()> {
+    let names = ["node-a", "node-b"];
+    let service = Service::new("host", 40, &names);
+    let cluster = Cluster::start(LabOptions::default(), AgentOptions::default(), std::slice::from_ref(&service))?;
+    for node in &cluster.lab.nodes {
+        node.host.serve(&[service.target_port])?;
+    }
+    let mut ways = Vec::new();
+    for target in targets(&service) {
+        // A UDP server that listens on every address answers a bridged pod from the bridge's, which is not ours to mend.
+        let clients: &[_] = match target.protocol {
+            Protocol::Tcp => &["client-a", "client-b", "node-a", "node-b"],
+            Protocol::Udp => &["client-a", "node-a", "node-b"],
+        };
+        ways.extend(clients.iter().map(|client| (*client, target)));
+        let family = Family::of(target.address.ip());
+        for node in &cluster.lab.nodes {
+            ways.push(("client", service.at_node(node.addresses(), family, target.protocol)));
+        }
+    }
+    for (client, target) in ways {
+        let answers = cluster.lab.place(client)?.ask_times(Ask::new(target), 60)?;
+        let answers: Vec<_> =
+            answers.into_iter().collect::<Result<_, _>>().with_context(|| format!("{client} asks {target}"))?;
+        for name in names {
+            assert!(answers.iter().any(|answer| answer.pod == name), "{name} never answers {client} at {target}");
+        }
+        assert!(answers.iter().all(|answer| answer.from == target.address), "{client} asks {target}");
     }
     Ok(())
 }

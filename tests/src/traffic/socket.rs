@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd,
     time::Duration,
 };
@@ -54,8 +54,8 @@ pub fn connect(target: SocketAddr, source: Option<SocketAddr>, timeout: Duration
 fn socket(address: IpAddr, kind: Type) -> io::Result<Socket> {
     let domain = if address.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
     let socket = Socket::new(domain, kind, None)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
+    if let IpAddr::V6(address) = address {
+        socket.set_only_v6(address.to_ipv4_mapped().is_none())?;
     }
     Ok(socket)
 }
@@ -96,5 +96,9 @@ fn set_option(socket: &impl AsRawFd, level: libc::c_int, name: libc::c_int, valu
 
 /// The address that stands for all of a family.
 pub fn any_like(address: IpAddr) -> IpAddr {
-    if address.is_ipv4() { IpAddr::from([0, 0, 0, 0]) } else { Ipv6Addr::UNSPECIFIED.into() }
+    match address {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(address) if address.to_ipv4_mapped().is_some() => Ipv4Addr::UNSPECIFIED.to_ipv6_mapped().into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
 }
