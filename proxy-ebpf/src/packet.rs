@@ -71,8 +71,24 @@ pub trait Packet {
     /// Makes at least the first `length` bytes readable, if there are as many.
     fn linearize(&mut self, length: usize);
 
+    /// Where it begins.
+    fn data(&self) -> usize;
+
+    /// Where what can be read ends.
+    fn data_end(&self) -> usize;
+
     /// A view of `T` at `offset`, if the packet is that long. No write through any other view may happen while it lives.
-    fn at<T>(&self, offset: usize) -> Option<&'static mut T>;
+    #[inline(always)]
+    fn at<T>(&self, offset: usize) -> Option<&'static mut T> {
+        let start = self.data() + offset;
+        if start + size_of::<T>() > self.data_end() {
+            return None;
+        }
+        // SAFETY: a packet does not begin at address 0; told, because `None` would be tested for otherwise.
+        unsafe { core::hint::assert_unchecked(start != 0) };
+        // SAFETY: `start` plus the size of `T` was just found to be inside the packet.
+        Some(unsafe { &mut *(start as *mut T) })
+    }
 
     /// Whether the packet has at least `length` bytes.
     fn holds(&self, length: usize) -> bool;
@@ -107,6 +123,10 @@ impl XdpPacket {
     pub const fn new(context: XdpContext) -> Self {
         Self { context }
     }
+}
+
+impl Packet for XdpPacket {
+    const IS_FRAME: bool = true;
 
     #[inline(always)]
     fn data(&self) -> usize {
@@ -117,25 +137,9 @@ impl XdpPacket {
     fn data_end(&self) -> usize {
         context_word!(self.context.ctx, aya_ebpf::bindings::xdp_md, data_end)
     }
-}
-
-impl Packet for XdpPacket {
-    const IS_FRAME: bool = true;
 
     #[inline(always)]
     fn linearize(&mut self, _: usize) {}
-
-    #[inline(always)]
-    fn at<T>(&self, offset: usize) -> Option<&'static mut T> {
-        let start = self.data() + offset;
-        if start + size_of::<T>() > self.data_end() {
-            return None;
-        }
-        // SAFETY: a packet does not begin at address 0; told, because `None` would be tested for otherwise.
-        unsafe { core::hint::assert_unchecked(start != 0) };
-        // SAFETY: `start` plus the size of `T` was just found to be inside the frame.
-        Some(unsafe { &mut *(start as *mut T) })
-    }
 
     #[inline(always)]
     fn holds(&self, length: usize) -> bool {
@@ -191,6 +195,15 @@ impl TcPacket {
     }
 
     #[inline(always)]
+    fn length(&self) -> usize {
+        context_word!(self.context.skb.skb, aya_ebpf::bindings::__sk_buff, len)
+    }
+}
+
+impl Packet for TcPacket {
+    const IS_FRAME: bool = false;
+
+    #[inline(always)]
     fn data(&self) -> usize {
         context_word!(self.context.skb.skb, aya_ebpf::bindings::__sk_buff, data)
     }
@@ -201,33 +214,12 @@ impl TcPacket {
     }
 
     #[inline(always)]
-    fn length(&self) -> usize {
-        context_word!(self.context.skb.skb, aya_ebpf::bindings::__sk_buff, len)
-    }
-}
-
-impl Packet for TcPacket {
-    const IS_FRAME: bool = false;
-
-    #[inline(always)]
     fn linearize(&mut self, length: usize) {
         let wanted = length.min(self.length());
         if self.data() + wanted > self.data_end() {
             // SAFETY: a helper on the program's own context. A failure shows in the next bounds check.
             unsafe { helpers::bpf_skb_pull_data(self.context.skb.skb, wanted as u32) };
         }
-    }
-
-    #[inline(always)]
-    fn at<T>(&self, offset: usize) -> Option<&'static mut T> {
-        let start = self.data() + offset;
-        if start + size_of::<T>() > self.data_end() {
-            return None;
-        }
-        // SAFETY: a packet does not begin at address 0; told, because `None` would be tested for otherwise.
-        unsafe { core::hint::assert_unchecked(start != 0) };
-        // SAFETY: `start` plus the size of `T` was just found to be inside the linear part.
-        Some(unsafe { &mut *(start as *mut T) })
     }
 
     #[inline(always)]

@@ -6,6 +6,22 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 
+/// The checksum a header should have; etherparse's headers have the same functions, but no trait.
+macro_rules! checksum {
+    ($header:expr, $source:expr, $destination:expr, $payload:expr) => {
+        match ($source, $destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                $header.calc_checksum_ipv4_raw(source.octets(), destination.octets(), $payload)
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                $header.calc_checksum_ipv6_raw(source.octets(), destination.octets(), $payload)
+            }
+            mixed => panic!("a packet of two families: {mixed:?}"),
+        }
+        .expect("a payload that fits")
+    };
+}
+
 /// Length of an Ethernet header.
 pub const ETHERNET: usize = 14;
 /// MAC addresses of built packets: destination, source.
@@ -127,7 +143,7 @@ impl Frame {
         let (sport, dport, transport, payload) = match sliced.transport.as_ref().expect("a transport header") {
             TransportSlice::Tcp(tcp) => {
                 let header = tcp.to_header();
-                let expected = tcp_checksum(&header, source, destination, tcp.payload());
+                let expected = checksum!(header, source, destination, tcp.payload());
                 assert_eq!(header.checksum, expected, "checksum of TCP");
                 let bits = [(header.fin, 1), (header.syn, 2), (header.rst, 4), (header.ack, 16)];
                 let flags = bits.iter().filter(|(set, _)| *set).map(|(_, bit)| bit).sum();
@@ -137,7 +153,7 @@ impl Frame {
                 let header = udp.to_header();
                 let transport = if header.checksum == 0 { Transport::UdpUnchecked } else { Transport::Udp };
                 if transport == Transport::Udp {
-                    let expected = udp_checksum(&header, source, destination, udp.payload());
+                    let expected = checksum!(header, source, destination, udp.payload());
                     assert_eq!(header.checksum, expected, "checksum of UDP");
                 }
                 (header.source_port, header.destination_port, transport, udp.payload())
@@ -156,32 +172,6 @@ impl Frame {
             payload: payload.to_vec(),
         }
     }
-}
-
-fn tcp_checksum(header: &etherparse::TcpHeader, source: IpAddr, destination: IpAddr, payload: &[u8]) -> u16 {
-    match (source, destination) {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            header.calc_checksum_ipv4_raw(source.octets(), destination.octets(), payload)
-        }
-        (IpAddr::V6(source), IpAddr::V6(destination)) => {
-            header.calc_checksum_ipv6_raw(source.octets(), destination.octets(), payload)
-        }
-        mixed => panic!("a packet of two families: {mixed:?}"),
-    }
-    .expect("a payload that fits")
-}
-
-fn udp_checksum(header: &etherparse::UdpHeader, source: IpAddr, destination: IpAddr, payload: &[u8]) -> u16 {
-    match (source, destination) {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            header.calc_checksum_ipv4_raw(source.octets(), destination.octets(), payload)
-        }
-        (IpAddr::V6(source), IpAddr::V6(destination)) => {
-            header.calc_checksum_ipv6_raw(source.octets(), destination.octets(), payload)
-        }
-        mixed => panic!("a packet of two families: {mixed:?}"),
-    }
-    .expect("a payload that fits")
 }
 
 /// The same host in both families.
