@@ -11,6 +11,8 @@ use rustix::mount::MountFlags;
 use super::{error::OpenError, options::Options, options::SocketLb};
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
+/// Where the kernel makes a directory for a BPF file system.
+const BPF_FS: &str = "/sys/fs/bpf";
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
 
@@ -57,6 +59,10 @@ fn capabilities() -> Result<(), OpenError> {
     if !has(Capability::CAP_NET_ADMIN) {
         return Err(OpenError::NoCapability { capability: "CAP_NET_ADMIN" });
     }
+    // Without it the verifier refuses arithmetic on packet pointers, in words that name everything but the reason.
+    if !has(Capability::CAP_PERFMON) && !has(Capability::CAP_SYS_ADMIN) {
+        return Err(OpenError::NoCapability { capability: "CAP_PERFMON" });
+    }
     Ok(())
 }
 
@@ -64,8 +70,8 @@ fn is_on(path: &Path, magic: i64) -> io::Result<bool> {
     Ok(rustix::fs::statfs(path)?.f_type == magic)
 }
 
-/// Sees to it that the pin path's nearest existing ancestor is on a BPF file system. Mounts one over an empty directory
-/// only: over another it would hide what is there.
+/// Sees to it that the pin path's nearest existing ancestor is on a BPF file system. Mounts one at its usual place only,
+/// and only while that is empty: a mistyped path must not cover somebody's directory.
 fn bpf_file_system(pin_path: &Path) -> Result<(), OpenError> {
     let error = |reason: String| OpenError::NoBpfFileSystem { path: pin_path.into(), reason };
     let ancestor =
@@ -74,7 +80,7 @@ fn bpf_file_system(pin_path: &Path) -> Result<(), OpenError> {
         return Ok(());
     }
     let is_empty = fs::read_dir(ancestor).is_ok_and(|mut entries| entries.next().is_none());
-    if !is_empty {
+    if ancestor != Path::new(BPF_FS) || !is_empty {
         return Err(error(format!("{} is an ordinary directory", ancestor.display())));
     }
     rustix::mount::mount("bpf", ancestor, "bpf", MountFlags::empty(), None)
@@ -163,8 +169,11 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_mounted_over_a_directory_that_holds_something() {
-        let error = bpf_file_system(Path::new("/etc/sluice-pins")).unwrap_err();
-        assert!(error.to_string().contains("/etc is an ordinary directory"), "{error}");
+    fn nothing_is_mounted_over_a_directory_that_holds_something_or_is_not_meant_for_it() {
+        let empty = tempfile::tempdir().unwrap();
+        for place in [Path::new("/etc"), empty.path()] {
+            let error = bpf_file_system(&place.join("pins")).unwrap_err().to_string();
+            assert!(error.contains(&format!("{} is an ordinary directory", place.display())), "{error}");
+        }
     }
 }
