@@ -5,7 +5,7 @@
 
 mod connection;
 
-use std::{fmt::Debug, pin::pin};
+use std::{error::Error, fmt::Debug, pin::pin};
 
 use futures::StreamExt as _;
 use k8s_openapi::{
@@ -188,6 +188,20 @@ fn is_expiry(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
 }
 
+/// An error and what caused it. A library's error may or may not say itself what its cause says: that is not repeated.
+fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        next = cause.source();
+    }
+    text
+}
+
 /// Errors since the watch worked last: told when they begin and when they are over, not at each attempt.
 #[derive(Debug, Default)]
 struct Trouble {
@@ -197,7 +211,7 @@ struct Trouble {
 impl Trouble {
     fn note<K: Resource<DynamicType = ()>>(&mut self, error: &watcher::Error) {
         let kind = K::kind(&());
-        let text = error.to_string();
+        let text = with_causes(error);
         if self.last.as_ref() == Some(&text) {
             debug!("watching {kind}s: {text}; trying again");
         } else {

@@ -52,6 +52,8 @@ pub enum OpenError {
 /// A client for the API server. It connects when it is used.
 pub(super) async fn open(server: &ApiServer) -> Result<Client, OpenError> {
     let config = configuration(server).await?;
+    // What goes wrong later names the kind of object, not the server.
+    tracing::info!(server = %config.cluster_url, "the API server is");
     build(&config).map_err(|source| OpenError::Credentials(Box::new(source)))
 }
 
