@@ -1,122 +1,18 @@
 //! The agent as a process, with the real kernel: what it writes, what it leaves alone, and what it says. Needs root.
 
-use std::{
-    fs::{self, File},
-    path::{Path, PathBuf},
-    process::{Child, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
-    time::{Duration, Instant},
-};
+mod bad_node;
+mod sandbox;
+
+use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::{HashMap, Map, MapData};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-use proxy_common::{
-    addr::Ipv4,
-    service::{Frontend, Service},
-};
+use sandbox::Sandbox;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tests::{
     api::{ApiServer, Fault, On, Resource},
-    lab::{agent::sluice_program, cgroup::Cgroup, pins::PinDirectory},
-    netns::Namespace,
-    patience::{patience, wait_until},
+    patience::patience,
 };
-
-const USUAL: Duration = Duration::from_secs(20);
-
-/// A network namespace, a cgroup and a pin path for agents, one after the other.
-struct Sandbox {
-    namespace: Namespace,
-    cgroup: Cgroup,
-    pins: PinDirectory,
-    directory: TempDir,
-}
-
-impl Sandbox {
-    fn new() -> Result<Self> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let namespace = Namespace::new("agent")?;
-        Ok(Self {
-            namespace,
-            cgroup: Cgroup::new(1000 + number)?,
-            pins: PinDirectory::new(1000 + number, "agent")?,
-            directory: TempDir::new()?,
-        })
-    }
-
-    fn server(&self) -> Result<ApiServer> {
-        self.namespace.run(ApiServer::start)?
-    }
-
-    fn agent(&self, source: &[&str]) -> Result<Agent> {
-        let log = self.directory.path().join("log");
-        let mut command = self.namespace.command(sluice_program()?)?;
-        command.args(["run", "-v", "--hostname-override", "here"]).args(source);
-        command.arg("--pin-path").arg(self.pins.path()).arg("--cgroup").arg(self.cgroup.path());
-        command.env_remove("KUBECONFIG").env_remove("NODE_NAME");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log)?);
-        Ok(Agent { child: command.spawn().context("cannot run sluice")?, log })
-    }
-
-    /// `SERVICES_V4` as it is now; empty as long as there is no map.
-    fn services(&self) -> Result<Vec<(Frontend<Ipv4>, Service)>> {
-        let path = self.pins.path().join("maps/SERVICES_V4");
-        if !path.exists() {
-            return Ok(Vec::new());
-        }
-        let map: HashMap<_, Frontend<Ipv4>, Service> = Map::HashMap(MapData::from_pin(path)?).try_into()?;
-        Ok(map.iter().collect::<Result<_, _>>()?)
-    }
-
-    fn wait_for_services(&self, what: &str, condition: impl Fn(&[Service]) -> bool) -> Result<Duration> {
-        let began = Instant::now();
-        wait_until(what, USUAL, || {
-            let services: Vec<Service> = self.services().ok()?.into_iter().map(|(_, service)| service).collect();
-            condition(&services).then_some(())
-        })?;
-        Ok(began.elapsed())
-    }
-}
-
-/// A running agent; killed when dropped.
-struct Agent {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Agent {
-    fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    fn wait_for(&self, words: &str) -> Result<()> {
-        let waited =
-            wait_until(&format!("the agent to say {words:?}"), USUAL, || self.log().contains(words).then_some(()));
-        waited.with_context(|| format!("its log:\n{}", self.log()))
-    }
-
-    fn terminate(mut self) -> Result<i32> {
-        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM)?;
-        let status = wait_until("the agent to end", USUAL, || self.child.try_wait().ok().flatten())?;
-        status.code().context("the agent was killed")
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if std::thread::panicking() {
-            eprintln!("{}", self.log());
-        }
-    }
-}
 
 fn service(name: &str, cluster_ip: &str) -> Value {
     json!({
@@ -218,7 +114,9 @@ fn the_kernel_keeps_what_it_has_while_there_is_no_server_and_after_the_agent_end
     let address = server.address();
     drop(server);
     let agent = sandbox.agent(&["--master", &format!("http://{address}")])?;
+    agent.wait_for(&address.to_string())?;
     agent.wait_for("watching Services: ")?;
+    agent.wait_for("Connection refused (os error 111); what is known is kept, trying again")?;
     assert_eq!(sandbox.services()?, before);
     let server = sandbox.namespace.run(|| ApiServer::start_at(address))??;
     server.apply(service("late", "10.96.0.7"))?;
@@ -246,25 +144,5 @@ fn a_broken_document_is_named_in_the_log_and_the_others_are_served() -> Result<(
     fs::write(services.path().join("mixed.yaml"), text)?;
     agent.wait_for("mixed.yaml: document 2: not YAML")?;
     sandbox.wait_for_services("the good ones", |services| services.len() == 4)?;
-    Ok(())
-}
-
-#[test]
-fn what_keeps_an_agent_from_starting_is_said_with_advice() -> Result<()> {
-    let sandbox = Sandbox::new()?;
-    let missing = sandbox.directory.path().join("missing").display().to_string();
-    let cases = [
-        (vec!["--source", "file:/nonexistent/services"], "/nonexistent/services"),
-        (vec!["--kubeconfig", &missing], "correct --kubeconfig"),
-        (vec!["--master", "not a url"], "is not a URL"),
-        (vec![], "name the API server with --kubeconfig or --master"),
-    ];
-    for (arguments, advice) in cases {
-        let mut agent = sandbox.agent(&arguments)?;
-        let status = wait_until("the agent to end", USUAL, || agent.child.try_wait().ok().flatten())?;
-        assert_eq!(status.code(), Some(78), "{arguments:?}");
-        assert!(agent.log().contains(advice), "{arguments:?}: {}", agent.log());
-    }
-    assert_eq!(sandbox.services()?, []);
     Ok(())
 }

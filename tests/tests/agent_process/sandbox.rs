@@ -1,0 +1,136 @@
+//! A place for agents, and an agent that runs in it.
+
+use std::{
+    fs::{self, File},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use aya::maps::{HashMap, Map, MapData};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use proxy_common::{
+    addr::Ipv4,
+    service::{Frontend, Service},
+};
+use tempfile::TempDir;
+use tests::{
+    api::ApiServer,
+    lab::{agent::sluice_program, cgroup::Cgroup, pins::PinDirectory},
+    netns::Namespace,
+    patience::wait_until,
+};
+
+const USUAL: Duration = Duration::from_secs(20);
+
+/// A network namespace, a cgroup and a pin path for agents, one after the other.
+pub(crate) struct Sandbox {
+    pub(crate) namespace: Namespace,
+    pub(crate) cgroup: Cgroup,
+    pub(crate) pins: PinDirectory,
+    pub(crate) directory: TempDir,
+}
+
+impl Sandbox {
+    pub(crate) fn new() -> Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let namespace = Namespace::new("agent")?;
+        Ok(Self {
+            namespace,
+            cgroup: Cgroup::new(1000 + number)?,
+            pins: PinDirectory::new(1000 + number, "agent")?,
+            directory: TempDir::new()?,
+        })
+    }
+
+    pub(crate) fn server(&self) -> Result<ApiServer> {
+        self.namespace.run(ApiServer::start)?
+    }
+
+    pub(crate) fn agent(&self, source: &[&str]) -> Result<Agent> {
+        let mut command = self.command(source)?;
+        command.arg("--cgroup").arg(self.cgroup.path());
+        self.start(command)
+    }
+
+    /// An agent's command line but for the cgroup.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = self.namespace.command(sluice_program()?)?;
+        command.args(["run", "-v", "--hostname-override", "here"]).args(arguments);
+        command.arg("--pin-path").arg(self.pins.path());
+        command.env_remove("KUBECONFIG").env_remove("NODE_NAME");
+        Ok(command)
+    }
+
+    /// Runs a command. It inherits the capabilities and the mounts of the calling thread.
+    pub(crate) fn start(&self, mut command: Command) -> Result<Agent> {
+        let log = self.directory.path().join("log");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log)?);
+        Ok(Agent { child: command.spawn().context("cannot run sluice")?, log })
+    }
+
+    /// `SERVICES_V4` as it is now; empty as long as there is no map.
+    pub(crate) fn services(&self) -> Result<Vec<(Frontend<Ipv4>, Service)>> {
+        let path = self.pins.path().join("maps/SERVICES_V4");
+        if !path.exists() {
+            return Ok(Vec::new());
+        }
+        let map: HashMap<_, Frontend<Ipv4>, Service> = Map::HashMap(MapData::from_pin(path)?).try_into()?;
+        Ok(map.iter().collect::<Result<_, _>>()?)
+    }
+
+    pub(crate) fn wait_for_services(&self, what: &str, condition: impl Fn(&[Service]) -> bool) -> Result<Duration> {
+        let began = Instant::now();
+        wait_until(what, USUAL, || {
+            let services: Vec<Service> = self.services().ok()?.into_iter().map(|(_, service)| service).collect();
+            condition(&services).then_some(())
+        })?;
+        Ok(began.elapsed())
+    }
+}
+
+/// A running agent; killed when dropped.
+pub(crate) struct Agent {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Agent {
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    pub(crate) fn wait_for(&self, words: &str) -> Result<()> {
+        let waited =
+            wait_until(&format!("the agent to say {words:?}"), USUAL, || self.log().contains(words).then_some(()));
+        waited.with_context(|| format!("its log:\n{}", self.log()))
+    }
+
+    /// Waits for it to end by itself: its exit code.
+    pub(crate) fn ended(&mut self) -> Result<i32> {
+        let waited = wait_until("the agent to end", USUAL, || self.child.try_wait().ok().flatten());
+        let status = waited.with_context(|| format!("its log:\n{}", self.log()))?;
+        status.code().context("the agent was killed")
+    }
+
+    pub(crate) fn terminate(mut self) -> Result<i32> {
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM)?;
+        self.ended()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("{}", self.log());
+        }
+    }
+}
