@@ -56,7 +56,7 @@ fn bounded(length: usize) -> usize {
                 "{length} &= 0x1ffff",
                 length = inlateout(reg) length => bounded,
                 options(pure, nomem, nostack, preserves_flags),
-            )
+            );
         };
         bounded
     };
