@@ -110,7 +110,7 @@ impl Lab {
 /// Makes the serial line what the terminal around it is: it has no other way to know.
 fn terminal(workspace: &Workspace) -> String {
     let name = std::env::var("TERM").unwrap_or_else(|_| "vt100".into());
-    let size = cmd!(workspace.shell, "stty size").quiet().ignore_stderr().stdin("").read().unwrap_or_default();
+    let size = cmd!(workspace.shell, "stty --file=/dev/tty size").quiet().ignore_stderr().read().unwrap_or_default();
     let size =
         size.split_once(' ').map_or(String::new(), |(rows, columns)| format!("stty rows {rows} cols {columns}\n"));
     format!("export TERM={}\n{size}", quoted(&name))
