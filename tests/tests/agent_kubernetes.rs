@@ -314,6 +314,32 @@ fn objects_come_without_what_nobody_reads() -> Result<()> {
 }
 
 #[test]
+fn an_object_that_cannot_be_read_does_not_hide_the_others() -> Result<()> {
+    block_on(async {
+        for has_streams in [true, false] {
+            let server = server()?;
+            if !has_streams {
+                server.refuse_streaming_lists();
+            }
+            let broken = |name: &str| {
+                let mut broken = service(name, "10.96.0.9");
+                broken["spec"]["ports"] = json!([{"port": "eighty"}]);
+                broken
+            };
+            server.apply(broken("bad"))?;
+            let mut known = Known::from(&server.url(), small_pages()).await?;
+            known.until("the list", |known| known.has_services(&["a", "b", "c"])).await?;
+            server.apply(broken("b"))?;
+            known.until("one that broke to be left out", |known| known.has_services(&["a", "c"])).await?;
+            server.apply(service("bad", "10.96.0.9"))?;
+            known.until("one that was mended", |known| known.has_services(&["a", "bad", "c"])).await?;
+            assert_eq!(known.lists, [3], "no list but the first");
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn a_kubeconfig_is_followed_and_one_that_cannot_be_read_is_an_error_that_names_it() -> Result<()> {
     block_on(async {
         let (server, directory) = (server()?, tempfile::tempdir()?);

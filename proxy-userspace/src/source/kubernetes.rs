@@ -1,20 +1,16 @@
 //! Objects from a Kubernetes API server: Services, EndpointSlices and this node's own Node, each by a watch of its own.
 //!
 //! A list replaces what was known only once it is complete; until then, and while the server cannot be reached, what was
-//! known last counts. A list is asked for as a stream first, and in pages from servers that refuse.
+//! known last counts. A list is asked for as a stream first, and in pages from servers that refuse. An object that cannot
+//! be read counts as absent, and is named in the log.
 
 mod connection;
+mod received;
 
-use std::{error::Error, fmt::Debug, pin::pin};
+use std::{error::Error, fmt::Debug, pin::pin, time::Duration};
 
 use futures::StreamExt as _;
-use k8s_openapi::{
-    api::{
-        core::v1::{Node, Service},
-        discovery::v1::EndpointSlice,
-    },
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
-};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Api, Client, Resource, ResourceExt as _,
     runtime::{
@@ -23,9 +19,11 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
+use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
 pub use self::connection::OpenError;
+use self::received::Received;
 use super::{Change, Event, Sender};
 use crate::{config::ApiServer, model::ObjectName};
 
@@ -33,6 +31,9 @@ use crate::{config::ApiServer, model::ObjectName};
 const SERVICES: (&str, &str) = ("!service.kubernetes.io/service-proxy-name", "spec.clusterIP!=None");
 /// Slices of headless Services are many and of no use here.
 const SLICES: &str = "!service.kubernetes.io/headless";
+
+/// A server that refuses every version it has given out is asked no more often than this.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Settings of the watches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,9 +64,9 @@ pub fn start_with(client: &Client, node_name: &str, watches: Watches, sender: &S
     let services = config.clone().labels(SERVICES.0).fields(SERVICES.1);
     let slices = config.clone().labels(SLICES);
     let nodes = config.fields(&format!("metadata.name={node_name}"));
-    spawn(Api::<Service>::all(client.clone()), services, Event::Services, sender);
-    spawn(Api::<EndpointSlice>::all(client.clone()), slices, Event::EndpointSlices, sender);
-    spawn(Api::<Node>::all(client.clone()), nodes, Event::Nodes, sender);
+    spawn(Api::all(client.clone()), services, Event::Services, sender);
+    spawn(Api::all(client.clone()), slices, Event::EndpointSlices, sender);
+    spawn(Api::all(client.clone()), nodes, Event::Nodes, sender);
 }
 
 /// A client with this source's settings, for [`start_with`].
@@ -73,7 +74,7 @@ pub async fn client(server: &ApiServer) -> Result<Client, OpenError> {
     connection::open(server).await
 }
 
-fn spawn<K>(api: Api<K>, config: watcher::Config, event: fn(Change<K>) -> Event, sender: &Sender)
+fn spawn<K>(api: Api<Received<K>>, config: watcher::Config, event: fn(Change<K>) -> Event, sender: &Sender)
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
@@ -81,9 +82,10 @@ where
     tokio::spawn(async move {
         let mut strategy = Strategy::Stream;
         loop {
+            let began = Instant::now();
             match follow(api.clone(), &config, strategy, event, &sender).await {
                 Ended::Refused => strategy = Strategy::Pages,
-                Ended::Expired => {}
+                Ended::Expired => sleep_until(began + PAUSE).await,
                 Ended::Unheard => return,
             }
         }
@@ -110,7 +112,7 @@ enum Ended {
 }
 
 async fn follow<K>(
-    api: Api<K>,
+    api: Api<Received<K>>,
     config: &watcher::Config,
     strategy: Strategy,
     event: fn(Change<K>) -> Event,
@@ -149,19 +151,37 @@ where
 }
 
 /// Collects lists; passes on what follows them.
-fn advance<K: Resource<DynamicType = ()>>(event: watcher::Event<K>, list: &mut Vec<K>) -> Option<Change<K>> {
+fn advance<K>(event: watcher::Event<Received<K>>, list: &mut Vec<K>) -> Option<Change<K>>
+where
+    K: Resource<DynamicType = ()>,
+{
     match event {
         watcher::Event::Init => {
             list.clear();
             None
         }
-        watcher::Event::InitApply(object) => {
-            list.push(pruned(object));
+        watcher::Event::InitApply(received) => {
+            list.extend(read(received).ok());
             None
         }
         watcher::Event::InitDone => Some(Change::Replace(std::mem::take(list))),
-        watcher::Event::Apply(object) => Some(Change::Apply(Box::new(pruned(object)))),
-        watcher::Event::Delete(object) => Some(Change::Delete(name(object.meta()))),
+        watcher::Event::Apply(received) => Some(match read(received) {
+            Ok(object) => Change::Apply(Box::new(object)),
+            Err(name) => Change::Delete(name),
+        }),
+        watcher::Event::Delete(received) => Some(Change::Delete(name(received.meta()))),
+    }
+}
+
+/// The object; of one that does not have the shape of its kind, only its name.
+fn read<K: Resource<DynamicType = ()>>(received: Received<K>) -> Result<K, ObjectName> {
+    match received {
+        Received::Whole(object) => Ok(pruned(object)),
+        Received::Broken { metadata, reason } => {
+            let name = name(&metadata);
+            warn!("{} {name} cannot be read and is left out: {reason}", K::kind(&()));
+            Err(name)
+        }
     }
 }
 
