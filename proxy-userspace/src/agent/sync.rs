@@ -91,8 +91,11 @@ impl Agent {
         }
     }
 
-    /// When there is something to do even if nothing happens.
+    /// When there is something to do even if nothing happens. After a failure all else waits for the next attempt.
     pub(super) fn wakes_at(&self) -> Option<Instant> {
+        if self.failures > 0 {
+            return self.retry_at;
+        }
         let node_deadline = match self.stage {
             Stage::WaitingForNode(deadline) => Some(deadline),
             _ => None,
