@@ -199,15 +199,16 @@ impl<A: Address + std::fmt::Display> FamilyLedger<A> {
         steps: &mut Phases<A>,
     ) -> Result<(), Overflow> {
         let old = self.services.get(&frontend).copied();
-        if old.is_none() && self.services.len() >= self.services_capacity {
+        // Entries this plan removes are still there when it adds: the kernel has to have room for both.
+        if old.is_none() && self.services.len() + steps.removed_services.len() >= self.services_capacity {
             return Err(Overflow::Service(desired.port.as_ref().clone()));
         }
         let index = self.indexes.of(&desired.port, now)?;
-        let internal = self.place(ranges, desired, &desired.internal, now, steps)?;
-        let external = match self.place(ranges, desired, &desired.external, now, steps) {
-            Ok(range) => range,
+        self.indexes.hold(index);
+        let [internal, external] = match self.place_both(ranges, desired, now, steps) {
+            Ok(placed) => placed,
             Err(overflow) => {
-                ranges.release(internal, now);
+                self.indexes.release(index, now);
                 return Err(overflow);
             }
         };
@@ -220,7 +221,6 @@ impl<A: Address + std::fmt::Display> FamilyLedger<A> {
             internal,
             external,
         };
-        self.indexes.hold(index);
         if old != Some(service) {
             self.services.insert(frontend, service);
             steps.services.push(Step::PutService(frontend, service));
@@ -242,6 +242,23 @@ impl<A: Address + std::fmt::Display> FamilyLedger<A> {
         ranges.release(old.internal, now);
         ranges.release(old.external, now);
         self.indexes.release(old.index, now);
+    }
+
+    fn place_both(
+        &self,
+        ranges: &mut Ranges,
+        desired: &DesiredService<A>,
+        now: Instant,
+        steps: &mut Phases<A>,
+    ) -> Result<[Range; 2], Overflow> {
+        let internal = self.place(ranges, desired, &desired.internal, now, steps)?;
+        match self.place(ranges, desired, &desired.external, now, steps) {
+            Ok(external) => Ok([internal, external]),
+            Err(overflow) => {
+                ranges.release(internal, now);
+                Err(overflow)
+            }
+        }
     }
 
     /// The range with these targets. One that found no room among the backends is left out.

@@ -89,6 +89,8 @@ impl Ranges {
 
     /// One use less. The last one lets the range rest before its slots are given to another.
     pub(super) fn release(&mut self, range: Range, now: Instant) {
+        // Here, too, or ranges that are found again and again without a search would leave a record of each rest.
+        self.wake(now);
         let Some(held) = self.held.get_mut(&range.first).filter(|held| held.content.len() == range.count as usize)
         else {
             return;
@@ -195,6 +197,19 @@ mod tests {
         assert_eq!(ranges.hold(&[1, 2], now), Some((range, false)));
         // The rest that was begun before must not free it under its new user.
         assert_eq!(ranges.hold(&[3, 4, 5], now + GRACE), None);
+    }
+
+    #[test]
+    fn ranges_that_take_turns_leave_no_trail() {
+        let (mut ranges, mut now) = (Ranges::new(8), Instant::now());
+        let (mut old, _) = ranges.hold(&[1], now).unwrap();
+        for turn in 0..100 {
+            let content: &[u32] = if turn % 2 == 0 { &[1, 2] } else { &[1] };
+            let (new, _) = ranges.hold(content, now).unwrap();
+            ranges.release(old, now);
+            (old, now) = (new, now + GRACE / 2);
+        }
+        assert!(ranges.resting.len() < 5, "{} records", ranges.resting.len());
     }
 
     #[test]

@@ -90,6 +90,9 @@ pub struct Model {
     slices: BTreeMap<ObjectName, BTreeMap<String, Arc<Slice>>>,
     /// Slice → Service, because a label may change.
     slice_owner: BTreeMap<ObjectName, ObjectName>,
+    /// The last slices with endpoints of the API server, IPv4 and not, when they should be gone: they stay until there
+    /// is another.
+    outlived: BTreeMap<bool, ObjectName>,
     node: Option<Node>,
     has_services: bool,
     has_slices: bool,
@@ -105,6 +108,7 @@ impl Model {
             services: BTreeMap::new(),
             slices: BTreeMap::new(),
             slice_owner: BTreeMap::new(),
+            outlived: BTreeMap::new(),
             node: None,
             has_services: false,
             has_slices: false,
@@ -215,6 +219,11 @@ impl Model {
     }
 
     fn put_slice(&mut self, name: &ObjectName, slice: Option<Slice>) {
+        if let Some(is_ipv4) = self.last_of_api_server(name, slice.as_ref()) {
+            self.outlived.insert(is_ipv4, name.clone());
+            return;
+        }
+        self.succeed_outlived(name, slice.as_ref());
         let owner = self.slice_owner.get(name);
         let old = owner.and_then(|owner| self.slices.get(owner)).and_then(|slices| slices.get(&name.name));
         if old.map(Arc::as_ref) == slice.as_ref() {
@@ -226,6 +235,26 @@ impl Model {
             self.dirty.services.insert(owner.clone());
             self.slice_owner.insert(name.clone(), owner.clone());
             self.slices.entry(owner).or_default().insert(name.name.clone(), Arc::new(slice));
+        }
+    }
+
+    /// Says of which family the API server would lose its last endpoint (IPv4?). It takes its own ones out before it is
+    /// replaced, and an agent that let them go might never hear of the new ones.
+    fn last_of_api_server(&self, name: &ObjectName, slice: Option<&Slice>) -> Option<bool> {
+        let owner = self.slice_owner.get(name).filter(|owner| is_api_server(owner))?;
+        let slices = self.slices.get(owner)?;
+        let is_ipv4 = slices.get(&name.name)?.is_ipv4()?;
+        let is_lost = slice.is_none_or(|slice| slice.service == *owner && slice.is_ipv4().is_none());
+        let mut others = slices.iter().filter(|(other, _)| **other != name.name);
+        (is_lost && !others.any(|(_, slice)| slice.is_ipv4() == Some(is_ipv4))).then_some(is_ipv4)
+    }
+
+    /// With new endpoints of the API server, what was kept in their stead goes; what has come back is no longer kept.
+    fn succeed_outlived(&mut self, name: &ObjectName, slice: Option<&Slice>) {
+        let family = slice.filter(|slice| is_api_server(&slice.service)).and_then(Slice::is_ipv4);
+        let outlived = family.and_then(|is_ipv4| self.outlived.remove(&is_ipv4));
+        if let Some(outlived) = outlived.filter(|outlived| outlived != name) {
+            self.remove_slice(&outlived);
         }
     }
 
@@ -254,4 +283,9 @@ impl Model {
         self.dirty.node |= self.node != node;
         self.node = node;
     }
+}
+
+/// The Service that leads to the API server itself.
+fn is_api_server(service: &ObjectName) -> bool {
+    service.namespace == "default" && service.name == "kubernetes"
 }

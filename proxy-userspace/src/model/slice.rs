@@ -95,6 +95,11 @@ impl Slice {
             endpoints.filter_map(|endpoint| parse_endpoint(endpoint, is_ipv4, node_name, &mut note)).collect();
         Some(Self { service, endpoints, ports })
     }
+
+    /// The family of its endpoints, if it has any.
+    pub fn is_ipv4(&self) -> Option<bool> {
+        self.endpoints.first().map(|endpoint| endpoint.address.is_ipv4())
+    }
 }
 
 /// The endpoints of every port of some slices that `wanted` lets through, each once. Of two entries for one address and

@@ -300,6 +300,95 @@ fn what_finds_no_room_gets_it_when_there_is_some() {
 }
 
 #[test]
+fn services_that_come_while_others_go_do_not_need_more_room_than_there_is() {
+    let tight = Capacity { services: 3, backends: 64, slots: 64 };
+    let (mut kernel, mut now) = (KernelState::default(), Instant::now());
+    let mut reconciler = reconciler(&kernel, tight);
+    let three_frontends = |name: &str, net: &str| {
+        let at = |host: u8| format!("{net}.{host}");
+        service(name, json!({"clusterIP": at(1), "externalIPs": [at(2), at(3)]}))
+    };
+    for (name, net) in [("b", "10.96.1"), ("c", "10.96.2"), ("a", "10.96.0")] {
+        for event in lists(vec![three_frontends(name, net)], vec![]) {
+            reconciler.absorb(event);
+        }
+        for _ in 0..2 {
+            let (plan, _) = reconciler.plan(now);
+            for step in plan.v4 {
+                kernel.carry_out(&Plan { v4: vec![step], v6: vec![] });
+                assert!(kernel.v4.services.len() <= 3, "more than there is room for");
+            }
+            now += GRACE;
+        }
+        assert_equal(&kernel, reconciler.tables());
+    }
+}
+
+#[test]
+fn services_that_never_found_room_take_no_number_with_them() {
+    let tight = Capacity { services: 4, backends: 64, slots: 1 };
+    let (mut kernel, mut now) = (KernelState::default(), Instant::now());
+    let mut reconciler = reconciler(&kernel, tight);
+    let endpoints = json!([ready("10.0.0.1"), ready("10.0.0.2")]);
+    for name in ["a", "b", "c", "d", "e"] {
+        let service = service(name, json!({"clusterIP": "10.96.0.1"}));
+        for event in lists(vec![service], vec![slice(name, name, &endpoints)]) {
+            reconciler.absorb(event);
+        }
+        assert_eq!(reconciler.plan(now).1.len(), 1, "two endpoints do not fit into one slot");
+        now += GRACE;
+    }
+    for event in lists(vec![service("f", json!({"clusterIP": "10.96.0.1"}))], vec![]) {
+        reconciler.absorb(event);
+    }
+    settle(&mut reconciler, &mut kernel, now);
+    assert_equal(&kernel, reconciler.tables());
+}
+
+#[test]
+fn the_api_server_keeps_its_last_endpoints_until_it_has_others() {
+    let in_default = |mut object: EndpointSlice| {
+        object.metadata.namespace = Some("default".into());
+        object
+    };
+    let api_server = |name: &str, endpoints: &Value| in_default(slice(name, "kubernetes", endpoints));
+    let mut kubernetes = service("kubernetes", json!({"clusterIP": "10.96.0.1"}));
+    kubernetes.metadata.namespace = Some("default".into());
+    let first = api_server("first", &json!([ready("10.0.0.1")]));
+    let empty = api_server("first", &json!([]));
+    let other = api_server("other", &json!([ready("10.0.0.2")]));
+    let gone = || Change::Delete(ObjectName { namespace: "default".into(), name: "first".into() });
+    let apply = |slice: &EndpointSlice| Change::Apply(Box::new(slice.clone()));
+    let steps = [
+        ("emptied", apply(&empty), vec![1]),
+        ("deleted", gone(), vec![1]),
+        ("in no list", Change::Replace(vec![]), vec![1]),
+        ("back as it was", apply(&first), vec![1]),
+        ("beside another", apply(&other), vec![1, 2]),
+        ("deleted beside another, too", gone(), vec![2]),
+        ("replaced by an empty list", Change::Replace(vec![]), vec![2]),
+        ("followed by another", apply(&first), vec![1]),
+        ("joined", apply(&other), vec![1, 2]),
+        ("deleted beside another", gone(), vec![2]),
+        ("replaced in a list", Change::Replace(vec![first.clone()]), vec![1]),
+    ];
+    let mut kernel = KernelState::default();
+    let mut reconciler = reconciler(&kernel, SMALL);
+    for event in lists(vec![kubernetes], vec![first.clone()]) {
+        reconciler.absorb(event);
+    }
+    for (name, change, hosts) in steps {
+        reconciler.absorb(Event::EndpointSlices(change));
+        settle(&mut reconciler, &mut kernel, Instant::now());
+        assert_equal(&kernel, reconciler.tables());
+        let service = kernel.v4.services.values().next().unwrap();
+        let backends = backends(&kernel.v4, &kernel.slots, service.internal);
+        let found: Vec<u8> = backends.iter().map(|backend| backend.addr.octets[3]).collect();
+        assert_eq!(found, hosts, "{name}");
+    }
+}
+
+#[test]
 fn hints_for_this_zone_count_once_the_node_is_known() {
     let hinted = |address: &str, zone: &str| json!({"addresses": [address], "hints": {"forZones": [{"name": zone}]}});
     let endpoints = json!([hinted("10.0.0.1", "a"), hinted("10.0.0.2", "b")]);
