@@ -25,6 +25,8 @@ use super::{Change, Event, Sender};
 
 /// Quiet time after an event: one save of an editor is several of them.
 const SETTLE: Duration = Duration::from_millis(5);
+/// Files that are written one after the other are not waited for longer than this.
+const SETTLE_LIMIT: Duration = Duration::from_millis(25);
 /// A writer that takes longer than this is not waited for.
 const WRITER_PATIENCE: Duration = Duration::from_secs(1);
 /// The directory is looked at now and then without an event, too: on some file systems there are none.
@@ -125,7 +127,7 @@ impl Source {
         };
         self.texts.retain(|path, _| paths.contains(path));
         for path in paths {
-            match fs::read(&path).map(String::from_utf8) {
+            match read_current(&path).map(String::from_utf8) {
                 Ok(Ok(text)) => drop(self.texts.insert(path, text)),
                 Ok(Err(error)) => {
                     complaints.insert(format!("{}: {error}", path.display()));
@@ -157,19 +159,28 @@ impl Source {
     }
 }
 
+/// The content of a file. A link that was swapped while it was followed may have led to what is no longer there: it is
+/// followed once more before the file counts as gone.
+fn read_current(path: &Path) -> io::Result<Vec<u8>> {
+    fs::read(path).or_else(|error| if error.kind() == io::ErrorKind::NotFound { fs::read(path) } else { Err(error) })
+}
+
 /// The YAML files of a directory in order of their names. Symbolic links count as what they lead to, so that a mounted
 /// `ConfigMap`, whose `..data` link is swapped at each change, is read through it.
 fn list(directory: &Path) -> io::Result<BTreeSet<PathBuf>> {
     let mut paths = BTreeSet::new();
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
-        let is_hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
         let is_yaml = path.extension().is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|e| extension == *e));
-        if is_yaml && !is_hidden && !path.is_dir() {
+        if is_yaml && !is_hidden(&path) && !path.is_dir() {
             paths.insert(path);
         }
     }
     Ok(paths)
+}
+
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
 /// Waits for something to change and then for the writers to finish. False when there will be no more events.
@@ -180,10 +191,10 @@ fn wait(incoming: &Receiver<notify::Result<notify::Event>>) -> bool {
         Err(RecvTimeoutError::Timeout) => return true,
         Err(RecvTimeoutError::Disconnected) => return false,
     }
-    let deadline = Instant::now() + WRITER_PATIENCE;
+    let (settled, deadline) = (Instant::now() + SETTLE_LIMIT, Instant::now() + WRITER_PATIENCE);
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let patience = if writers.is_empty() { SETTLE.min(left) } else { left };
+        let left = |end: Instant| end.saturating_duration_since(Instant::now());
+        let patience = if writers.is_empty() { SETTLE.min(left(settled)) } else { left(deadline) };
         match incoming.recv_timeout(patience) {
             Ok(event) => note(event, &mut writers),
             Err(RecvTimeoutError::Timeout) => return true,
@@ -198,14 +209,16 @@ fn is_change(event: &notify::Result<notify::Event>) -> bool {
     event.as_ref().map_or(true, |event| !event.kind.is_access() || is_writer_done(event.kind))
 }
 
-/// Remembers files that are open for writing.
+/// Remembers files that are open for writing. An editor keeps hidden ones open for as long as it runs.
 fn note(event: notify::Result<notify::Event>, writers: &mut BTreeSet<PathBuf>) {
     let Ok(event) = event else { return };
     match event.kind {
         EventKind::Create(CreateKind::File) => {
-            writers.extend(event.paths.into_iter().filter(|path| !path.is_symlink()));
+            writers.extend(event.paths.into_iter().filter(|path| !is_hidden(path) && !path.is_symlink()));
         }
-        EventKind::Modify(ModifyKind::Data(_)) => writers.extend(event.paths),
+        EventKind::Modify(ModifyKind::Data(_)) => {
+            writers.extend(event.paths.into_iter().filter(|path| !is_hidden(path)));
+        }
         EventKind::Access(AccessKind::Close(AccessMode::Write)) | EventKind::Modify(_) | EventKind::Remove(_) => {
             for path in &event.paths {
                 writers.remove(path);
@@ -218,17 +231,22 @@ fn note(event: notify::Result<notify::Event>, writers: &mut BTreeSet<PathBuf>) {
 #[cfg(test)]
 mod tests {
     use std::{
-        fs::{self, File},
+        fs::{self, File, Permissions},
         io::Write as _,
-        os::unix::fs::symlink,
+        os::unix::fs::{PermissionsExt as _, symlink},
         path::Path,
-        time::Duration,
+        sync::{
+            Arc,
+            atomic::{AtomicBool, Ordering},
+        },
+        thread,
+        time::{Duration, Instant},
     };
 
     use tempfile::TempDir;
     use tokio::sync::mpsc::{Receiver, channel};
 
-    use super::{OpenError, start};
+    use super::{OpenError, WRITER_PATIENCE, start};
     use crate::source::{Change, Event, QUEUE};
 
     const DEADLINE: Duration = Duration::from_secs(5);
@@ -303,6 +321,37 @@ mod tests {
         file.write_all(tail.as_bytes()).unwrap();
         drop(file);
         assert_eq!(services(&mut receiver).await, ["b", "c"]);
+    }
+
+    #[tokio::test]
+    async fn a_change_is_told_soon_while_other_files_go_on_changing() {
+        let directory = TempDir::new().unwrap();
+        let mut receiver = watched(directory.path());
+        assert!(services(&mut receiver).await.is_empty());
+        // An editor's own file, open all the time.
+        let mut hidden = File::create(directory.path().join(".a.yaml.swp")).unwrap();
+        let other = directory.path().join("other.yaml");
+        let is_over = Arc::new(AtomicBool::new(false));
+        let writer = thread::spawn({
+            let is_over = Arc::clone(&is_over);
+            move || {
+                while !is_over.load(Ordering::Relaxed) {
+                    hidden.write_all(b"x").unwrap();
+                    fs::set_permissions(&other, Permissions::from_mode(0o600))
+                        .or_else(|_| fs::write(&other, ""))
+                        .unwrap();
+                }
+            }
+        });
+        let began = Instant::now();
+        fs::write(directory.path().join("b.tmp"), service("b")).unwrap();
+        fs::rename(directory.path().join("b.tmp"), directory.path().join("b.yaml")).unwrap();
+        let names = services(&mut receiver).await;
+        let elapsed = began.elapsed();
+        is_over.store(true, Ordering::Relaxed);
+        writer.join().unwrap();
+        assert_eq!(names, ["b"]);
+        assert!(elapsed < WRITER_PATIENCE / 2, "it took {elapsed:?}");
     }
 
     #[tokio::test]
