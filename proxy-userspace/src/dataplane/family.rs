@@ -114,7 +114,8 @@ where
     /// Adds the addresses of everything the flow tables still translate: what a packet is addressed to on its way in,
     /// and the backend. The second step of a flow has the backend of the first.
     pub(super) fn add_flows(&self, inbound: &mut Filter, outbound: &mut Filter) -> Result<(), Error> {
-        for table in &self.flows {
+        // Embryos first: a flow that moves on meanwhile is seen twice rather than not at all.
+        for table in self.flows.iter().rev() {
             table.visit(|key, flow| {
                 if matches!(key.stage, Stage::FromPod | Stage::UplinkIn) {
                     inbound.add(&key.daddr);
