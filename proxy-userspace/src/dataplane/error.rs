@@ -64,8 +64,8 @@ pub enum OpenError {
         /// As given.
         map: String,
     },
-    /// Directories under the pin path.
-    #[error("cannot prepare {path}: {source}", path = .path.display())]
+    /// Pins and directories under the pin path.
+    #[error("cannot make or remove {path}: {source}; run as root, with a BPF file system that can be written to", path = .path.display())]
     PinPath {
         /// The directory.
         path: PathBuf,
