@@ -56,8 +56,10 @@ impl fmt::Display for Removed {
 }
 
 /// Removes every link, filter and map of ours, and the directories if nothing else is in them. Filters are removed from
-/// the devices of the calling thread's network namespace; the clsact qdisc stays, because others may use it.
+/// the devices of the calling thread's network namespace; the clsact qdisc stays, because others may use it. Refused
+/// while an agent uses the pins.
 pub fn cleanup(pin_path: &Path) -> Result<Vec<Removed>, OpenError> {
+    let _lock = pin_path.exists().then(|| super::lock(pin_path)).transpose()?;
     let mut removed = Vec::new();
     remove_links(pin_path, &mut removed)?;
     remove_filters(&mut removed)?;

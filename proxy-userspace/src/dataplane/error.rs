@@ -45,7 +45,7 @@ pub enum OpenError {
         reason: String,
     },
     /// Another agent.
-    #[error("another agent uses {path}: stop it first, or choose another --pin-path", path = .path.display())]
+    #[error("an agent uses {path}: stop it first, or choose another --pin-path", path = .path.display())]
     InUse {
         /// The pin path.
         path: PathBuf,

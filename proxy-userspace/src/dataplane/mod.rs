@@ -203,13 +203,18 @@ impl Dataplane {
     }
 }
 
-/// Makes the directories and locks them: two agents on the same maps would undo each other's work. A predecessor that
-/// was killed may take a moment to go.
+/// Makes the directories and locks them.
 fn prepare(pin_path: &Path) -> Result<File, OpenError> {
-    let error = |path: &Path, source| OpenError::PinPath { path: path.into(), source };
     for path in [load::maps_directory(pin_path), links::links_directory(pin_path)] {
-        fs::create_dir_all(&path).map_err(|source| error(&path, source))?;
+        fs::create_dir_all(&path).map_err(|source| OpenError::PinPath { path: path.clone(), source })?;
     }
+    lock(pin_path)
+}
+
+/// Locks the pins: two agents on the same maps would undo each other's work, and an agent whose pins are removed would go
+/// on writing into maps that nobody reads. A predecessor that was killed may take a moment to go.
+fn lock(pin_path: &Path) -> Result<File, OpenError> {
+    let error = |path: &Path, source| OpenError::PinPath { path: path.into(), source };
     let lock = File::open(pin_path).map_err(|source| error(pin_path, source))?;
     let deadline = Instant::now() + PATIENCE;
     loop {

@@ -273,6 +273,7 @@ fn write_command(directory: &Path, place: &Place) -> Result<()> {
 /// What an agent made, an agent removes; the rest goes away with the lab.
 fn take_down(lab: &Lab) -> Result<()> {
     for node in &lab.nodes {
+        node.kill_agent();
         let output = clean_up(node)?;
         if !output.status.success() {
             bail!("sluice cleanup on {}: {}", node.plan.name, String::from_utf8_lossy(&output.stderr).trim());

@@ -9,7 +9,10 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
 };
-use tests::{lab::pins::PinDirectory, netns::require_root};
+use tests::{
+    lab::{agent::sluice_program, pins::PinDirectory},
+    netns::require_root,
+};
 
 use super::{
     filled,
@@ -167,7 +170,7 @@ fn an_occupied_xdp_hook_is_left_to_its_owner() -> Result<()> {
     let arguments = ["--source", &source, "--uplinks", "up0", "--socket-lb", "off"];
     // The owner happens to be another agent.
     let owner = PinDirectory::new(2000, "owner")?;
-    let mut command = sandbox.namespace.command(tests::lab::agent::sluice_program()?)?;
+    let mut command = sandbox.namespace.command(sluice_program()?)?;
     command.args(["run", "--hostname-override", "here"]).args(arguments).arg("--pin-path").arg(owner.path());
     let first = sandbox.start(command)?;
     first.wait_for("in sync")?;
@@ -200,5 +203,26 @@ fn an_incompatible_pin_is_left_alone_and_the_way_out_is_told() -> Result<()> {
     assert_eq!(id(&pin)?, before);
     assert!(!maps.join("SERVICES_V6").exists(), "nothing was made anew beside it");
     assert!(sandbox.pins.path().join("links/connect4-cgroup").exists());
+    Ok(())
+}
+
+#[test]
+fn cleanup_is_refused_while_an_agent_runs() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let server = filled(&sandbox)?;
+    let agent = sandbox.agent(&["--master", &server.url()])?;
+    agent.wait_for("in sync")?;
+    let cleanup = || -> Result<_> {
+        let mut command = sandbox.namespace.command(sluice_program()?)?;
+        command.arg("cleanup").arg("--pin-path").arg(sandbox.pins.path()).output().context("cannot run sluice")
+    };
+    let refused = cleanup()?;
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("an agent uses") && said.contains("stop it first"), "{said}");
+    assert_eq!(sandbox.services()?.len(), 1);
+    drop(agent);
+    assert!(cleanup()?.status.success());
+    assert_eq!(sandbox.services()?, []);
     Ok(())
 }
