@@ -139,7 +139,7 @@ fn way<F: Family>(node: &Node, key: &Tuple<F::Addr>, client: Client, chosen: &Ch
         Client::Internal => {
             Way { saddr: key.saddr, is_masqueraded: false, output: Output::Stack, twin_stage: Stage::ToPod }
         }
-        Client::External if chosen.backend.is_local != 0 => {
+        Client::External if service::is_local::<F>(chosen.backend) => {
             Way { saddr: key.saddr, is_masqueraded: false, output: Output::Stack, twin_stage: Stage::UplinkOut }
         }
         // The other node would answer the client directly: replies must come back this way.

@@ -77,6 +77,13 @@ pub(crate) fn choose<F: Family>(service: &Service, client: Client) -> Result<Cho
     Ok(Chosen { id, backend })
 }
 
+/// Whether a backend runs on this node. Slices made by hand name no node, and then its address tells, if it is the node's.
+#[inline(always)]
+pub(crate) fn is_local<F: Family>(backend: &Backend<F::Addr>) -> bool {
+    // SAFETY: as in `find`.
+    backend.is_local != 0 || unsafe { F::local_addrs().get(&backend.addr) }.is_some()
+}
+
 /// An index into the range: multiply and shift, which is even enough and never divides.
 #[inline(always)]
 fn pick(range: Range) -> u32 {

@@ -107,6 +107,26 @@ fn an_outside_client_reaches_a_backend_of_another_node_and_is_answered_by_this_o
 }
 
 #[test]
+fn a_backend_at_an_address_of_this_node_is_of_this_node_whatever_its_slice_says() -> Result<()> {
+    for_each_kind(|family, transport, proto| {
+        let mut bed = Testbed::new()?;
+        let backend = bed.add_backend(NODE.address(family), false)?;
+        bed.add_service(any(family), NODE_PORT, proto, &[backend])?;
+
+        let client = (CLIENT.address(family), 50_000);
+        let request = Frame::new(client, (NODE.address(family), NODE_PORT), transport);
+        let sent = bed.expect(Hook::UplinkXdp, &request, action::XDP_PASS)?;
+        let target = (NODE.address(family), TARGET);
+        assert_eq!(sent, Frame { destination: target, ..request.clone() });
+
+        let reply = Frame::new(target, client, transport);
+        let seen = bed.expect(Hook::UplinkOut, &reply, action::TC_NEXT)?;
+        assert_eq!(seen, Frame { source: request.destination, ..reply });
+        Ok(())
+    })
+}
+
+#[test]
 fn a_client_port_that_may_be_kept_is_kept() -> Result<()> {
     let mut bed = Testbed::new()?;
     let backend = bed.add_backend(REMOTE.v4.into(), false)?;
