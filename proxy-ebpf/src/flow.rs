@@ -92,6 +92,17 @@ fn is_closing(bits: u8) -> bool {
     bits & state::RESET != 0 || bits & BOTH == BOTH
 }
 
+/// Jiffies since a flow was seen. Another CPU may have seen it after this one read the clock, and have written that: then
+/// none, and not as many as a word holds.
+#[inline(always)]
+fn silence(now: u32, last_seen: u32) -> u32 {
+    let silent = now.wrapping_sub(last_seen);
+    if silent > u32::MAX - AHEAD { 0 } else { silent }
+}
+
+/// Jiffies by which a CPU is never behind: minutes, for one that is virtual and was held up.
+const AHEAD: u32 = 1 << 20;
+
 fn lifetime_seconds(proto: Protocol, bits: u8) -> u32 {
     match proto {
         Protocol::Udp if bits & state::REPLIED != 0 => lifetime::UDP_REPLIED,
@@ -183,8 +194,14 @@ pub(crate) fn open<F: Family>(key: &Tuple<F::Addr>, draft: &mut Draft<F::Addr>) 
         if !is_same::<F>(&holder.flow().rewrite, &draft.twin.rewrite) {
             return false;
         }
-        holder.set_last_seen(draft.flow.last_seen);
-        draft.flow.state = holder.flow().state;
+        if is_closing(holder.flow().state) {
+            // It is of the connection before, whose end is not this one's.
+            let _ = F::flows().remove(&draft.twin_key);
+            let _ = F::embryos().insert(&draft.twin_key, &draft.twin, u64::from(BPF_ANY));
+        } else {
+            holder.set_last_seen(draft.flow.last_seen);
+            draft.flow.state = holder.flow().state;
+        }
         if draft.flow.state & state::CONFIRMED != 0 {
             return F::flows().insert(key, &draft.flow, u64::from(BPF_ANY)).is_ok();
         }
@@ -204,6 +221,16 @@ fn is_same<F: Family>(a: &Rewrite<F::Addr>, b: &Rewrite<F::Addr>) -> bool {
         && a.dport.word() == b.dport.word()
 }
 
+/// Whether an entry is the other half of a flow, and not of another that got the key when that half was evicted.
+#[inline(always)]
+fn leads_to<F: Family>(half: Entry<F::Addr>, key: &Tuple<F::Addr>) -> bool {
+    let to = &half.flow().rewrite;
+    F::words(to.saddr) == F::words(key.daddr)
+        && F::words(to.daddr) == F::words(key.saddr)
+        && to.sport.word() == key.dport.word()
+        && to.dport.word() == key.sport.word()
+}
+
 /// Forgets the flow that has the key of the drafted reply, if it is over: ports of closed connections would run out
 /// otherwise. `true` when the key is free now.
 #[inline(never)]
@@ -212,7 +239,7 @@ pub(crate) fn vacate<F: Family>() -> bool {
     let key = &draft.twin_key;
     let Some(holder) = half::<F>(key) else { return true };
     let flow = holder.flow();
-    let silent = kernel::jiffies().wrapping_sub(flow.last_seen);
+    let silent = silence(kernel::jiffies(), flow.last_seen);
     let is_over = silent > silence_to_be_over(key.proto, flow.state).saturating_mul(node.jiffies_per_second);
     if is_over {
         forget::<F>(key, flow);
@@ -240,8 +267,10 @@ pub(crate) fn cut<F: Family>(key: &Tuple<F::Addr>, flow: &Flow<F::Addr>, draft: 
 #[inline(never)]
 pub(crate) fn forget<F: Family>(key: &Tuple<F::Addr>, flow: &Flow<F::Addr>) {
     let other = twin_key(key, flow);
-    let _ = F::flows().remove(&other);
-    let _ = F::embryos().remove(&other);
+    if half::<F>(&other).is_none_or(|half| leads_to::<F>(half, key)) {
+        let _ = F::flows().remove(&other);
+        let _ = F::embryos().remove(&other);
+    }
     let _ = F::flows().remove(key);
     let _ = F::embryos().remove(key);
 }
@@ -258,14 +287,15 @@ pub(crate) fn advance<F: Family>(
     if flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0 && note_flags::<F>(key, entry.0, flags) {
         return Advance::Afresh;
     }
-    let silent = kernel::jiffies().wrapping_sub(entry.flow().last_seen);
+    let silent = silence(kernel::jiffies(), entry.flow().last_seen);
     if silent >= node.jiffies_per_second && refresh::<F>(hook, key, entry.0, silent, node.jiffies_per_second) {
         return Advance::Afresh;
     }
     Advance::Keep
 }
 
-/// TCP's beginnings and ends. `true` when a SYN starts a new connection on this tuple.
+/// TCP's beginnings and ends. `true` when a handshake is not this flow's: a SYN starts a new connection on its tuple, or a
+/// backend answers the SYN of one that went past us, from a port that was used here before.
 #[inline(never)]
 fn note_flags<F: Family>(key: &Tuple<F::Addr>, entry: *mut Flow<F::Addr>, flags: u8) -> bool {
     let entry = Entry(entry);
@@ -273,6 +303,12 @@ fn note_flags<F: Family>(key: &Tuple<F::Addr>, entry: *mut Flow<F::Addr>, flags:
     if flags & (tcp::SYN | tcp::ACK) == tcp::SYN
         && flow.direction == Direction::Original
         && (is_closing(flow.state) || !service::still_serves::<F>(flow.backend, flow.backend_generation))
+    {
+        return true;
+    }
+    if flags & (tcp::SYN | tcp::ACK) == tcp::SYN | tcp::ACK
+        && flow.direction == Direction::Reply
+        && is_closing(flow.state)
     {
         return true;
     }
@@ -285,7 +321,9 @@ fn note_flags<F: Family>(key: &Tuple<F::Addr>, entry: *mut Flow<F::Addr>, flags:
     }
     if bits & !flow.state != 0 {
         entry.add_state(bits);
-        if let Some(other) = half::<F>(&twin_key(key, flow)) {
+        if let Some(other) = half::<F>(&twin_key(key, flow))
+            && leads_to::<F>(other, key)
+        {
             other.add_state(bits);
         }
     }
@@ -293,14 +331,18 @@ fn note_flags<F: Family>(key: &Tuple<F::Addr>, entry: *mut Flow<F::Addr>, flags:
 }
 
 /// Once a second: last-seen is written, and the other half touched, or rebuilt when it was evicted. `true` when the flow
-/// was silent for longer than it lives.
+/// was silent for longer than it lives, or its reply's key has gone to another flow meanwhile.
 #[inline(never)]
 fn refresh<F: Family>(hook: Hook, key: &Tuple<F::Addr>, entry: *mut Flow<F::Addr>, silent: u32, second: u32) -> bool {
     let entry = Entry(entry);
     let flow = entry.flow();
-    let lifetime = lifetime_seconds(key.proto, flow.state).saturating_mul(second);
-    if silent > lifetime && flow.direction == Direction::Original {
-        return true;
+    let lifetime = lifetime_seconds(key.proto, flow.state);
+    let is_over = silent > lifetime.saturating_mul(second);
+    match flow.direction {
+        Direction::Original if is_over => return true,
+        // A backend may break any silence of a connection that nobody has closed.
+        Direction::Reply if is_over && lifetime != lifetime::TCP_ESTABLISHED => return true,
+        _ => {}
     }
     let now = kernel::jiffies();
     entry.set_last_seen(now);
@@ -309,6 +351,9 @@ fn refresh<F: Family>(hook: Hook, key: &Tuple<F::Addr>, entry: *mut Flow<F::Addr
     }
     let other = twin_key(key, flow);
     if let Some(other) = half::<F>(&other) {
+        if !leads_to::<F>(other, key) {
+            return flow.direction == Direction::Original;
+        }
         other.set_last_seen(now);
         return false;
     }
@@ -362,8 +407,11 @@ pub(crate) fn hatch<F: Family>(hook: Hook, key: &Tuple<F::Addr>, entry: Entry<F:
     draft.flow.last_seen = kernel::jiffies();
     set_twin(&mut draft.twin, key, &draft.flow);
     // First enter, then leave: see `open`.
-    let _ = F::flows().insert(&draft.twin_key, &draft.twin, u64::from(BPF_ANY));
-    let _ = F::flows().insert(key, &draft.flow, u64::from(BPF_ANY));
+    let has_entered = F::flows().insert(&draft.twin_key, &draft.twin, u64::from(BPF_ANY)).is_ok()
+        && F::flows().insert(key, &draft.flow, u64::from(BPF_ANY)).is_ok();
+    if !has_entered {
+        return;
+    }
     let _ = F::embryos().remove(&draft.twin_key);
     let _ = F::embryos().remove(key);
     count(hook, Outcome::Confirmed);
@@ -429,6 +477,14 @@ mod tests {
         assert_eq!(silence_to_be_over(Protocol::Tcp, closed), 2);
         assert_eq!(silence_to_be_over(Protocol::Tcp, closed & !state::FIN_REPLY), 86_400);
         assert_eq!(silence_to_be_over(Protocol::Udp, closed), 120);
+    }
+
+    #[test]
+    fn a_clock_that_was_read_too_early_shows_no_silence() {
+        assert_eq!(silence(1_000, 990), 10);
+        assert_eq!(silence(1_000, 1_001), 0);
+        assert_eq!(silence(5, u32::MAX - 4), 10, "the clock wraps");
+        assert_eq!(silence(u32::MAX, 3), 0);
     }
 
     #[test]

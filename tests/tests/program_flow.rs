@@ -6,12 +6,13 @@ use anyhow::Result;
 use proxy_common::{
     addr::{Ipv4, Port, Protocol},
     backend::BackendState,
-    flow::{Direction, state},
+    flow::{Direction, Flow, state},
     outcome::{Hook, Outcome},
     service::{Range, Service, WhenEmpty},
+    tuple::Tuple,
 };
 use tests::{
-    frame::{Family, Flags, Frame, Transport},
+    frame::{Family, Flags, Frame, Host, Transport},
     testbed::{CLIENT, NODE, NODE_PORT, OTHER_SERVICE, POD, POD2, PORT, REMOTE, SERVICE, TARGET, Testbed, action},
 };
 
@@ -20,6 +21,9 @@ const SYN_ACK: Transport = Transport::Tcp(Flags::SYN_ACK);
 const ACK: Transport = Transport::Tcp(Flags::ACK);
 const FIN: Transport = Transport::Tcp(Flags::FIN);
 const RST: Transport = Transport::Tcp(Flags::RST);
+
+/// Another client beyond the router.
+const OTHER_CLIENT: Host = Host { v4: Ipv4Addr::new(198, 51, 100, 8), ..CLIENT };
 
 /// A pod, a Service with backends, and what the two say to each other.
 struct Talk {
@@ -281,6 +285,96 @@ fn a_known_flow_outlives_its_service() -> Result<()> {
     talk.bed.remove_service(SERVICE.v4.into(), PORT, Protocol::Tcp)?;
     assert_eq!(talk.ask(ACK)?, backend);
     assert!(talk.answer(backend, ACK)?);
+    Ok(())
+}
+
+#[test]
+fn a_connection_that_is_over_does_not_translate_the_answer_to_another_handshake() -> Result<()> {
+    for (name, ends) in [("two FINs", [Some(FIN), Some(FIN)]), ("a RST", [Some(RST), None])] {
+        let mut talk = Talk::new(Protocol::Tcp)?;
+        let backend = talk.establish()?;
+        if let Some(end) = ends[0] {
+            talk.ask(end)?;
+        }
+        if let Some(end) = ends[1] {
+            talk.answer(backend, end)?;
+        }
+        assert!(talk.answer(backend, ACK)?, "{name}: what is still on the wire");
+        // The pod has used its port again, for a connection to the backend itself.
+        assert!(!talk.answer(backend, SYN_ACK)?, "{name}");
+        assert!(!talk.answer(backend, ACK)?, "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_a_backend_sends_when_the_flow_is_over_is_not_translated() -> Result<()> {
+    for (seconds, is_kept) in [(100, true), (125, false)] {
+        let mut talk = Talk::new(Protocol::Udp)?;
+        let backend = talk.ask(Transport::Udp)?;
+        talk.answer(backend, Transport::Udp)?;
+        talk.age(seconds)?;
+        assert_eq!(talk.answer(backend, Transport::Udp)?, is_kept, "{seconds} s");
+    }
+    let mut talk = Talk::new(Protocol::Tcp)?;
+    let backend = talk.establish()?;
+    talk.age(25 * 3600)?;
+    assert!(talk.answer(backend, ACK)?, "nobody has closed this connection");
+    Ok(())
+}
+
+#[test]
+fn a_flow_that_another_cpu_has_just_seen_is_not_an_old_one() -> Result<()> {
+    let mut talk = Talk::new(Protocol::Tcp)?;
+    talk.establish()?;
+    // The clock of this packet was read before the other CPU read its own and wrote it.
+    let soon = talk.bed.jiffies()?.wrapping_add(60 * talk.bed.jiffies_per_second());
+    talk.bed.change_flows("FLOWS_V4", |_, flow| Some(Flow { last_seen: soon, ..flow }))?;
+    talk.ask(ACK)?;
+    assert_eq!(talk.bed.counter(Hook::PodIn, Outcome::Opened)?, 1);
+    Ok(())
+}
+
+#[test]
+fn a_new_connection_does_not_inherit_the_end_of_the_one_before() -> Result<()> {
+    let mut talk = Talk::new(Protocol::Tcp)?;
+    let one = talk.bed.add_slots(&[1])?;
+    let service = Service { index: 1, internal: one, external: one, ..Service::default() };
+    talk.bed.set_service(SERVICE.v4.into(), PORT, Protocol::Tcp, service)?;
+    let backend = talk.establish()?;
+    talk.ask(FIN)?;
+    talk.answer(backend, FIN)?;
+    talk.bed.change_flows("FLOWS_V4", |_, flow| (flow.direction == Direction::Reply).then_some(flow))?;
+    talk.establish()?;
+    assert_eq!(talk.sizes()?, (2, 0));
+    assert!(
+        talk.bed.flows("FLOWS_V4")?.iter().all(|(_, flow)| flow.state & (state::FIN_ORIGINAL | state::FIN_REPLY) == 0)
+    );
+    assert_eq!(talk.bed.counter(Hook::PodIn, Outcome::PortChanged)?, 0);
+    Ok(())
+}
+
+#[test]
+fn a_flow_whose_port_went_to_another_gets_one_of_its_own() -> Result<()> {
+    let mut bed = Testbed::new()?;
+    let backend = bed.add_backend(REMOTE.v4.into(), false)?;
+    bed.add_service(SERVICE.v4.into(), PORT, Protocol::Tcp, &[backend])?;
+    let client = |host: Host, transport| Frame::new((host.v4.into(), 12_345), (SERVICE.v4.into(), PORT), transport);
+    bed.expect(Hook::UplinkXdp, &client(CLIENT, SYN), action::XDP_TX)?;
+    bed.change_flows("EMBRYOS_V4", |_, flow| (flow.direction == Direction::Original).then_some(flow))?;
+    let other = bed.expect(Hook::UplinkXdp, &client(OTHER_CLIENT, SYN), action::XDP_TX)?;
+    assert_eq!(other.source.1, 12_345, "the port was free");
+
+    let second = bed.jiffies_per_second();
+    bed.change_flows("EMBRYOS_V4", |_, flow| Some(Flow { last_seen: flow.last_seen.wrapping_sub(second), ..flow }))?;
+    let moved = bed.expect(Hook::UplinkXdp, &client(CLIENT, RST), action::XDP_TX)?;
+    assert_ne!(moved.source.1, 12_345);
+    let answer = Frame::new(other.destination, other.source, SYN_ACK);
+    assert_eq!(bed.expect(Hook::UplinkXdp, &answer, action::XDP_TX)?.destination.0, OTHER_CLIENT.v4);
+    let is_reset = |key: &Tuple<Ipv4>, flow: &Flow<Ipv4>| {
+        [key.saddr, flow.rewrite.daddr].contains(&OTHER_CLIENT.v4.into()) && flow.state & state::RESET != 0
+    };
+    assert!(!bed.flows("EMBRYOS_V4")?.iter().any(|(key, flow)| is_reset(key, flow)));
     Ok(())
 }
 
