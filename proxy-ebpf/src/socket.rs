@@ -10,7 +10,7 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use proxy_common::{
-    addr::{Ipv4, Ipv6, Port, Protocol},
+    addr::{Address, Ipv4, Ipv6, Port, Protocol},
     outcome::{Hook, Outcome},
     socket::{SocketPeer, SocketTarget, SocketWay},
 };
@@ -45,33 +45,37 @@ const EHOSTUNREACH: i32 = 113;
 /// `connect` to an IPv4 address.
 #[inline(always)]
 pub fn connect4(context: &SockAddrContext) -> Answer {
-    let Some(protocol) = balanced(context) else { return GO_ON };
-    translate::<V4>(context, Hook::Connect, protocol, peer4(context), set_peer4)
+    let peer = peer4(context);
+    let Some(protocol) = balanced(context, &peer.addr) else { return GO_ON };
+    translate::<V4>(context, Hook::Connect, protocol, peer, set_peer4)
 }
 
 /// `connect` to an IPv6 address, which may be an IPv4 one in IPv6's clothes.
 #[inline(always)]
 pub fn connect6(context: &SockAddrContext) -> Answer {
-    let Some(protocol) = balanced(context) else { return GO_ON };
     let peer = peer6(context);
-    match mapped(&peer) {
-        Some(peer) => translate::<V4>(context, Hook::Connect, protocol, peer, set_mapped_peer),
-        None => translate::<V6>(context, Hook::Connect, protocol, peer, set_peer6),
-    }
+    let Some(peer) = mapped(&peer) else {
+        let Some(protocol) = balanced(context, &peer.addr) else { return GO_ON };
+        return translate::<V6>(context, Hook::Connect, protocol, peer, set_peer6);
+    };
+    let Some(protocol) = balanced(context, &peer.addr) else { return GO_ON };
+    translate::<V4>(context, Hook::Connect, protocol, peer, set_mapped_peer)
 }
 
 /// `sendmsg` of an unconnected socket to an IPv4 address.
 #[inline(always)]
 pub fn sendmsg4(context: &SockAddrContext) -> Answer {
-    let Some(protocol) = balanced(context) else { return GO_ON };
-    translate_datagram::<V4>(context, protocol, peer4(context), set_peer4)
+    let peer = peer4(context);
+    let Some(protocol) = balanced(context, &peer.addr) else { return GO_ON };
+    translate_datagram::<V4>(context, protocol, peer, set_peer4)
 }
 
 /// `sendmsg` of an unconnected socket to an IPv6 address. A mapped IPv4 address comes by `sendmsg4`.
 #[inline(always)]
 pub fn sendmsg6(context: &SockAddrContext) -> Answer {
-    let Some(protocol) = balanced(context) else { return GO_ON };
-    translate_datagram::<V6>(context, protocol, peer6(context), set_peer6)
+    let peer = peer6(context);
+    let Some(protocol) = balanced(context, &peer.addr) else { return GO_ON };
+    translate_datagram::<V6>(context, protocol, peer, set_peer6)
 }
 
 /// `recvmsg` and `getpeername` of an IPv4 socket.
@@ -90,9 +94,10 @@ pub fn name_peer6(context: &SockAddrContext) {
     }
 }
 
-/// The protocol, if sockets like this one are balanced here.
+/// The protocol, if sockets like this one are balanced here. To a pod, a loopback address means the pod, and the
+/// unspecified one does too.
 #[inline(always)]
-fn balanced(context: &SockAddrContext) -> Option<Protocol> {
+fn balanced<A: Address>(context: &SockAddrContext, peer: &A) -> Option<Protocol> {
     let scope = SOCKET_LB.load();
     if scope == 0 {
         return None;
@@ -101,7 +106,7 @@ fn balanced(context: &SockAddrContext) -> Option<Protocol> {
     let is_node = unsafe { helpers::bpf_get_netns_cookie(context.as_ptr()) } == HOST_NETNS_COOKIE.load();
     // SAFETY: only the place of the field is taken.
     match load(unsafe { &raw const (*context.sock_addr).protocol }) {
-        6 if is_node || scope > 1 => Some(Protocol::Tcp),
+        6 if is_node || scope > 1 && !peer.is_loopback() && *peer != A::ANY => Some(Protocol::Tcp),
         17 if is_node => Some(Protocol::Udp),
         _ => None,
     }
