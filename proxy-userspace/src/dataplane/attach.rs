@@ -187,19 +187,20 @@ impl Attacher {
         Ok(report)
     }
 
-    /// Removes our filters that are not wanted any more. In the first round nothing is known of a predecessor's, so every
-    /// device is asked.
+    /// Removes our filters from where none of ours is wanted any more: each side of a device has one place for them,
+    /// whatever program it holds. In the first round nothing is known of a predecessor's, so every device is asked.
     fn remove_filters(&mut self, network: &NodeNetwork, wanted: BTreeSet<(String, ProgramName)>) {
+        let is_wanted = |device: &str, program: ProgramName| {
+            wanted.iter().any(|(other, wanted)| other == device && wanted.hook() == program.hook())
+        };
         if let Some(filters) = &self.filters {
-            for (device, program) in filters.difference(&wanted) {
+            for (device, program) in filters.iter().filter(|(device, program)| !is_wanted(device, *program)) {
                 clsact::remove_program(device, *program);
             }
         } else {
             for link in &network.links {
                 for program in [ProgramName::PodIn, ProgramName::PodOut] {
-                    let is_wanted =
-                        wanted.iter().any(|(device, wanted)| *device == link.name && wanted.hook() == program.hook());
-                    if !is_wanted && clsact::remove_program(&link.name, program) {
+                    if !is_wanted(&link.name, program) && clsact::remove_program(&link.name, program) {
                         tracing::info!(device = link.name, "removed a filter that is not wanted any more");
                     }
                 }

@@ -314,6 +314,27 @@ fn filters_take_the_place_of_links_on_older_kernels() -> Result<()> {
 }
 
 #[test]
+fn a_filter_whose_device_got_another_role_is_replaced_and_not_removed() -> Result<()> {
+    let mut node = Node::new()?;
+    node.options.classifiers = ClassifierMode::Clsact;
+    node.options.uplink_mode = UplinkMode::Tc;
+    node.start(|dataplane, _| {
+        let mut network = network()?;
+        for (is_uplink, program) in [(false, "pod_in"), (true, "uplink_in")] {
+            network.links.iter_mut().filter(|link| link.name == "up0").for_each(|link| {
+                link.has_default_route = is_uplink;
+                link.is_pod_veth = !is_uplink;
+            });
+            let report = dataplane.attach(&network)?;
+            assert!(report.problems.is_empty(), "{:?}", report.problems);
+            let found = filters(&node.namespace, "up0", "ingress")?;
+            assert!(found.matches("handle").count() == 1 && found.contains(program), "{program}: {found}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn what_the_options_no_longer_ask_for_is_detached() -> Result<()> {
     let mut node = Node::new()?;
     node.start(|_, _| Ok(()))?;
