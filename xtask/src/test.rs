@@ -7,7 +7,7 @@ use std::{
     process::{Command, ExitCode, Stdio},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 use xshell::Cmd;
 
@@ -20,7 +20,7 @@ use crate::{
 /// Run the tests: all suites, or one.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// All that exist if none is named.
+    /// All that exist if none is named. All but `unit` need root.
     suite: Option<Suite>,
     /// How many tests of a program run at once; suites that build networks run one by one unless told otherwise.
     #[arg(long)]
@@ -41,9 +41,11 @@ pub(crate) enum Suite {
     Netns,
     /// The agent against a fake API server.
     Agent,
-    /// The same traffic through kube-proxy.
+    /// Services behave as kube-proxy's. No test yet.
+    #[value(hide = true)]
     Parity,
-    /// What operators fear.
+    /// What operators fear. No test yet.
+    #[value(hide = true)]
     Scenarios,
 }
 
@@ -83,6 +85,9 @@ impl Suite {
 }
 
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
+    if let Some(suite) = arguments.suite {
+        ensure!(suite == Suite::Unit || machine::is_root(), "{}", needs_root(suite));
+    }
     setup::ensure(workspace, &[setup::BPF, setup::KERNEL])?;
     let mut totals = Totals::default();
     for suite in chosen(workspace, arguments.suite)? {
@@ -114,7 +119,7 @@ fn run_suite(workspace: &Workspace, suite: Suite, arguments: &Arguments) -> Resu
         return unit(workspace, arguments);
     }
     if !machine::is_root() {
-        eprintln!("error: the {0} suite needs root: run `cargo xtask test {0}` as root", suite.name());
+        eprintln!("error: {}", needs_root(suite));
         return Ok(Totals::ONE_FAILURE);
     }
     let targets = suite.targets(workspace)?;
@@ -124,6 +129,10 @@ fn run_suite(workspace: &Workspace, suite: Suite, arguments: &Arguments) -> Resu
     }
     machine::mount_bpf(&workspace.shell)?;
     on_kernel(workspace, suite, &targets, arguments)
+}
+
+fn needs_root(suite: Suite) -> String {
+    format!("the {0} suite needs root: run `cargo xtask test {0}` as root", suite.name())
 }
 
 /// Every library and program, then the examples in their documentation.
