@@ -228,8 +228,25 @@ fn show_flow(lab: &Lab) {
     };
     let flows: Vec<serde_json::Value> = serde_json::from_slice(&dump.stdout).unwrap_or_default();
     match flows.first() {
-        Some(flow) => eprintln!("one of {} flows in {}:\n{flow:#}", flows.len(), map.display()),
+        Some(flow) => {
+            eprintln!("one of {} flows in {}:", flows.len(), map.display());
+            show_fields("key", &flow["key"]);
+            show_fields("value", &flow["value"]);
+        }
         None => eprintln!("{} shows no flow", map.display()),
+    }
+}
+
+/// A field a line, by its path; in the dump itself every octet has one.
+fn show_fields(path: &str, value: &serde_json::Value) {
+    match value.as_object() {
+        Some(fields) if !fields.contains_key("octets") => {
+            for (name, field) in fields {
+                show_fields(&format!("{path}.{name}"), field);
+            }
+        }
+        Some(fields) => eprintln!("  {path:<26} {}", fields["octets"]),
+        None => eprintln!("  {path:<26} {value}"),
     }
 }
 
