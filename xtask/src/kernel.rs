@@ -195,7 +195,7 @@ mod tests {
     #[test]
     fn the_mirror_is_found_in_both_formats_and_is_not_that_of_security() {
         let cases = [
-            ("deb822", "Types: deb\nURIs: http://deb.debian.org/debian-security\n\nURIs: http://m.org/debian\n"),
+            ("deb822", "Types: deb\nURIs: http://n.org/debian-security\n\nURIs: http://m.org/debian\n"),
             ("one line", "# deb http://old.org/debian x main\ndeb [arch=amd64] http://m.org/debian bookworm main\n"),
         ];
         for (name, text) in cases {
