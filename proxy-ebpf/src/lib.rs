@@ -24,5 +24,6 @@ mod nat;
 pub mod output;
 pub mod packet;
 mod parse;
+mod peer;
 mod service;
 pub mod socket;

@@ -3,14 +3,9 @@
 //! named. TCP of all sockets, UDP only of the node's own: a pod's UDP is translated per packet, where it can leave a dead
 //! backend.
 
-use aya_ebpf::{
-    EbpfContext as _,
-    bindings::{BPF_ANY, bpf_sock_addr},
-    helpers::generated as helpers,
-    programs::SockAddrContext,
-};
+use aya_ebpf::{EbpfContext as _, bindings::BPF_ANY, helpers::generated as helpers, programs::SockAddrContext};
 use proxy_common::{
-    addr::{Address, Ipv4, Ipv6, Port, Protocol},
+    addr::{Address, Protocol},
     outcome::{Hook, Outcome},
     socket::{SocketPeer, SocketTarget, SocketWay},
 };
@@ -19,6 +14,7 @@ use crate::{
     counters::count,
     family::{Family, V4, V6},
     kernel::{HOST_NETNS_COOKIE, SOCKET_LB},
+    peer::{self, Peer, mapped, peer4, peer6, set_mapped_peer, set_peer4, set_peer6},
     service::{self, Client},
 };
 
@@ -29,13 +25,6 @@ pub enum Answer {
     GoOn,
     /// It fails, with the error that was set.
     Refuse,
-}
-
-/// A socket's peer.
-#[derive(Clone, Copy)]
-struct Peer<A> {
-    addr: A,
-    port: Port,
 }
 
 const GO_ON: Answer = Answer::GoOn;
@@ -104,8 +93,7 @@ fn balanced<A: Address>(context: &SockAddrContext, peer: &A) -> Option<Protocol>
     }
     // SAFETY: a helper on the program's own context.
     let is_node = unsafe { helpers::bpf_get_netns_cookie(context.as_ptr()) } == HOST_NETNS_COOKIE.load();
-    // SAFETY: only the place of the field is taken.
-    match load(unsafe { &raw const (*context.sock_addr).protocol }) {
+    match peer::protocol(context) {
         6 if is_node || scope > 1 && !peer.is_loopback() && *peer != A::ANY => Some(Protocol::Tcp),
         17 if is_node => Some(Protocol::Udp),
         _ => None,
@@ -191,92 +179,4 @@ fn refuse(hook: Hook, reason: Outcome) -> Answer {
 fn cookie(context: &SockAddrContext) -> u64 {
     // SAFETY: a helper on the program's own context.
     unsafe { helpers::bpf_get_socket_cookie(context.as_ptr()) }
-}
-
-/// Loads and stores of the context are volatile: the kernel knows its fields by offset and width, so they must not be
-/// merged.
-#[inline(always)]
-fn load(field: *const u32) -> u32 {
-    // SAFETY: callers pass a field of the context their program was called with.
-    unsafe { field.read_volatile() }
-}
-
-#[inline(always)]
-fn store(field: *mut u32, value: u32) {
-    // SAFETY: callers pass a field of the context their program was called with, of those that may be written.
-    unsafe { field.write_volatile(value) }
-}
-
-#[inline(always)]
-fn port(context: *mut bpf_sock_addr) -> Port {
-    // SAFETY: only the place of the field is taken.
-    let word = load(unsafe { &raw const (*context).user_port });
-    Port { octets: (word as u16).to_ne_bytes() }
-}
-
-#[inline(always)]
-fn set_port(context: *mut bpf_sock_addr, port: Port) {
-    // SAFETY: only the place of the field is taken.
-    store(unsafe { &raw mut (*context).user_port }, u32::from(port.word()));
-}
-
-#[inline(always)]
-fn peer4(context: &SockAddrContext) -> Peer<Ipv4> {
-    let context = context.sock_addr;
-    // SAFETY: only the place of the field is taken.
-    let word = load(unsafe { &raw const (*context).user_ip4 });
-    Peer { addr: Ipv4 { octets: word.to_ne_bytes() }, port: port(context) }
-}
-
-#[inline(always)]
-fn set_peer4(context: &SockAddrContext, peer: Peer<Ipv4>) {
-    let context = context.sock_addr;
-    // SAFETY: only the place of the field is taken.
-    store(unsafe { &raw mut (*context).user_ip4 }, peer.addr.word());
-    set_port(context, peer.port);
-}
-
-#[inline(always)]
-fn peer6(context: &SockAddrContext) -> Peer<Ipv6> {
-    let context = context.sock_addr;
-    // SAFETY: only the place of the field is taken.
-    let words = unsafe { &raw const (*context).user_ip6 }.cast::<u32>();
-    let mut addr = Ipv6::default();
-    for (index, octets) in addr.octets.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-        *octets = load(words.wrapping_add(index)).to_ne_bytes();
-    }
-    Peer { addr, port: port(context) }
-}
-
-#[inline(always)]
-fn set_peer6(context: &SockAddrContext, peer: Peer<Ipv6>) {
-    set_words6(context.sock_addr, peer.addr.words());
-    set_port(context.sock_addr, peer.port);
-}
-
-#[inline(always)]
-fn set_mapped_peer(context: &SockAddrContext, peer: Peer<Ipv4>) {
-    set_words6(context.sock_addr, [0, 0, MAPPED, peer.addr.word()]);
-    set_port(context.sock_addr, peer.port);
-}
-
-#[inline(always)]
-fn set_words6(context: *mut bpf_sock_addr, words: [u32; 4]) {
-    // SAFETY: only the place of the field is taken.
-    let place = unsafe { &raw mut (*context).user_ip6 }.cast::<u32>();
-    for (index, word) in words.into_iter().enumerate() {
-        store(place.wrapping_add(index), word);
-    }
-}
-
-/// The third word of `::ffff:0:0/96`.
-const MAPPED: u32 = 0xffff_u32.to_be();
-
-/// The IPv4 peer a mapped IPv6 address stands for.
-#[inline(always)]
-fn mapped(peer: &Peer<Ipv6>) -> Option<Peer<Ipv4>> {
-    match peer.addr.words() {
-        [0, 0, MAPPED, word] => Some(Peer { addr: Ipv4 { octets: word.to_ne_bytes() }, port: peer.port }),
-        _ => None,
-    }
 }

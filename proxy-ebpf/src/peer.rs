@@ -1,0 +1,106 @@
+//! A socket's peer, as the context of a socket address program holds it: comes in as two fields, goes out as two fields.
+
+use aya_ebpf::{bindings::bpf_sock_addr, programs::SockAddrContext};
+use proxy_common::addr::{Ipv4, Ipv6, Port};
+
+/// Address and port of whom a socket talks to.
+#[derive(Clone, Copy)]
+pub(crate) struct Peer<A> {
+    pub(crate) addr: A,
+    pub(crate) port: Port,
+}
+
+/// The socket's protocol, by its IANA number.
+#[inline(always)]
+pub(crate) fn protocol(context: &SockAddrContext) -> u32 {
+    // SAFETY: only the place of the field is taken.
+    load(unsafe { &raw const (*context.sock_addr).protocol })
+}
+
+/// Loads and stores of the context are volatile: the kernel knows its fields by offset and width, so they must not be
+/// merged.
+#[inline(always)]
+fn load(field: *const u32) -> u32 {
+    // SAFETY: callers pass a field of the context their program was called with.
+    unsafe { field.read_volatile() }
+}
+
+#[inline(always)]
+fn store(field: *mut u32, value: u32) {
+    // SAFETY: callers pass a field of the context their program was called with, of those that may be written.
+    unsafe { field.write_volatile(value) }
+}
+
+#[inline(always)]
+fn port(context: *mut bpf_sock_addr) -> Port {
+    // SAFETY: only the place of the field is taken.
+    let word = load(unsafe { &raw const (*context).user_port });
+    Port { octets: (word as u16).to_ne_bytes() }
+}
+
+#[inline(always)]
+fn set_port(context: *mut bpf_sock_addr, port: Port) {
+    // SAFETY: only the place of the field is taken.
+    store(unsafe { &raw mut (*context).user_port }, u32::from(port.word()));
+}
+
+#[inline(always)]
+pub(crate) fn peer4(context: &SockAddrContext) -> Peer<Ipv4> {
+    let context = context.sock_addr;
+    // SAFETY: only the place of the field is taken.
+    let word = load(unsafe { &raw const (*context).user_ip4 });
+    Peer { addr: Ipv4 { octets: word.to_ne_bytes() }, port: port(context) }
+}
+
+#[inline(always)]
+pub(crate) fn set_peer4(context: &SockAddrContext, peer: Peer<Ipv4>) {
+    let context = context.sock_addr;
+    // SAFETY: only the place of the field is taken.
+    store(unsafe { &raw mut (*context).user_ip4 }, peer.addr.word());
+    set_port(context, peer.port);
+}
+
+#[inline(always)]
+pub(crate) fn peer6(context: &SockAddrContext) -> Peer<Ipv6> {
+    let context = context.sock_addr;
+    // SAFETY: only the place of the field is taken.
+    let words = unsafe { &raw const (*context).user_ip6 }.cast::<u32>();
+    let mut addr = Ipv6::default();
+    for (index, octets) in addr.octets.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+        *octets = load(words.wrapping_add(index)).to_ne_bytes();
+    }
+    Peer { addr, port: port(context) }
+}
+
+#[inline(always)]
+pub(crate) fn set_peer6(context: &SockAddrContext, peer: Peer<Ipv6>) {
+    set_words6(context.sock_addr, peer.addr.words());
+    set_port(context.sock_addr, peer.port);
+}
+
+#[inline(always)]
+pub(crate) fn set_mapped_peer(context: &SockAddrContext, peer: Peer<Ipv4>) {
+    set_words6(context.sock_addr, [0, 0, MAPPED, peer.addr.word()]);
+    set_port(context.sock_addr, peer.port);
+}
+
+#[inline(always)]
+fn set_words6(context: *mut bpf_sock_addr, words: [u32; 4]) {
+    // SAFETY: only the place of the field is taken.
+    let place = unsafe { &raw mut (*context).user_ip6 }.cast::<u32>();
+    for (index, word) in words.into_iter().enumerate() {
+        store(place.wrapping_add(index), word);
+    }
+}
+
+/// The third word of `::ffff:0:0/96`.
+const MAPPED: u32 = 0xffff_u32.to_be();
+
+/// The IPv4 peer a mapped IPv6 address stands for.
+#[inline(always)]
+pub(crate) fn mapped(peer: &Peer<Ipv6>) -> Option<Peer<Ipv4>> {
+    match peer.addr.words() {
+        [0, 0, MAPPED, word] => Some(Peer { addr: Ipv4 { octets: word.to_ne_bytes() }, port: peer.port }),
+        _ => None,
+    }
+}
