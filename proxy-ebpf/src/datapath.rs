@@ -3,7 +3,7 @@
 
 use proxy_common::{
     addr::Protocol,
-    flow::{Direction, Flow, Output},
+    flow::Direction,
     node::Node,
     outcome::{Hook, Outcome},
     tuple::{Stage, Tuple},
@@ -15,7 +15,6 @@ use crate::{
     family::{Family, V4, V6},
     filter,
     flow::{self, Advance, Entry},
-    nat,
     output::{self, Verdict},
     packet::Packet,
     parse::{ETHERNET, Ethernet, Ipv6Header, Tcp, TcpHeader, Transport, Udp, ethertype},
@@ -84,12 +83,12 @@ fn transport<P: Packet, F: Family, L: Transport>(
 
     if let Some(entry) = flow::confirmed::<F>(&key) {
         if is_kept::<F, L>(hook, &key, entry, flags, node) {
-            return send::<P, F, L>(packet, &key, entry, node);
+            return output::send::<P, F, L>(packet, &key, entry, node);
         }
     } else if let Some(entry) = flow::embryo::<F>(&key)
         && is_kept::<F, L>(hook, &key, entry, flags, node)
     {
-        let verdict = send::<P, F, L>(packet, &key, entry, node);
+        let verdict = output::send::<P, F, L>(packet, &key, entry, node);
         // Last, because the entry may move.
         flow::hatch::<F>(hook, &key, entry, flags);
         return verdict;
@@ -104,7 +103,7 @@ fn transport<P: Packet, F: Family, L: Transport>(
         Admission::Selected => {}
     }
     match flow::half::<F>(&key) {
-        Some(entry) => send::<P, F, L>(packet, &key, entry, node),
+        Some(entry) => output::send::<P, F, L>(packet, &key, entry, node),
         None => Err(Outcome::DropTableFull),
     }
 }
@@ -131,59 +130,6 @@ fn is_kept<F: Family, L: Transport>(
     }
     flow::forget::<F>(key, entry.flow());
     false
-}
-
-/// Rewrites the packet and sends it on.
-#[inline(always)]
-fn send<P: Packet, F: Family, L: Transport>(
-    packet: &mut P,
-    key: &Tuple<F::Addr>,
-    entry: Entry<F::Addr>,
-    node: &Node,
-) -> Result<Verdict, Outcome> {
-    let flow = entry.flow();
-    let output = flow.output;
-    if output != Output::Forward {
-        if !nat::apply::<P, F, L>(packet, &flow.rewrite) {
-            return Err(Outcome::DropNotWritable);
-        }
-        let verdict = if output == Output::Hairpin { output::hairpin::<P, F>(packet) } else { Some(Verdict::PASS) };
-        return verdict.ok_or(Outcome::DropNotWritable);
-    }
-    if !has_next_hop::<P, F>(packet, key.proto, entry, node) {
-        return send_through_stack::<P, F, L>(packet, key, flow);
-    }
-    if !nat::apply::<P, F, L>(packet, &flow.rewrite) {
-        return Err(Outcome::DropNotWritable);
-    }
-    output::forward::<P, F>(packet, &flow.next_hop).ok_or(Outcome::DropNotWritable)
-}
-
-/// Whether the flow knows its next hop, which is looked up anew after a change of routes. If not, the kernel has to route.
-#[inline(always)]
-fn has_next_hop<P: Packet, F: Family>(packet: &P, proto: Protocol, entry: Entry<F::Addr>, node: &Node) -> bool {
-    // The kernel answers the sender of a packet whose life ends here.
-    if packet.at::<F::Header>(ETHERNET).is_none_or(|header| F::hop_limit(header) <= 1) {
-        return false;
-    }
-    let next_hop = &entry.flow().next_hop;
-    if next_hop.ifindex != 0 && next_hop.generation == node.route_generation {
-        return true;
-    }
-    output::resolve::<P, F>(packet, proto, entry, node.route_generation)
-}
-
-/// The way for packets the kernel has to route: only the destination is rewritten here, because the kernel refuses to
-/// forward what bears its own address, and the source at the uplink's egress, by an entry made for it.
-#[inline(always)]
-fn send_through_stack<P: Packet, F: Family, L: Transport>(
-    packet: &mut P,
-    key: &Tuple<F::Addr>,
-    flow: &Flow<F::Addr>,
-) -> Result<Verdict, Outcome> {
-    let Some(draft) = flow::draft::<F>() else { return Err(Outcome::DropNotWritable) };
-    flow::cut::<F>(key, flow, draft);
-    if nat::apply::<P, F, L>(packet, &draft.flow.rewrite) { Ok(Verdict::PASS) } else { Err(Outcome::DropNotWritable) }
 }
 
 #[inline(always)]

@@ -5,15 +5,19 @@ use core::ffi::c_void;
 use aya_ebpf::{bindings::bpf_fib_lookup, helpers::generated as helpers};
 use proxy_common::{
     addr::{Mac, Port, Protocol},
-    flow::{NextHop, Rewrite},
+    flow::{Flow, NextHop, Output, Rewrite},
+    node::Node,
+    outcome::Outcome,
+    tuple::Tuple,
 };
 
 use crate::{
     family::Family,
-    flow::Entry,
+    flow::{self, Entry},
     maps::UPLINKS,
+    nat,
     packet::Packet,
-    parse::{ETHERNET, Ethernet},
+    parse::{ETHERNET, Ethernet, Transport},
 };
 
 /// The answer to a packet. Not an enum, because a variant without a payload leaves half a register undefined, and the
@@ -35,15 +39,63 @@ impl Verdict {
     }
 }
 
+/// Rewrites the packet and sends it on.
+#[inline(always)]
+pub(crate) fn send<P: Packet, F: Family, L: Transport>(
+    packet: &mut P,
+    key: &Tuple<F::Addr>,
+    entry: Entry<F::Addr>,
+    node: &Node,
+) -> Result<Verdict, Outcome> {
+    let flow = entry.flow();
+    let output = flow.output;
+    if output != Output::Forward {
+        if !nat::apply::<P, F, L>(packet, &flow.rewrite) {
+            return Err(Outcome::DropNotWritable);
+        }
+        let verdict = if output == Output::Hairpin { hairpin::<P, F>(packet) } else { Some(Verdict::PASS) };
+        return verdict.ok_or(Outcome::DropNotWritable);
+    }
+    if !has_next_hop::<P, F>(packet, key.proto, entry, node) {
+        return send_through_stack::<P, F, L>(packet, key, flow);
+    }
+    if !nat::apply::<P, F, L>(packet, &flow.rewrite) {
+        return Err(Outcome::DropNotWritable);
+    }
+    forward::<P, F>(packet, &flow.next_hop).ok_or(Outcome::DropNotWritable)
+}
+
+/// Whether the flow knows its next hop, which is looked up anew after a change of routes. If not, the kernel has to route.
+#[inline(always)]
+fn has_next_hop<P: Packet, F: Family>(packet: &P, proto: Protocol, entry: Entry<F::Addr>, node: &Node) -> bool {
+    // The kernel answers the sender of a packet whose life ends here.
+    if packet.at::<F::Header>(ETHERNET).is_none_or(|header| F::hop_limit(header) <= 1) {
+        return false;
+    }
+    let next_hop = &entry.flow().next_hop;
+    if next_hop.ifindex != 0 && next_hop.generation == node.route_generation {
+        return true;
+    }
+    resolve::<P, F>(packet, proto, entry, node.route_generation)
+}
+
+/// The way for packets the kernel has to route: only the destination is rewritten here, because the kernel refuses to
+/// forward what bears its own address, and the source at the uplink's egress, by an entry made for it.
+#[inline(always)]
+fn send_through_stack<P: Packet, F: Family, L: Transport>(
+    packet: &mut P,
+    key: &Tuple<F::Addr>,
+    flow: &Flow<F::Addr>,
+) -> Result<Verdict, Outcome> {
+    let Some(draft) = flow::draft::<F>() else { return Err(Outcome::DropNotWritable) };
+    flow::cut::<F>(key, flow, draft);
+    if nat::apply::<P, F, L>(packet, &draft.flow.rewrite) { Ok(Verdict::PASS) } else { Err(Outcome::DropNotWritable) }
+}
+
 /// Asks the kernel's FIB for the way to the rewritten destination and keeps it with the flow. `false` when the kernel has
 /// to find it: no neighbour entry yet, an unreachable destination, a tunnel, or a device that takes no frames from us.
 #[inline(always)]
-pub(crate) fn resolve<P: Packet, F: Family>(
-    packet: &P,
-    proto: Protocol,
-    entry: Entry<F::Addr>,
-    generation: u32,
-) -> bool {
+fn resolve<P: Packet, F: Family>(packet: &P, proto: Protocol, entry: Entry<F::Addr>, generation: u32) -> bool {
     ask::<F, P>(packet.context(), packet.ifindex(), proto, entry, generation)
 }
 
@@ -116,7 +168,7 @@ impl Question {
 
 /// Sends the packet out at its next hop. `false` when the packet is too short, which cannot be.
 #[inline(always)]
-pub(crate) fn forward<P: Packet, F: Family>(packet: &mut P, next_hop: &NextHop) -> Option<Verdict> {
+fn forward<P: Packet, F: Family>(packet: &mut P, next_hop: &NextHop) -> Option<Verdict> {
     let ethernet = packet.at::<Ethernet>(0)?;
     ethernet.dmac = next_hop.dmac;
     ethernet.smac = next_hop.smac;
@@ -127,7 +179,7 @@ pub(crate) fn forward<P: Packet, F: Family>(packet: &mut P, next_hop: &NextHop) 
 
 /// Sends the packet back where it came from.
 #[inline(always)]
-pub(crate) fn hairpin<P: Packet, F: Family>(packet: &mut P) -> Option<Verdict> {
+fn hairpin<P: Packet, F: Family>(packet: &mut P) -> Option<Verdict> {
     let ethernet = packet.at::<Ethernet>(0)?;
     core::mem::swap(&mut ethernet.dmac, &mut ethernet.smac);
     packet.decrement_hop_limit::<F>(ETHERNET);
