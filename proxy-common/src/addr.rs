@@ -124,6 +124,8 @@ impl Mac {
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {
+    /// Every one: in the frontend that stands for all of a ClusterIP, see [`crate::service::Frontend::whole`].
+    Any = 0,
     /// TCP
     Tcp = 6,
     /// UDP
@@ -188,6 +190,7 @@ mod user {
     impl fmt::Display for Protocol {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str(match self {
+                Self::Any => "any",
                 Self::Tcp => "TCP",
                 Self::Udp => "UDP",
                 Self::Sctp => "SCTP",

@@ -110,7 +110,11 @@ pub struct Flow<A> {
     /// Bits of [`state`].
     pub state: u8,
     /// Zero.
-    pub pad: [u8; 7],
+    pub pad: u8,
+    /// Packets since they were last added to `STATS_*`. Two CPUs that count at the same instant may lose one.
+    pub packets: u16,
+    /// Bytes of these packets, from the IP header on.
+    pub bytes: u32,
 }
 
 /// Room for a pair that is being made: value of `DRAFTS_V4` and `DRAFTS_V6`, one for each CPU. It is too large for a BPF
@@ -133,6 +137,6 @@ crate::no_padding!(Draft<Ipv6>: Tuple<Ipv6>, Flow<Ipv6>, Tuple<Ipv6>, Flow<Ipv6>
 crate::no_padding!(Rewrite<Ipv4>: Ipv4, Ipv4, Port, Port, u16, u16);
 crate::no_padding!(Rewrite<Ipv6>: Ipv6, Ipv6, Port, Port, u16, u16);
 crate::no_padding!(NextHop: u32, u32, Mac, Mac);
-crate::no_padding!(Flow<Ipv4>: Rewrite<Ipv4>, NextHop, u32, u32, u32, u32, Output, Output, Stage, Direction, u8, [u8; 7]);
-crate::no_padding!(Flow<Ipv6>: Rewrite<Ipv6>, NextHop, u32, u32, u32, u32, Output, Output, Stage, Direction, u8, [u8; 7]);
+crate::no_padding!(Flow<Ipv4>: Rewrite<Ipv4>, NextHop, u32, u32, u32, u32, Output, Output, Stage, Direction, u8, u8, u16, u32);
+crate::no_padding!(Flow<Ipv6>: Rewrite<Ipv6>, NextHop, u32, u32, u32, u32, Output, Output, Stage, Direction, u8, u8, u16, u32);
 crate::map_type!(Rewrite<Ipv4>, Rewrite<Ipv6>, NextHop, Flow<Ipv4>, Flow<Ipv6>, Draft<Ipv4>, Draft<Ipv6>);

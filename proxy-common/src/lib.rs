@@ -13,6 +13,7 @@ pub mod node;
 pub mod outcome;
 pub mod service;
 pub mod socket;
+pub mod stats;
 pub mod tuple;
 
 /// Fails to compile when a map type has padding: the sizes of its fields must add up to its own.

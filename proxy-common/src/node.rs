@@ -3,7 +3,7 @@
 use crate::addr::{Ipv4, Ipv6, Port};
 
 /// Version of all map types together. A pin that carries another one is left alone.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// The one entry of `NODE`.
 #[repr(C)]
@@ -27,6 +27,50 @@ pub struct Node {
     pub source_port_last: Port,
     /// What the kernel calls HZ, measured by the agent.
     pub jiffies_per_second: u32,
+    /// Bits of [`masquerade`].
+    pub flags: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// Bits of [`Node::flags`].
+pub mod masquerade {
+    /// Whatever goes to a ClusterIP bears the node's address, as with kube-proxy's `masqueradeAll`.
+    pub const ALL: u32 = 1;
+    /// What goes to a NodePort or an external address bears it also when its backend is on this node, as with kube-proxy.
+    pub const LOCAL_BACKENDS: u32 = 2;
+}
+
+/// How many ranges of ServiceCIDRs there may be of each family.
+pub const SERVICE_CIDRS: usize = 4;
+
+/// A range of addresses. One that is not in use has an address of zeros and a mask of ones, and so holds no destination.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Cidr<A> {
+    /// First address.
+    pub addr: A,
+    /// Ones where the address counts.
+    pub mask: A,
+}
+
+/// The one entry of `SERVICE_CIDRS`: where ClusterIPs are taken from. Packets to an address in them that no Service has are
+/// dropped, because a default route would send them in circles.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ServiceCidrs {
+    /// Of IPv6.
+    pub v6: [Cidr<Ipv6>; SERVICE_CIDRS],
+    /// Of IPv4.
+    pub v4: [Cidr<Ipv4>; SERVICE_CIDRS],
+}
+
+impl ServiceCidrs {
+    /// None.
+    pub const NONE: Self = Self {
+        v6: [Cidr { addr: Ipv6 { octets: [0; 16] }, mask: Ipv6 { octets: [0xff; 16] } }; SERVICE_CIDRS],
+        v4: [Cidr { addr: Ipv4 { octets: [0; 4] }, mask: Ipv4 { octets: [0xff; 4] } }; SERVICE_CIDRS],
+    };
 }
 
 /// Bits of the value of `LOCAL_ADDRS_V4` and `LOCAL_ADDRS_V6`.
@@ -35,5 +79,6 @@ pub mod local {
     pub const NODE_PORTS: u32 = 1;
 }
 
-crate::no_padding!(Node: u32, u32, Ipv6, Ipv4, Port, Port, Port, Port, u32);
-crate::map_type!(Node);
+crate::no_padding!(Node: u32, u32, Ipv6, Ipv4, Port, Port, Port, Port, u32, u32, u32);
+crate::no_padding!(ServiceCidrs: [Cidr<Ipv6>; SERVICE_CIDRS], [Cidr<Ipv4>; SERVICE_CIDRS]);
+crate::map_type!(Node, ServiceCidrs);

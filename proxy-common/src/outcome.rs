@@ -23,6 +23,8 @@ pub enum Hook {
     Recvmsg = 7,
     /// `getpeername4` and `getpeername6`.
     Getpeername = 8,
+    /// `post_bind4` and `post_bind6`.
+    PostBind = 9,
 }
 
 /// What happened.
@@ -67,12 +69,24 @@ pub enum Outcome {
     DropTableFull = 38,
     /// Dropped: a loopback address on a packet that came from elsewhere (CVE-2020-8558).
     DropMartian = 39,
+    /// Dropped: the client's address is in none of the Service's source ranges.
+    DropSource = 40,
+    /// Dropped: an address of a ServiceCIDR that no Service has.
+    DropUnallocated = 41,
+    /// Rejected: the Service has no endpoint. TCP got a RST, UDP an ICMP error, a socket ECONNREFUSED.
+    RejectNoEndpoint = 48,
+    /// Rejected, in the same ways: a port of a ClusterIP that its Service does not define.
+    RejectNoPort = 49,
+    /// Answered with a RST: the connection's backend has left every slice.
+    ResetGone = 50,
+    /// A socket was refused a port that is a NodePort.
+    RefuseBind = 51,
 }
 
 /// Places for each hook in `COUNTERS`.
 pub const OUTCOMES: u32 = 64;
 /// Places in all.
-pub const COUNTERS: u32 = OUTCOMES * 9;
+pub const COUNTERS: u32 = OUTCOMES * 10;
 
 /// The index in `COUNTERS`.
 #[inline(always)]
@@ -82,7 +96,7 @@ pub const fn counter(hook: Hook, outcome: Outcome) -> u32 {
 
 impl Hook {
     /// Every hook, in the order of `COUNTERS`.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::UplinkXdp,
         Self::UplinkIn,
         Self::UplinkOut,
@@ -92,12 +106,13 @@ impl Hook {
         Self::Sendmsg,
         Self::Recvmsg,
         Self::Getpeername,
+        Self::PostBind,
     ];
 }
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 25] = [
         Self::Opened,
         Self::Confirmed,
         Self::Moved,
@@ -117,5 +132,11 @@ impl Outcome {
         Self::DropNoLocalEndpoint,
         Self::DropTableFull,
         Self::DropMartian,
+        Self::DropSource,
+        Self::DropUnallocated,
+        Self::RejectNoEndpoint,
+        Self::RejectNoPort,
+        Self::ResetGone,
+        Self::RefuseBind,
     ];
 }

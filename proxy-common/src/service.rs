@@ -22,6 +22,13 @@ impl<A> Frontend<A> {
     pub const fn new(addr: A, port: Port, proto: Protocol) -> Self {
         Self { addr, port, proto, pad: [0; 5] }
     }
+
+    /// The frontend that stands for all ports of an active ClusterIP: its ranges are empty, so that ports nobody defined
+    /// are rejected.
+    #[inline(always)]
+    pub const fn whole(addr: A) -> Self {
+        Self::new(addr, Port { octets: [0; 2] }, Protocol::Any)
+    }
 }
 
 /// A contiguous range of `SLOTS`.
@@ -41,6 +48,14 @@ pub enum Pick {
     /// A random one, anew for each flow.
     #[default]
     Random = 0,
+    /// By a hash of the 5-tuple, or of the client's address when the Service has affinity.
+    Hash = 1,
+    /// By a hash of the client's address.
+    SourceHash = 2,
+    /// One after the other, on each CPU by itself.
+    RoundRobin = 3,
+    /// The one with fewer active flows of two random ones.
+    LeastConnections = 4,
 }
 
 /// What happens to a new flow whose range is empty.
@@ -52,6 +67,63 @@ pub enum WhenEmpty {
     Reject = 0,
     /// The client is left to time out (traffic policy Local without a local endpoint).
     Drop = 1,
+}
+
+/// Bits of [`Service::flags`].
+pub mod flag {
+    /// The frontend is a NodePort, a load balancer's address or an external IP, and not a ClusterIP.
+    pub const EXTERNAL: u8 = 1;
+    /// externalTrafficPolicy Local: the client's address is never replaced, except for a pod that picked itself.
+    pub const SOURCE_KEPT: u8 = 2;
+    /// A client stays with its backend: `AFFINITY_*` is asked first.
+    pub const AFFINITY: u8 = 4;
+    /// Only clients that `SOURCES_*` knows for this index are served.
+    pub const SOURCE_RANGES: u8 = 8;
+}
+
+/// A prefix from which a Service port may be used: the data of a key in the tries `SOURCES_V4` and `SOURCES_V6`, whose prefix
+/// length is [`Source::BITS`] more than the prefix's own. Values are 1.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Source<A> {
+    /// [`Service::index`]
+    pub service: u32,
+    /// Zero.
+    pub pad: u32,
+    /// The prefix.
+    pub addr: A,
+}
+
+impl<A> Source<A> {
+    /// Bits before the address, which always count.
+    pub const BITS: u32 = 64;
+}
+
+/// A client of a Service port: key of `AFFINITY_V4` and `AFFINITY_V6`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Client<A> {
+    /// Its address.
+    pub addr: A,
+    /// [`Service::index`]
+    pub service: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// Whom a client stays with: value of `AFFINITY_V4` and `AFFINITY_V6`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Affinity {
+    /// The backend.
+    pub backend: u32,
+    /// [`crate::backend::Backend::generation`] when it was chosen.
+    pub backend_generation: u32,
+    /// A slot that held it: while that slot is in the range of the client's next connection and still holds it, the backend
+    /// is one that connection may have.
+    pub slot: u32,
+    /// Low 32 bits of jiffies at the client's last new connection.
+    pub last_used: u32,
 }
 
 /// Value of `SERVICES_V4` and `SERVICES_V6`.
@@ -66,8 +138,10 @@ pub struct Service {
     pub internal_empty: WhenEmpty,
     /// For an empty `external` range.
     pub external_empty: WhenEmpty,
-    /// Zero.
-    pub pad: u8,
+    /// Bits of [`flag`].
+    pub flags: u8,
+    /// With [`flag::AFFINITY`]: seconds after its last new connection until a client is forgotten.
+    pub affinity_seconds: u32,
     /// Slots for clients on this node: its pods and its own processes.
     pub internal: Range,
     /// Slots for clients whose packets came in by an uplink.
@@ -76,5 +150,11 @@ pub struct Service {
 
 crate::no_padding!(Frontend<Ipv4>: Ipv4, Port, Protocol, [u8; 5]);
 crate::no_padding!(Frontend<Ipv6>: Ipv6, Port, Protocol, [u8; 5]);
-crate::no_padding!(Service: u32, Pick, WhenEmpty, WhenEmpty, u8, Range, Range);
+crate::no_padding!(Service: u32, Pick, WhenEmpty, WhenEmpty, u8, u32, Range, Range);
+crate::no_padding!(Source<Ipv4>: u32, u32, Ipv4);
+crate::no_padding!(Source<Ipv6>: u32, u32, Ipv6);
+crate::no_padding!(Client<Ipv4>: Ipv4, u32, u32);
+crate::no_padding!(Client<Ipv6>: Ipv6, u32, u32);
+crate::no_padding!(Affinity: u32, u32, u32, u32);
 crate::map_type!(Frontend<Ipv4>, Frontend<Ipv6>, Range, Service);
+crate::map_type!(Source<Ipv4>, Source<Ipv6>, Client<Ipv4>, Client<Ipv6>, Affinity);

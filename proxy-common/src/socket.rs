@@ -1,7 +1,7 @@
 //! Socket load balancing: what a socket believes to talk to. Key and value of `SOCKETS_V4` and `SOCKETS_V6`.
 
 use crate::{
-    addr::{Ipv4, Ipv6, Port},
+    addr::{Ipv4, Ipv6, Port, Protocol},
     backend::BackendId,
 };
 
@@ -14,6 +14,17 @@ pub enum SocketWay {
     /// From a frontend (the key) to the backend this socket was given (the value): later `sendmsg` of an unconnected
     /// socket.
     ToBackend = 2,
+}
+
+/// Which system call gave a socket its peer. Only connected sockets may be destroyed when their backend has gone: others
+/// choose again with their next datagram.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SocketOrigin {
+    /// `connect`
+    Connected = 1,
+    /// `sendmsg`
+    Sent = 2,
 }
 
 /// A socket and the peer it names or that names itself to it.
@@ -40,14 +51,18 @@ pub struct SocketTarget<A> {
     pub addr: A,
     /// Port put in its place.
     pub port: Port,
-    /// Zero.
-    pub pad: [u8; 2],
+    /// Protocol of the socket.
+    pub proto: Protocol,
+    /// How it came to have this peer.
+    pub origin: SocketOrigin,
     /// The backend in question.
     pub backend: BackendId,
     /// [`crate::backend::Backend::generation`] when it was chosen.
     pub backend_generation: u32,
     /// [`crate::service::Service::index`].
     pub service: u32,
+    /// Cookie of the socket's network namespace, low word first.
+    pub netns: [u32; 2],
 }
 
 impl<A> SocketPeer<A> {
@@ -60,6 +75,6 @@ impl<A> SocketPeer<A> {
 
 crate::no_padding!(SocketPeer<Ipv4>: [u32; 2], Ipv4, Port, SocketWay, [u8; 5]);
 crate::no_padding!(SocketPeer<Ipv6>: [u32; 2], Ipv6, Port, SocketWay, [u8; 5]);
-crate::no_padding!(SocketTarget<Ipv4>: Ipv4, Port, [u8; 2], u32, u32, u32);
-crate::no_padding!(SocketTarget<Ipv6>: Ipv6, Port, [u8; 2], u32, u32, u32);
+crate::no_padding!(SocketTarget<Ipv4>: Ipv4, Port, Protocol, SocketOrigin, u32, u32, u32, [u32; 2]);
+crate::no_padding!(SocketTarget<Ipv6>: Ipv6, Port, Protocol, SocketOrigin, u32, u32, u32, [u32; 2]);
 crate::map_type!(SocketPeer<Ipv4>, SocketPeer<Ipv6>, SocketTarget<Ipv4>, SocketTarget<Ipv6>);

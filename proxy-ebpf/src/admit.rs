@@ -76,6 +76,8 @@ pub(crate) fn select<F: Family>(key: &Tuple<F::Addr>) -> Admission {
     draft.flow.twin_stage = way.twin_stage;
     draft.flow.direction = Direction::Original;
     draft.flow.state = 0;
+    draft.flow.packets = 0;
+    draft.flow.bytes = 0;
     draft.flow.next_hop = NextHop { ifindex: 0, generation: 0, dmac: Mac::ZERO, smac: Mac::ZERO };
     Admission::Selected
 }

@@ -168,7 +168,9 @@ pub(crate) fn set_twin<A: Copy>(twin: &mut Flow<A>, key: &Tuple<A>, flow: &Flow<
         _ => Direction::Original,
     };
     twin.state = flow.state;
-    twin.pad = [0; 7];
+    twin.pad = 0;
+    twin.packets = 0;
+    twin.bytes = 0;
 }
 
 /// Enters a new pair, whose original half is `draft.flow`. The reply's key is claimed first and must be free in both tiers:
@@ -443,7 +445,9 @@ mod tests {
             twin_stage: Stage::ToPod,
             direction: Direction::Original,
             state: 0,
-            pad: [0; 7],
+            pad: 0,
+            packets: 0,
+            bytes: 0,
         };
         set_rewrite::<V4>(&mut flow.rewrite, &key, &to);
         (key, flow)

@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
     macros::btf_map,
 };
 use proxy_common::{
@@ -11,10 +11,11 @@ use proxy_common::{
     backend::{Backend, BackendId},
     filter::Filter,
     flow::{Draft, Flow},
-    node::Node,
+    node::{Node, ServiceCidrs},
     outcome,
-    service::{Frontend, Service},
+    service::{Affinity, Client, Frontend, Service, Source},
     socket::{SocketPeer, SocketTarget},
+    stats::Stats,
     tuple::Tuple,
 };
 
@@ -26,6 +27,8 @@ const FLOWS: usize = 262_144;
 const EMBRYOS: usize = 65_536;
 const SOCKETS: usize = 131_072;
 const UPLINKS_: usize = 256;
+const AFFINITY: usize = 131_072;
+const SOURCES: usize = 65_536;
 
 /// Elements of a hash table that are written anew are never reused under a reader's feet: without preallocation the
 /// kernel frees the old one after a grace period.
@@ -45,6 +48,16 @@ pub(crate) type Embryos<A> = LruHashMap<Tuple<A>, Flow<A>, EMBRYOS>;
 pub(crate) type Drafts<A> = PerCpuArray<Draft<A>, 1>;
 /// A table of translated sockets.
 pub(crate) type Sockets<A> = LruHashMap<SocketPeer<A>, SocketTarget<A>, SOCKETS>;
+/// A table of prefixes from which Services may be used.
+pub(crate) type Sources<A> = LpmTrie<Source<A>, u32, SOURCES, NO_PREALLOC>;
+/// A table of clients and the backends they stay with.
+pub(crate) type Affinities<A> = LruHashMap<Client<A>, Affinity, AFFINITY>;
+/// Counts by service index.
+pub(crate) type ServiceStats = Array<Stats, SERVICES>;
+/// Counts by backend id.
+pub(crate) type BackendStats = Array<Stats, BACKENDS>;
+/// Active flows by backend id. The agent counts anew now and then, because flows that end in silence are not seen.
+pub(crate) type Active = Array<u32, BACKENDS>;
 
 #[btf_map]
 pub(crate) static SERVICES_V4: Services<Ipv4> = HashMap::new();
@@ -89,3 +102,30 @@ pub(crate) static NODE: Array<Node, 1> = Array::new();
 pub(crate) static UPLINKS: HashMap<u32, u32, UPLINKS_, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 pub(crate) static COUNTERS: PerCpuArray<u64, { outcome::COUNTERS as usize }> = PerCpuArray::new();
+#[btf_map]
+pub(crate) static SERVICE_CIDRS: Array<ServiceCidrs, 1> = Array::new();
+#[btf_map]
+pub(crate) static SOURCES_V4: Sources<Ipv4> = LpmTrie::new();
+#[btf_map]
+pub(crate) static SOURCES_V6: Sources<Ipv6> = LpmTrie::new();
+#[btf_map]
+pub(crate) static AFFINITY_V4: Affinities<Ipv4> = LruHashMap::new();
+#[btf_map]
+pub(crate) static AFFINITY_V6: Affinities<Ipv6> = LruHashMap::new();
+#[btf_map]
+pub(crate) static SERVICE_STATS_4: ServiceStats = Array::new();
+#[btf_map]
+pub(crate) static SERVICE_STATS_6: ServiceStats = Array::new();
+#[btf_map]
+pub(crate) static BACKEND_STATS_4: BackendStats = Array::new();
+#[btf_map]
+pub(crate) static BACKEND_STATS_6: BackendStats = Array::new();
+#[btf_map]
+pub(crate) static ACTIVE_V4: Active = Array::new();
+#[btf_map]
+pub(crate) static ACTIVE_V6: Active = Array::new();
+/// How often a Service port was picked from, by its index, on each CPU by itself.
+#[btf_map]
+pub(crate) static TURNS_V4: PerCpuArray<u32, SERVICES> = PerCpuArray::new();
+#[btf_map]
+pub(crate) static TURNS_V6: PerCpuArray<u32, SERVICES> = PerCpuArray::new();

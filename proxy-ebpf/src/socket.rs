@@ -7,7 +7,7 @@ use aya_ebpf::{EbpfContext as _, bindings::BPF_ANY, helpers::generated as helper
 use proxy_common::{
     addr::{Address, Protocol},
     outcome::{Hook, Outcome},
-    socket::{SocketPeer, SocketTarget, SocketWay},
+    socket::{SocketOrigin, SocketPeer, SocketTarget, SocketWay},
 };
 
 use crate::{
@@ -117,10 +117,12 @@ fn translate<F: Family>(
     let frontend = SocketTarget {
         addr: peer.addr,
         port: peer.port,
-        pad: [0; 2],
+        proto: protocol,
+        origin: if matches!(hook, Hook::Sendmsg) { SocketOrigin::Sent } else { SocketOrigin::Connected },
         backend: chosen.id,
         backend_generation: chosen.backend.generation,
         service: service.index,
+        netns: netns(context),
     };
     let backend = SocketTarget { addr: chosen.backend.addr, port: chosen.backend.port, ..frontend };
     let cookie = cookie(context);
@@ -179,4 +181,11 @@ fn refuse(hook: Hook, reason: Outcome) -> Answer {
 fn cookie(context: &SockAddrContext) -> u64 {
     // SAFETY: a helper on the program's own context.
     unsafe { helpers::bpf_get_socket_cookie(context.as_ptr()) }
+}
+
+#[inline(always)]
+fn netns(context: &SockAddrContext) -> [u32; 2] {
+    // SAFETY: a helper on the program's own context.
+    let cookie = unsafe { helpers::bpf_get_netns_cookie(context.as_ptr()) };
+    [cookie as u32, (cookie >> 32) as u32]
 }

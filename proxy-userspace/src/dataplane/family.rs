@@ -54,9 +54,9 @@ pub(super) fn table<K: Pod, V: Pod>(object: &Ebpf, name: &'static str) -> Result
 }
 
 fn data(map: &aya::maps::Map) -> Option<&MapData> {
-    use aya::maps::Map::{Array, HashMap, LruHashMap, PerCpuArray};
+    use aya::maps::Map::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
     match map {
-        Array(data) | HashMap(data) | LruHashMap(data) | PerCpuArray(data) => Some(data),
+        Array(data) | HashMap(data) | LpmTrie(data) | LruHashMap(data) | PerCpuArray(data) => Some(data),
         _ => None,
     }
 }

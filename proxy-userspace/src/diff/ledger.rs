@@ -217,7 +217,8 @@ impl<A: Address + std::fmt::Display> FamilyLedger<A> {
             pick: desired.pick,
             internal_empty: desired.internal_empty,
             external_empty: desired.external_empty,
-            pad: 0,
+            flags: 0,
+            affinity_seconds: 0,
             internal,
             external,
         };

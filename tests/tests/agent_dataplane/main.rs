@@ -429,7 +429,9 @@ fn pruning_keeps_what_a_live_flow_needs() -> Result<()> {
             twin_stage: Stage::ToPod,
             direction: Direction::Original,
             state: 0,
-            pad: [0; 7],
+            pad: 0,
+            packets: 0,
+            bytes: 0,
         };
         let map = aya::maps::MapData::from_pin(node.pin("maps/FLOWS_V4"))?;
         let mut flows: aya::maps::HashMap<_, Tuple<Ipv4>, Flow<Ipv4>> = aya::maps::Map::LruHashMap(map).try_into()?;
