@@ -5,5 +5,6 @@ pub mod frame;
 pub mod lab;
 pub mod netns;
 pub mod patience;
+pub mod sandbox;
 pub mod testbed;
 pub mod traffic;

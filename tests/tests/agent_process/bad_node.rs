@@ -12,13 +12,10 @@ use nix::{
 use tests::{
     lab::{agent::sluice_program, pins::PinDirectory},
     netns::require_root,
+    sandbox::{Agent, Sandbox},
 };
 
-use super::{
-    filled,
-    sandbox::{Agent, Sandbox},
-    service, write,
-};
+use super::{filled, service, write};
 
 /// The node must change first: `EX_CONFIG` of sysexits.h.
 const NODE_MUST_CHANGE: i32 = 78;

@@ -1,17 +1,16 @@
 //! The agent as a process, with the real kernel: what it writes, what it leaves alone, and what it says. Needs root.
 
 mod bad_node;
-mod sandbox;
 
 use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use sandbox::Sandbox;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tests::{
     api::{ApiServer, Fault, On, Resource},
     patience::patience,
+    sandbox::Sandbox,
 };
 
 fn service(name: &str, cluster_ip: &str) -> Value {

@@ -1,4 +1,4 @@
-//! A place for agents, and an agent that runs in it.
+//! A place for agents without a lab around them, and an agent that runs in it: for what can be seen in its maps and its log.
 
 use std::{
     fs::{self, File},
@@ -19,7 +19,8 @@ use proxy_common::{
     service::{Frontend, Service},
 };
 use tempfile::TempDir;
-use tests::{
+
+use crate::{
     api::ApiServer,
     lab::{agent::sluice_program, cgroup::Cgroup, pins::PinDirectory},
     netns::Namespace,
@@ -29,15 +30,21 @@ use tests::{
 const USUAL: Duration = Duration::from_secs(20);
 
 /// A network namespace, a cgroup and a pin path for agents, one after the other.
-pub(crate) struct Sandbox {
-    pub(crate) namespace: Namespace,
-    pub(crate) cgroup: Cgroup,
-    pub(crate) pins: PinDirectory,
-    pub(crate) directory: TempDir,
+#[derive(Debug)]
+pub struct Sandbox {
+    /// Where agents and servers run.
+    pub namespace: Namespace,
+    /// Whose sockets are translated.
+    pub cgroup: Cgroup,
+    /// Where agents pin.
+    pub pins: PinDirectory,
+    /// For files of the test's, and for the agents' log.
+    pub directory: TempDir,
 }
 
 impl Sandbox {
-    pub(crate) fn new() -> Result<Self> {
+    /// An empty one.
+    pub fn new() -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let namespace = Namespace::new("agent")?;
@@ -49,18 +56,20 @@ impl Sandbox {
         })
     }
 
-    pub(crate) fn server(&self) -> Result<ApiServer> {
+    /// An API server in it.
+    pub fn server(&self) -> Result<ApiServer> {
         self.namespace.run(ApiServer::start)?
     }
 
-    pub(crate) fn agent(&self, source: &[&str]) -> Result<Agent> {
+    /// Starts an agent with these arguments.
+    pub fn agent(&self, source: &[&str]) -> Result<Agent> {
         let mut command = self.command(source)?;
         command.arg("--cgroup").arg(self.cgroup.path());
         self.start(command)
     }
 
     /// An agent's command line but for the cgroup.
-    pub(crate) fn command(&self, arguments: &[&str]) -> Result<Command> {
+    pub fn command(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = self.namespace.command(sluice_program()?)?;
         command.args(["run", "-v", "--hostname-override", "here"]).args(arguments);
         command.arg("--pin-path").arg(self.pins.path());
@@ -69,14 +78,14 @@ impl Sandbox {
     }
 
     /// Runs a command. It inherits the capabilities and the mounts of the calling thread.
-    pub(crate) fn start(&self, mut command: Command) -> Result<Agent> {
+    pub fn start(&self, mut command: Command) -> Result<Agent> {
         let log = self.directory.path().join("log");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log)?);
         Ok(Agent { child: command.spawn().context("cannot run sluice")?, log })
     }
 
     /// `SERVICES_V4` as it is now; empty as long as there is no map.
-    pub(crate) fn services(&self) -> Result<Vec<(Frontend<Ipv4>, Service)>> {
+    pub fn services(&self) -> Result<Vec<(Frontend<Ipv4>, Service)>> {
         let path = self.pins.path().join("maps/SERVICES_V4");
         if !path.exists() {
             return Ok(Vec::new());
@@ -85,7 +94,8 @@ impl Sandbox {
         Ok(map.iter().collect::<Result<_, _>>()?)
     }
 
-    pub(crate) fn wait_for_services(&self, what: &str, condition: impl Fn(&[Service]) -> bool) -> Result<Duration> {
+    /// Waits until `SERVICES_V4` is so; returns how long it took.
+    pub fn wait_for_services(&self, what: &str, condition: impl Fn(&[Service]) -> bool) -> Result<Duration> {
         let began = Instant::now();
         wait_until(what, USUAL, || {
             let services: Vec<Service> = self.services().ok()?.into_iter().map(|(_, service)| service).collect();
@@ -96,30 +106,34 @@ impl Sandbox {
 }
 
 /// A running agent; killed when dropped.
-pub(crate) struct Agent {
+#[derive(Debug)]
+pub struct Agent {
     child: Child,
     log: PathBuf,
 }
 
 impl Agent {
-    pub(crate) fn log(&self) -> String {
+    /// Everything it has said.
+    pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    pub(crate) fn wait_for(&self, words: &str) -> Result<()> {
+    /// Waits until it has said so.
+    pub fn wait_for(&self, words: &str) -> Result<()> {
         let waited =
             wait_until(&format!("the agent to say {words:?}"), USUAL, || self.log().contains(words).then_some(()));
         waited.with_context(|| format!("its log:\n{}", self.log()))
     }
 
     /// Waits for it to end by itself: its exit code.
-    pub(crate) fn ended(&mut self) -> Result<i32> {
+    pub fn ended(&mut self) -> Result<i32> {
         let waited = wait_until("the agent to end", USUAL, || self.child.try_wait().ok().flatten());
         let status = waited.with_context(|| format!("its log:\n{}", self.log()))?;
         status.code().context("the agent was killed")
     }
 
-    pub(crate) fn terminate(mut self) -> Result<i32> {
+    /// Ends it with SIGTERM: its exit code.
+    pub fn terminate(mut self) -> Result<i32> {
         kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM)?;
         self.ended()
     }
