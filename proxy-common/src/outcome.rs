@@ -53,8 +53,6 @@ pub enum Outcome {
     PassExtension = 20,
     /// Passed on: neither TCP nor UDP, addressed to one of ours.
     PassProtocol = 21,
-    /// Dropped: the Service has no endpoint for this client.
-    DropNoEndpoint = 32,
     /// Dropped: the Service's slot or backend entry was not there.
     DropNoBackend = 33,
     /// Dropped: no source port was free for the flow.
@@ -112,7 +110,7 @@ impl Hook {
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 24] = [
         Self::Opened,
         Self::Confirmed,
         Self::Moved,
@@ -124,7 +122,6 @@ impl Outcome {
         Self::PassOptions,
         Self::PassExtension,
         Self::PassProtocol,
-        Self::DropNoEndpoint,
         Self::DropNoBackend,
         Self::DropNoPort,
         Self::DropNotWritable,

@@ -50,8 +50,9 @@ pub(crate) fn select<F: Family>(key: &Tuple<F::Addr>) -> Admission {
     if key.saddr.is_loopback() || key.daddr.is_loopback() {
         return Admission::Refused(Outcome::DropMartian);
     }
-    let (Some(node), Some(service)) = (service::node(), service::find::<F>(key.daddr, key.dport, key.proto)) else {
-        return Admission::NotOurs;
+    let Some(node) = service::node() else { return Admission::NotOurs };
+    let Some(service) = service::find::<F>(key.daddr, key.dport, key.proto) else {
+        return service::refusal::<F>(key.daddr).map_or(Admission::NotOurs, Admission::Refused);
     };
     let client = if matches!(key.stage, Stage::UplinkIn) { Client::External } else { Client::Internal };
     let chosen = match service::choose::<F>(service, client) {

@@ -56,6 +56,14 @@ pub(crate) fn find<F: Family>(daddr: F::Addr, dport: Port, proto: Protocol) -> O
     unsafe { F::services().get(Frontend::new(F::Addr::ANY, dport, proto)) }
 }
 
+/// Why a packet to a destination that no Service has goes no further, if it does not: its address is a ClusterIP, and the
+/// port is none of its Service's.
+#[inline(always)]
+pub(crate) fn refusal<F: Family>(daddr: F::Addr) -> Option<Outcome> {
+    // SAFETY: as in `find`.
+    unsafe { F::services().get(Frontend::whole(daddr)) }.map(|_| Outcome::RejectNoPort)
+}
+
 /// Chooses a backend for a new flow.
 #[inline(always)]
 pub(crate) fn choose<F: Family>(service: &Service, client: Client) -> Result<Chosen<F::Addr>, Outcome> {
@@ -65,7 +73,7 @@ pub(crate) fn choose<F: Family>(service: &Service, client: Client) -> Result<Cho
     };
     if range.count == 0 {
         return Err(match empty {
-            WhenEmpty::Reject => Outcome::DropNoEndpoint,
+            WhenEmpty::Reject => Outcome::RejectNoEndpoint,
             WhenEmpty::Drop => Outcome::DropNoLocalEndpoint,
         });
     }

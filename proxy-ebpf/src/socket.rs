@@ -109,7 +109,9 @@ fn translate<F: Family>(
     peer: Peer<F::Addr>,
     set_peer: fn(&SockAddrContext, Peer<F::Addr>),
 ) -> Answer {
-    let Some(service) = service::find::<F>(peer.addr, peer.port, protocol) else { return GO_ON };
+    let Some(service) = service::find::<F>(peer.addr, peer.port, protocol) else {
+        return service::refusal::<F>(peer.addr).map_or(GO_ON, |reason| refuse(hook, reason));
+    };
     let chosen = match service::choose::<F>(service, Client::Internal) {
         Ok(chosen) => chosen,
         Err(reason) => return refuse(hook, reason),

@@ -390,7 +390,7 @@ fn must_drop(bed: &mut Testbed, hook: Hook, frame: &Frame, outcome: Outcome) -> 
 #[test]
 fn a_service_with_nothing_behind_it_drops_and_says_which_way() -> Result<()> {
     let mut bed = Testbed::new()?;
-    let cases = [(WhenEmpty::Reject, Outcome::DropNoEndpoint), (WhenEmpty::Drop, Outcome::DropNoLocalEndpoint)];
+    let cases = [(WhenEmpty::Reject, Outcome::RejectNoEndpoint), (WhenEmpty::Drop, Outcome::DropNoLocalEndpoint)];
     for (when_empty, outcome) in cases {
         let service = Service { internal_empty: when_empty, external_empty: when_empty, ..Service::default() };
         bed.set_service(SERVICE.v4.into(), PORT, Protocol::Tcp, service)?;

@@ -1,0 +1,58 @@
+//! Who may have a new flow, and what becomes of the packets that may not: the tables of answers, on the real verifier.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use anyhow::Result;
+use proxy_common::{
+    addr::Protocol,
+    outcome::{Hook, Outcome},
+    service::Service,
+};
+use tests::{
+    frame::{Family, Flags, Frame, Host, Transport},
+    testbed::{CLIENT, POD, PORT, REMOTE, SERVICE, Testbed},
+};
+
+/// Another client beyond the router.
+const OTHER_CLIENT: Host =
+    Host { v4: Ipv4Addr::new(198, 51, 100, 8), v6: Ipv6Addr::new(0x2001, 0xdb8, 0xfe01, 0, 0, 0, 0, 8) };
+const SYN: Transport = Transport::Tcp(Flags::SYN);
+
+/// Where new flows come from.
+const WAYS_IN: [Hook; 3] = [Hook::PodIn, Hook::UplinkIn, Hook::UplinkXdp];
+
+/// A client whose packets come this way; another for each, because two of the ways see the same flows.
+fn client_at(hook: Hook) -> Host {
+    match hook {
+        Hook::PodIn => POD,
+        Hook::UplinkXdp => OTHER_CLIENT,
+        _ => CLIENT,
+    }
+}
+
+/// Runs a packet for which one thing must be counted, once.
+fn must_count(bed: &mut Testbed, hook: Hook, frame: &Frame, outcome: Outcome) -> Result<()> {
+    let before = bed.counter(hook, outcome)?;
+    bed.run(hook, frame)?;
+    assert_eq!(bed.counter(hook, outcome)?, before + 1, "{outcome:?} at {hook:?} for {frame:?}");
+    Ok(())
+}
+
+#[test]
+fn a_port_of_a_cluster_ip_that_nobody_defined_is_rejected_and_defined_ones_are_served() -> Result<()> {
+    for family in Family::BOTH {
+        for (transport, proto) in [(SYN, Protocol::Tcp), (Transport::Udp, Protocol::Udp)] {
+            let mut bed = Testbed::new()?;
+            let backend = bed.add_backend(REMOTE.address(family), false)?;
+            bed.add_service(SERVICE.address(family), PORT, proto, &[backend])?;
+            bed.set_service(SERVICE.address(family), 0, Protocol::Any, Service::default())?;
+            for hook in WAYS_IN {
+                let client = client_at(hook).address(family);
+                let to = |port| Frame::new((client, 4_000), (SERVICE.address(family), port), transport);
+                must_count(&mut bed, hook, &to(PORT + 1), Outcome::RejectNoPort)?;
+                must_count(&mut bed, hook, &to(PORT), Outcome::Opened)?;
+            }
+        }
+    }
+    Ok(())
+}
