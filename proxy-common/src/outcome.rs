@@ -41,6 +41,8 @@ pub enum Outcome {
     Repaired = 3,
     /// A new flow needed another source port, because its reply would not have been told from another flow's.
     PortChanged = 4,
+    /// An ICMP error about a packet of a known flow was translated with what it quotes.
+    Related = 5,
     /// Passed on: the frame has one or more VLAN tags.
     PassVlan = 16,
     /// Passed on: an IP header that lies about itself, or ends early.
@@ -110,12 +112,13 @@ impl Hook {
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Opened,
         Self::Confirmed,
         Self::Moved,
         Self::Repaired,
         Self::PortChanged,
+        Self::Related,
         Self::PassVlan,
         Self::PassMalformed,
         Self::PassFragment,

@@ -15,6 +15,7 @@ use crate::{
     family::{Family, V4, V6},
     filter,
     flow::{self, Advance, Entry},
+    icmp,
     output::{self, Verdict},
     packet::Packet,
     parse::{ETHERNET, Ethernet, Ipv6Header, Tcp, TcpHeader, Transport, Udp, ethertype},
@@ -43,6 +44,10 @@ pub fn run<P: Packet>(hook: Hook, stage: Stage, packet: &mut P) -> Result<Verdic
 #[inline(always)]
 fn internet<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P) -> Result<Verdict, Outcome> {
     let Some(header) = packet.at::<F::Header>(ETHERNET) else { return pass(hook, Outcome::PassMalformed) };
+    // Before the filter: who reports an error need not be ours.
+    if F::protocol(header) == F::ICMP {
+        return Ok(icmp::relate::<P, F>(hook, stage, packet));
+    }
     let (saddr, daddr) = F::addresses(header);
     if !filter::may_be_ours(stage, &saddr, &daddr) {
         return Ok(Verdict::PASS);

@@ -24,6 +24,8 @@ pub trait Family: 'static {
     const NUMBER: u8;
     /// Where the hop limit stands in the header.
     const HOP_LIMIT: usize;
+    /// The protocol number of ICMP.
+    const ICMP: u8;
     /// Whether the header has no checksum of its own, so that a change of it changes the sum of the whole packet.
     const IS_V6: bool;
 
@@ -41,6 +43,10 @@ pub trait Family: 'static {
     /// Understands the header, or says why the packet is passed on.
     fn payload(header: &Self::Header) -> Result<Payload, Outcome>;
     fn hop_limit(header: &Self::Header) -> u8;
+    /// What follows the header.
+    fn protocol(header: &Self::Header) -> u8;
+    /// Whether an ICMP message of this type quotes the packet it is about.
+    fn is_icmp_error(kind: u8) -> bool;
     /// Writes the addresses; `delta` is what they do to the header's sum.
     fn set_addresses(header: &mut Self::Header, saddr: Self::Addr, daddr: Self::Addr, delta: u16);
     /// Takes one from the hop limit.
@@ -93,6 +99,7 @@ impl Family for V4 {
     const ETHERTYPE: u16 = ethertype::IPV4;
     const NUMBER: u8 = 2;
     const HOP_LIMIT: usize = core::mem::offset_of!(Ipv4Header, ttl);
+    const ICMP: u8 = 1;
     const IS_V6: bool = false;
 
     family_maps!(SERVICES_V4 BACKENDS_V4 LOCAL_ADDRS_V4 FLOWS_V4 EMBRYOS_V4 DRAFTS_V4 SOCKETS_V4);
@@ -115,6 +122,17 @@ impl Family for V4 {
     #[inline(always)]
     fn hop_limit(header: &Ipv4Header) -> u8 {
         header.ttl
+    }
+
+    #[inline(always)]
+    fn protocol(header: &Ipv4Header) -> u8 {
+        header.protocol
+    }
+
+    /// Destination unreachable, time exceeded, parameter problem. Redirects are for routers, source quenches for nobody.
+    #[inline(always)]
+    fn is_icmp_error(kind: u8) -> bool {
+        matches!(kind, 3 | 11 | 12)
     }
 
     #[inline(always)]
@@ -142,6 +160,7 @@ impl Family for V6 {
     const ETHERTYPE: u16 = ethertype::IPV6;
     const NUMBER: u8 = 10;
     const HOP_LIMIT: usize = core::mem::offset_of!(Ipv6Header, hop_limit);
+    const ICMP: u8 = 58;
     const IS_V6: bool = true;
 
     family_maps!(SERVICES_V6 BACKENDS_V6 LOCAL_ADDRS_V6 FLOWS_V6 EMBRYOS_V6 DRAFTS_V6 SOCKETS_V6);
@@ -164,6 +183,17 @@ impl Family for V6 {
     #[inline(always)]
     fn hop_limit(header: &Ipv6Header) -> u8 {
         header.hop_limit
+    }
+
+    #[inline(always)]
+    fn protocol(header: &Ipv6Header) -> u8 {
+        header.next_header
+    }
+
+    /// Destination unreachable, packet too big, time exceeded, parameter problem.
+    #[inline(always)]
+    fn is_icmp_error(kind: u8) -> bool {
+        matches!(kind, 1..=4)
     }
 
     #[inline(always)]

@@ -18,6 +18,7 @@ pub mod datapath;
 mod family;
 mod filter;
 mod flow;
+mod icmp;
 pub mod kernel;
 mod maps;
 mod nat;

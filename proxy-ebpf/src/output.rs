@@ -168,7 +168,7 @@ impl Question {
 
 /// Sends the packet out at its next hop. `false` when the packet is too short, which cannot be.
 #[inline(always)]
-fn forward<P: Packet, F: Family>(packet: &mut P, next_hop: &NextHop) -> Option<Verdict> {
+pub(crate) fn forward<P: Packet, F: Family>(packet: &mut P, next_hop: &NextHop) -> Option<Verdict> {
     let ethernet = packet.at::<Ethernet>(0)?;
     ethernet.dmac = next_hop.dmac;
     ethernet.smac = next_hop.smac;
@@ -179,7 +179,7 @@ fn forward<P: Packet, F: Family>(packet: &mut P, next_hop: &NextHop) -> Option<V
 
 /// Sends the packet back where it came from.
 #[inline(always)]
-fn hairpin<P: Packet, F: Family>(packet: &mut P) -> Option<Verdict> {
+pub(crate) fn hairpin<P: Packet, F: Family>(packet: &mut P) -> Option<Verdict> {
     let ethernet = packet.at::<Ethernet>(0)?;
     core::mem::swap(&mut ethernet.dmac, &mut ethernet.smac);
     packet.decrement_hop_limit::<F>(ETHERNET);

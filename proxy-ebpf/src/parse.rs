@@ -110,6 +110,22 @@ pub(crate) mod tcp {
     pub(crate) const ACK: u8 = 16;
 }
 
+/// Where TCP has its checksum.
+pub(crate) const TCP_CSUM: usize = core::mem::offset_of!(TcpHeader, csum);
+
+/// What all ICMP and ICMPv6 messages begin with.
+#[repr(C)]
+pub(crate) struct IcmpHeader {
+    /// What it says.
+    pub kind: u8,
+    /// What of that.
+    pub code: u8,
+    /// Checksum, in ICMPv6 with a pseudo-header.
+    pub csum: u16,
+    /// What depends on the type: in errors nothing, a pointer, or an MTU.
+    pub rest: [u16; 2],
+}
+
 /// UDP.
 #[repr(C)]
 pub(crate) struct UdpHeader {

@@ -130,7 +130,7 @@ fn options_extensions_fragments_and_tags_are_passed_on() -> Result<()> {
         ("destination options", Family::V6, Outcome::PassExtension, |b| extend(b, 60)),
         ("an IPv6 fragment", Family::V6, Outcome::PassFragment, |b| extend(b, 44)),
         ("a VLAN tag", Family::V4, Outcome::PassVlan, |b| drop(b.splice(12..12, [0x81, 0, 0, 5]))),
-        ("ICMP", Family::V4, Outcome::PassProtocol, |b| b[23] = 1),
+        ("GRE", Family::V4, Outcome::PassProtocol, |b| b[23] = 47),
         ("a protocol nobody has", Family::V6, Outcome::PassProtocol, |b| b[20] = 253),
     ];
     for (name, family, outcome, change) in cases {
