@@ -19,40 +19,82 @@ use crate::{
     model::Node,
 };
 
-/// On which of the node's addresses NodePorts are served.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum NodePortAddresses {
+/// On which of the node's addresses NodePorts are served: on those any of these means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodePortAddresses(Vec<NodePortAddress>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NodePortAddress {
     /// The primary address of each family, and the loopback addresses for the node's own processes.
-    #[default]
     Primary,
     /// All of them.
     All,
-    /// Those within these networks.
-    Within(Vec<IpNet>),
+    /// The loopback addresses.
+    Localhost,
+    /// Those within this network.
+    Within(IpNet),
 }
 
-impl FromStr for NodePortAddresses {
-    type Err = ipnet::AddrParseError;
+/// Why text is not [`NodePortAddresses`].
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not one of `primary`, `all` and `localhost`, nor a network like 192.0.2.0/24")]
+pub struct NodePortAddressesError(String);
+
+impl Default for NodePortAddresses {
+    fn default() -> Self {
+        Self(vec![NodePortAddress::Primary])
+    }
+}
+
+impl FromStr for NodePortAddress {
+    type Err = NodePortAddressesError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
             "primary" => Ok(Self::Primary),
             "all" => Ok(Self::All),
-            "localhost" => Ok(Self::Within(vec![IpNet::V4("127.0.0.0/8".parse()?), IpNet::V6("::1/128".parse()?)])),
-            networks => Ok(Self::Within(networks.split(',').map(str::parse).collect::<Result<_, _>>()?)),
+            "localhost" => Ok(Self::Localhost),
+            network => network
+                .parse()
+                .map(Self::Within)
+                .map_err(|_: ipnet::AddrParseError| NodePortAddressesError(network.into())),
+        }
+    }
+}
+
+impl FromStr for NodePortAddresses {
+    type Err = NodePortAddressesError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.split(',').map(|part| part.trim().parse()).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl fmt::Display for NodePortAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Primary => f.write_str("primary"),
+            Self::All => f.write_str("all"),
+            Self::Localhost => f.write_str("localhost"),
+            Self::Within(network) => network.fmt(f),
         }
     }
 }
 
 impl fmt::Display for NodePortAddresses {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let texts: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        f.write_str(&texts.join(","))
+    }
+}
+
+impl NodePortAddress {
+    fn means(&self, address: IpAddr, primary: Primary) -> bool {
         match self {
-            Self::Primary => f.write_str("primary"),
-            Self::All => f.write_str("all"),
-            Self::Within(networks) => {
-                let texts: Vec<String> = networks.iter().map(ToString::to_string).collect();
-                f.write_str(&texts.join(","))
-            }
+            Self::Primary => primary.has(address) || address.is_loopback(),
+            Self::All => true,
+            Self::Localhost => address.is_loopback(),
+            Self::Within(network) => network.contains(&address),
         }
     }
 }
@@ -89,11 +131,7 @@ impl Primary {
 /// Content of `LOCAL_ADDRS_*`: every address of the node but the link-local ones, which no Service is reached by.
 pub fn local_addresses(network: &NodeNetwork, primary: Primary, choice: &NodePortAddresses) -> BTreeMap<IpAddr, u32> {
     let addresses = network.addresses.iter().filter(|known| known.is_usable).map(|known| known.net.addr());
-    let served = |address: IpAddr| match choice {
-        NodePortAddresses::Primary => primary.has(address) || address.is_loopback(),
-        NodePortAddresses::All => true,
-        NodePortAddresses::Within(networks) => networks.iter().any(|network| network.contains(&address)),
-    };
+    let served = |address: IpAddr| choice.0.iter().any(|choice| choice.means(address, primary));
     let bits = |address: IpAddr| if served(address) { local::NODE_PORTS } else { 0 };
     addresses.filter(|address| !is_link_local(*address)).map(|address| (address, bits(address))).collect()
 }
@@ -189,6 +227,8 @@ mod tests {
             ("all", vec!["127.0.0.1", "192.0.2.7", "192.0.2.9", "198.51.100.9", "2001:db8::9"]),
             ("198.51.100.0/24,2001:db8::/32", vec!["198.51.100.9", "2001:db8::9"]),
             ("localhost", vec!["127.0.0.1"]),
+            ("localhost, 198.51.100.0/24", vec!["127.0.0.1", "198.51.100.9"]),
+            ("primary,198.51.100.0/24", vec!["127.0.0.1", "192.0.2.9", "198.51.100.9"]),
         ];
         for (choice, expected) in cases {
             let primary = Primary::of(&network(), None, &[]);
@@ -203,6 +243,8 @@ mod tests {
 
     #[test]
     fn nonsense_is_no_choice() {
-        assert!("primary,10.0.0.0/33".parse::<NodePortAddresses>().is_err());
+        for nonsense in ["", "primary,10.0.0.0/33", "all,", "public", "10.0.0.1"] {
+            assert!(nonsense.parse::<NodePortAddresses>().is_err(), "{nonsense}");
+        }
     }
 }

@@ -1,7 +1,18 @@
 //! What the operator decides: from the command line to settings that have been checked.
 
-use std::{fmt, num::ParseIntError, ops::RangeInclusive, path::PathBuf, str::FromStr};
+mod bind_address;
+mod detect_local;
+mod kube_proxy;
+mod port_range;
 
+use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+
+pub use self::{
+    bind_address::{BindAddress, BindAddressError},
+    detect_local::{DetectLocal, DetectLocalError, DetectLocalMode},
+    kube_proxy::{KubeProxyConfiguration, Note, ReadError},
+    port_range::{PortRange, PortRangeError},
+};
 use crate::{dataplane, reconcile};
 
 /// Everything an agent needs to know before it starts.
@@ -17,6 +28,23 @@ pub struct Config {
     pub node_ports: PortRange,
     /// Source ports given to masqueraded flows.
     pub source_ports: PortRange,
+    /// Where a source address is replaced that need not be.
+    pub masquerade: Masquerade,
+    /// Where `/healthz` and `/livez` are served; none means nowhere.
+    pub healthz: Option<SocketAddr>,
+    /// Where metrics are served; none means nowhere.
+    pub metrics: Option<SocketAddr>,
+    /// How often what others may have undone is put right. A change that waits for twice as long is a sign of ill health.
+    pub sync_period: Duration,
+}
+
+/// Where a source address is replaced that need not be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Masquerade {
+    /// On all that goes to a ClusterIP.
+    pub all: bool,
+    /// On what goes to a NodePort or an external address and has its backend on this node, as kube-proxy does it.
+    pub local_backends: bool,
 }
 
 /// Where objects come from.
@@ -35,43 +63,6 @@ pub struct ApiServer {
     pub kubeconfig: Option<PathBuf>,
     /// Its URL, before that of the kubeconfig.
     pub master: Option<String>,
-}
-
-/// A range of ports, both ends included, none of them 0.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PortRange(pub RangeInclusive<u16>);
-
-/// Why text is not a [`PortRange`].
-#[derive(Debug, thiserror::Error)]
-pub enum PortRangeError {
-    /// Not two parts.
-    #[error("expected FIRST-LAST, as in 30000-32767")]
-    Form,
-    /// Not a port.
-    #[error("not a port: {0}")]
-    Number(#[from] ParseIntError),
-    /// Nothing in it, or 0.
-    #[error("the first port must not be 0 nor above the last")]
-    Empty,
-}
-
-impl FromStr for PortRange {
-    type Err = PortRangeError;
-
-    fn from_str(text: &str) -> Result<Self, PortRangeError> {
-        let (first, last) = text.split_once('-').ok_or(PortRangeError::Form)?;
-        let range = first.trim().parse()?..=last.trim().parse()?;
-        if *range.start() == 0 || range.is_empty() {
-            return Err(PortRangeError::Empty);
-        }
-        Ok(Self(range))
-    }
-}
-
-impl fmt::Display for PortRange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.0.start(), self.0.end())
-    }
 }
 
 /// The value of `--source`.
@@ -102,15 +93,7 @@ impl FromStr for SourceName {
 
 #[cfg(test)]
 mod tests {
-    use super::{PortRange, SourceName};
-
-    #[test]
-    fn a_range_has_a_first_and_a_last_port() {
-        assert_eq!("30000-32767".parse::<PortRange>().unwrap(), PortRange(30000..=32767));
-        for nonsense in ["30000", "2-1", "0-5", "1-65536", "a-b", ""] {
-            assert!(nonsense.parse::<PortRange>().is_err(), "{nonsense}");
-        }
-    }
+    use super::SourceName;
 
     #[test]
     fn a_source_is_kubernetes_or_a_directory() {

@@ -1,6 +1,6 @@
 //! `sluice cleanup`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -18,9 +18,14 @@ pub(super) struct Arguments {
     cgroup: Option<PathBuf>,
 }
 
-#[expect(clippy::print_stdout, reason = "what was removed is the command's result")]
 pub(super) fn execute(arguments: &Arguments) -> Result<(), Failure> {
-    let removed = dataplane::cleanup(&arguments.pin_path).map_err(|error| {
+    at(&arguments.pin_path)
+}
+
+/// Takes out what is pinned there.
+#[expect(clippy::print_stdout, reason = "what was removed is the command's result")]
+pub(super) fn at(pin_path: &Path) -> Result<(), Failure> {
+    let removed = dataplane::cleanup(pin_path).map_err(|error| {
         let code = error.exit_code();
         Failure::new(error, code)
     })?;
@@ -28,7 +33,7 @@ pub(super) fn execute(arguments: &Arguments) -> Result<(), Failure> {
         println!("removed {thing}");
     }
     if removed.is_empty() {
-        println!("there was nothing under {}", arguments.pin_path.display());
+        println!("there was nothing under {}", pin_path.display());
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The log of the agent: on standard error, as text for people or as JSON for machines.
 
-use std::io::IsTerminal as _;
+use std::{io::IsTerminal as _, num::ParseIntError, str::FromStr};
 
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
@@ -13,6 +13,48 @@ pub(super) enum LogFormat {
     Text,
     /// A line of JSON.
     Json,
+}
+
+/// One `-v`, or `-v=N` as kube-proxy has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verbosity {
+    /// One level more.
+    More,
+    /// This many levels.
+    Level(u8),
+}
+
+impl Verbosity {
+    /// What follows kube-proxy's `-v`: up to 2 is what it usually runs with, and 4 is for debugging.
+    pub(super) fn of_kube_proxy(number: u32) -> Self {
+        Self::Level(match number {
+            0..=2 => 0,
+            3 | 4 => 1,
+            5 | 6 => 2,
+            _ => 3,
+        })
+    }
+
+    /// The level it is by itself.
+    pub(super) fn level(self) -> u8 {
+        match self {
+            Self::More => 1,
+            Self::Level(level) => level,
+        }
+    }
+
+    /// The level all of them together ask for.
+    pub(super) fn sum(all: &[Self]) -> u8 {
+        all.iter().fold(0, |sum: u8, one| sum.saturating_add(one.level()))
+    }
+}
+
+impl FromStr for Verbosity {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        if text == "more" { Ok(Self::More) } else { Ok(Self::of_kube_proxy(text.parse()?)) }
+    }
 }
 
 /// Starts the log. `RUST_LOG` decides before the number of `-v`.

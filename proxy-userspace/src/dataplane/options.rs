@@ -19,6 +19,8 @@ pub struct Options {
     pub uplinks: Vec<DevicePattern>,
     /// Pod-facing devices; empty means every veth whose peer is in another namespace and that carries no default route.
     pub pod_devices: Vec<DevicePattern>,
+    /// A bridge whose ports, but for uplinks, are the pod-facing devices.
+    pub pod_bridge: Option<String>,
     /// How TC programs are attached.
     pub classifiers: ClassifierMode,
     /// Entries of maps that shall not have their default size, by the map's name.
@@ -35,6 +37,7 @@ impl Options {
             uplink_mode: UplinkMode::default(),
             uplinks: Vec::new(),
             pod_devices: Vec::new(),
+            pod_bridge: None,
             classifiers: ClassifierMode::default(),
             sizes: BTreeMap::new(),
         }

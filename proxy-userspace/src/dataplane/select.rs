@@ -27,25 +27,29 @@ enum Role {
 /// an uplink.
 pub(super) fn select<'a>(options: &Options, network: &'a NodeNetwork) -> Selection<'a> {
     let mut selection = Selection::default();
+    let bridge = options.pod_bridge.as_deref().and_then(|name| network.link(name));
     for link in &network.links {
-        match role(options, link) {
+        match role(options, link, bridge) {
             Some(Role::Uplink) => selection.uplinks.push(link),
             Some(Role::Pod) => selection.pod_devices.push(link),
             None => {}
         }
     }
     let names = options.uplinks.iter().chain(&options.pod_devices).filter_map(DevicePattern::as_name);
+    let names = names.chain(options.pod_bridge.as_deref());
     selection.absent = names.filter(|name| network.link(name).is_none()).map(str::to_owned).collect();
     selection
 }
 
-fn role(options: &Options, link: &Link) -> Option<Role> {
+fn role(options: &Options, link: &Link, bridge: Option<&Link>) -> Option<Role> {
     if is_listed(&options.uplinks, link) {
         Some(Role::Uplink)
     } else if is_listed(&options.pod_devices, link) {
         Some(Role::Pod)
     } else if options.uplinks.is_empty() && link.has_default_route {
         Some(Role::Uplink)
+    } else if options.pod_bridge.is_some() {
+        bridge.is_some_and(|bridge| link.master == Some(bridge.ifindex)).then_some(Role::Pod)
     } else if options.pod_devices.is_empty() && link.is_pod_veth && !link.has_default_route {
         Some(Role::Pod)
     } else {
@@ -105,6 +109,22 @@ mod tests {
             let words: Vec<&str> = found.split_whitespace().collect();
             assert_eq!(words, expected.split_whitespace().collect::<Vec<_>>(), "{name}");
         }
+    }
+
+    #[test]
+    fn the_ports_of_the_bridge_of_pods_are_pod_devices_but_for_uplinks() {
+        let mut network = network();
+        for link in network.links.iter_mut().filter(|link| ["eth0", "eth1", "vetha"].contains(&link.name.as_str())) {
+            link.master = Some(6);
+        }
+        let mut options = Options::new("/sys/fs/bpf/sluice");
+        options.pod_bridge = Some("docker0".into());
+        let selection = select(&options, &network);
+        let names: Vec<&str> = selection.pod_devices.iter().map(|link| link.name.as_str()).collect();
+        assert_eq!((names, selection.absent), (vec!["eth1", "vetha"], vec![]));
+        options.pod_bridge = Some("cbr0".into());
+        let selection = select(&options, &network);
+        assert_eq!((selection.pod_devices, selection.absent), (vec![], vec!["cbr0".to_owned()]));
     }
 
     #[test]
