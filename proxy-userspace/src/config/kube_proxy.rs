@@ -146,7 +146,7 @@ fn deserialize<T: DeserializeOwned>(text: &str) -> Result<T, Problem> {
     let mut field = None;
     let read = serde_saphyr::with_deserializer_from_str_with_options(text, options, |deserializer| {
         serde_path_to_error::deserialize(deserializer).map_err(|error| {
-            field = Some(error.path().to_string()).filter(|path| path != ".");
+            field = Some(error.path().to_string()).filter(|path| ![".", "?"].contains(&path.as_str()));
             error.into_inner()
         })
     });
