@@ -1,12 +1,14 @@
 //! A socket's way: at `connect` and `sendmsg` a frontend becomes a backend, once per connection and without any work per
 //! packet; at `recvmsg` and `getpeername` the backend becomes the frontend again, because that is whom the application
 //! named. TCP of all sockets, UDP only of the node's own: a pod's UDP is translated per packet, where it can leave a dead
-//! backend.
+//! backend. A pod's TCP is, too, where the rule needs to know its packets: see [`takes_packets`].
 
 use aya_ebpf::{EbpfContext as _, bindings::BPF_ANY, helpers::generated as helpers, programs::SockAddrContext};
 use proxy_common::{
     addr::{Address, Protocol},
+    node::masquerade,
     outcome::{Hook, Outcome},
+    service::{Pick, Service, flag},
     socket::{SocketOrigin, SocketPeer, SocketTarget, SocketWay},
 };
 
@@ -27,6 +29,14 @@ pub enum Answer {
     Refuse,
 }
 
+/// A socket that is balanced here.
+#[derive(Clone, Copy)]
+struct Caller {
+    protocol: Protocol,
+    /// It is in the node's own network namespace.
+    is_node: bool,
+}
+
 const GO_ON: Answer = Answer::GoOn;
 const ECONNREFUSED: i32 = 111;
 const EHOSTUNREACH: i32 = 113;
@@ -35,8 +45,8 @@ const EHOSTUNREACH: i32 = 113;
 #[inline(always)]
 pub fn connect4(context: &SockAddrContext) -> Answer {
     let peer = peer4(context);
-    let Some(protocol) = balanced(context, &peer.addr) else { return GO_ON };
-    translate::<V4>(context, Hook::Connect, protocol, peer, set_peer4)
+    let Some(caller) = balanced(context, &peer.addr) else { return GO_ON };
+    translate::<V4>(context, Hook::Connect, caller, peer, set_peer4)
 }
 
 /// `connect` to an IPv6 address, which may be an IPv4 one in IPv6's clothes.
@@ -44,27 +54,27 @@ pub fn connect4(context: &SockAddrContext) -> Answer {
 pub fn connect6(context: &SockAddrContext) -> Answer {
     let peer = peer6(context);
     let Some(peer) = mapped(&peer) else {
-        let Some(protocol) = balanced(context, &peer.addr) else { return GO_ON };
-        return translate::<V6>(context, Hook::Connect, protocol, peer, set_peer6);
+        let Some(caller) = balanced(context, &peer.addr) else { return GO_ON };
+        return translate::<V6>(context, Hook::Connect, caller, peer, set_peer6);
     };
-    let Some(protocol) = balanced(context, &peer.addr) else { return GO_ON };
-    translate::<V4>(context, Hook::Connect, protocol, peer, set_mapped_peer)
+    let Some(caller) = balanced(context, &peer.addr) else { return GO_ON };
+    translate::<V4>(context, Hook::Connect, caller, peer, set_mapped_peer)
 }
 
 /// `sendmsg` of an unconnected socket to an IPv4 address.
 #[inline(always)]
 pub fn sendmsg4(context: &SockAddrContext) -> Answer {
     let peer = peer4(context);
-    let Some(protocol) = balanced(context, &peer.addr) else { return GO_ON };
-    translate_datagram::<V4>(context, protocol, peer, set_peer4)
+    let Some(caller) = balanced(context, &peer.addr) else { return GO_ON };
+    translate_datagram::<V4>(context, caller, peer, set_peer4)
 }
 
 /// `sendmsg` of an unconnected socket to an IPv6 address. A mapped IPv4 address comes by `sendmsg4`.
 #[inline(always)]
 pub fn sendmsg6(context: &SockAddrContext) -> Answer {
     let peer = peer6(context);
-    let Some(protocol) = balanced(context, &peer.addr) else { return GO_ON };
-    translate_datagram::<V6>(context, protocol, peer, set_peer6)
+    let Some(caller) = balanced(context, &peer.addr) else { return GO_ON };
+    translate_datagram::<V6>(context, caller, peer, set_peer6)
 }
 
 /// `recvmsg` and `getpeername` of an IPv4 socket.
@@ -83,10 +93,10 @@ pub fn name_peer6(context: &SockAddrContext) {
     }
 }
 
-/// The protocol, if sockets like this one are balanced here. To a pod, a loopback address means the pod, and the
+/// The socket, if its like are balanced here. To a pod, a loopback address means the pod, and the
 /// unspecified one does too.
 #[inline(always)]
-fn balanced<A: Address>(context: &SockAddrContext, peer: &A) -> Option<Protocol> {
+fn balanced<A: Address>(context: &SockAddrContext, peer: &A) -> Option<Caller> {
     let scope = SOCKET_LB.load();
     if scope == 0 {
         return None;
@@ -94,10 +104,22 @@ fn balanced<A: Address>(context: &SockAddrContext, peer: &A) -> Option<Protocol>
     // SAFETY: a helper on the program's own context.
     let is_node = unsafe { helpers::bpf_get_netns_cookie(context.as_ptr()) } == HOST_NETNS_COOKIE.load();
     match peer::protocol(context) {
-        6 if is_node || scope > 1 && !peer.is_loopback() && *peer != A::ANY => Some(Protocol::Tcp),
-        17 if is_node => Some(Protocol::Udp),
+        6 if is_node || scope > 1 && !peer.is_loopback() && *peer != A::ANY => {
+            Some(Caller { protocol: Protocol::Tcp, is_node })
+        }
+        17 if is_node => Some(Caller { protocol: Protocol::Udp, is_node }),
         _ => None,
     }
+}
+
+/// Whether pods' connections to this Service are left to `pod_in`. Affinity, source ranges and a hash of the client need the
+/// client's address, which an unbound socket has none of yet; and who is masqueraded at an external address, or at all,
+/// depends on where the backend is and has to be undone on the way back.
+#[inline(always)]
+fn takes_packets(service: &Service) -> bool {
+    service.flags & (flag::EXTERNAL | flag::AFFINITY | flag::SOURCE_RANGES) != 0
+        || service.pick == Pick::SourceHash
+        || service::node().is_none_or(|node| node.flags & masquerade::ALL != 0)
 }
 
 /// Gives the socket a backend of the Service it names, if it names one.
@@ -105,13 +127,16 @@ fn balanced<A: Address>(context: &SockAddrContext, peer: &A) -> Option<Protocol>
 fn translate<F: Family>(
     context: &SockAddrContext,
     hook: Hook,
-    protocol: Protocol,
+    caller: Caller,
     peer: Peer<F::Addr>,
     set_peer: fn(&SockAddrContext, Peer<F::Addr>),
 ) -> Answer {
-    let Some(service) = service::find::<F>(peer.addr, peer.port, protocol) else {
+    let Some(service) = service::find::<F>(peer.addr, peer.port, caller.protocol) else {
         return service::refusal::<F>(peer.addr).map_or(GO_ON, |reason| refuse(hook, reason));
     };
+    if !caller.is_node && takes_packets(service) {
+        return GO_ON;
+    }
     let chosen = match service::choose::<F>(service, Client::Internal) {
         Ok(chosen) => chosen,
         Err(reason) => return refuse(hook, reason),
@@ -119,7 +144,7 @@ fn translate<F: Family>(
     let frontend = SocketTarget {
         addr: peer.addr,
         port: peer.port,
-        proto: protocol,
+        proto: caller.protocol,
         origin: if matches!(hook, Hook::Sendmsg) { SocketOrigin::Sent } else { SocketOrigin::Connected },
         backend: chosen.id,
         backend_generation: chosen.backend.generation,
@@ -143,7 +168,7 @@ fn translate<F: Family>(
 #[inline(always)]
 fn translate_datagram<F: Family>(
     context: &SockAddrContext,
-    protocol: Protocol,
+    caller: Caller,
     peer: Peer<F::Addr>,
     set_peer: fn(&SockAddrContext, Peer<F::Addr>),
 ) -> Answer {
@@ -157,7 +182,7 @@ fn translate_datagram<F: Family>(
         count(Hook::Sendmsg, Outcome::Moved);
         let _ = F::sockets().remove(&key);
     }
-    translate::<F>(context, Hook::Sendmsg, protocol, peer, set_peer)
+    translate::<F>(context, Hook::Sendmsg, caller, peer, set_peer)
 }
 
 /// Shows the application the frontend it named in place of the backend it got.

@@ -16,6 +16,7 @@ pub mod cluster;
 pub mod device;
 mod leftover;
 pub mod manifest;
+mod maps;
 pub mod pins;
 pub mod survey;
 mod topology;

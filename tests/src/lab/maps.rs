@@ -1,0 +1,95 @@
+//! A look into the maps of a node's agent, and a hand in them: what the agent does not write yet, or would not write on its
+//! own, a test writes by the pins. The agent leaves it until the object behind it changes.
+
+use anyhow::{Context as _, Result};
+use aya::{
+    Pod,
+    maps::{Array, HashMap, Map, MapData, PerCpuArray},
+};
+use proxy_common::{
+    addr,
+    backend::{Backend, BackendState},
+    node,
+    outcome::{self, Hook, Outcome},
+    service::{Frontend, Service},
+};
+
+use super::{Node, address::Family};
+use crate::traffic::{Protocol, Target};
+
+impl Node {
+    /// How often something was counted, over all CPUs.
+    pub fn counted(&self, hook: Hook, outcome: Outcome) -> Result<u64> {
+        let counters = PerCpuArray::<_, u64>::try_from(Map::PerCpuArray(self.map("COUNTERS")?))?;
+        Ok(counters.get(&outcome::counter(hook, outcome), 0)?.iter().sum())
+    }
+
+    /// Changes the entry of a frontend, or adds one.
+    pub fn edit_service(&self, frontend: Target, change: impl FnOnce(&mut Service)) -> Result<()> {
+        match frontend.address {
+            std::net::SocketAddr::V4(address) => {
+                self.edit("SERVICES_V4", key(addr::Ipv4::from(*address.ip()), frontend), change)
+            }
+            std::net::SocketAddr::V6(address) => {
+                self.edit("SERVICES_V6", key(addr::Ipv6::from(*address.ip()), frontend), change)
+            }
+        }
+    }
+
+    fn edit<A>(&self, name: &str, key: Frontend<A>, change: impl FnOnce(&mut Service)) -> Result<()>
+    where
+        Frontend<A>: Pod,
+    {
+        let mut services: HashMap<_, Frontend<A>, Service> = Map::HashMap(self.map(name)?).try_into()?;
+        let mut service = services.get(&key, 0).unwrap_or_default();
+        change(&mut service);
+        Ok(services.insert(key, service, 0)?)
+    }
+
+    /// Changes what the agent has told of the node.
+    pub fn edit_node(&self, change: impl FnOnce(&mut node::Node)) -> Result<()> {
+        let mut map: Array<_, node::Node> = Map::Array(self.map("NODE")?).try_into()?;
+        let mut entry = map.get(&0, 0)?;
+        change(&mut entry);
+        Ok(map.set(0, entry, 0)?)
+    }
+
+    /// Sets the state of every backend with that address, and says how many there are.
+    pub fn set_backend_state(&self, family: Family, pod: &str, state: BackendState) -> Result<usize> {
+        let (_, addresses) = super::address::pod(pod).with_context(|| format!("no pod {pod}"))?;
+        match family {
+            Family::V4 => self.set_state("BACKENDS_V4", addr::Ipv4::from(addresses.v4), state),
+            Family::V6 => self.set_state("BACKENDS_V6", addr::Ipv6::from(addresses.v6), state),
+        }
+    }
+
+    fn set_state<A: PartialEq + Copy>(&self, name: &str, addr: A, state: BackendState) -> Result<usize>
+    where
+        Backend<A>: Pod,
+    {
+        let mut backends: Array<_, Backend<A>> = Map::Array(self.map(name)?).try_into()?;
+        let mut found = Vec::new();
+        for id in 0..1_024 {
+            let backend = backends.get(&id, 0)?;
+            if backend.addr == addr && backend.state != BackendState::Free {
+                found.push((id, backend));
+            }
+        }
+        for (id, backend) in &found {
+            backends.set(*id, Backend { state, ..*backend }, 0)?;
+        }
+        Ok(found.len())
+    }
+
+    fn map(&self, name: &str) -> Result<MapData> {
+        MapData::from_pin(self.pins().join("maps").join(name)).with_context(|| format!("no map {name}"))
+    }
+}
+
+fn key<A>(addr: A, frontend: Target) -> Frontend<A> {
+    let protocol = match frontend.protocol {
+        Protocol::Tcp => addr::Protocol::Tcp,
+        Protocol::Udp => addr::Protocol::Udp,
+    };
+    Frontend::new(addr, addr::Port::new(frontend.address.port()), protocol)
+}
