@@ -12,6 +12,7 @@
 )]
 
 mod admit;
+pub mod bind;
 mod checksum;
 pub mod counters;
 pub mod datapath;

@@ -7,11 +7,12 @@
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
     helpers::generated::bpf_redirect,
-    macros::{cgroup_sock_addr, classifier, xdp},
-    programs::{SockAddrContext, TcContext, XdpContext},
+    macros::{cgroup_sock, cgroup_sock_addr, classifier, xdp},
+    programs::{SockAddrContext, SockContext, TcContext, XdpContext},
 };
 use proxy_common::{outcome::Hook, tuple::Stage};
 use proxy_ebpf::{
+    bind,
     counters::count,
     datapath, kernel,
     output::Verdict,
@@ -123,6 +124,18 @@ fn getpeername4(context: SockAddrContext) -> i32 {
 fn getpeername6(context: SockAddrContext) -> i32 {
     socket::name_peer6(&context);
     1
+}
+
+#[cgroup_sock(post_bind4)]
+#[inline(always)]
+fn post_bind4(context: SockContext) -> i32 {
+    verdict(bind::post_bind4(&context))
+}
+
+#[cgroup_sock(post_bind6)]
+#[inline(always)]
+fn post_bind6(context: SockContext) -> i32 {
+    verdict(bind::post_bind6(&context))
 }
 
 #[inline(always)]

@@ -20,7 +20,7 @@ pub(crate) fn protocol(context: &SockAddrContext) -> u32 {
 /// Loads and stores of the context are volatile: the kernel knows its fields by offset and width, so they must not be
 /// merged.
 #[inline(always)]
-fn load(field: *const u32) -> u32 {
+pub(crate) fn load(field: *const u32) -> u32 {
     // SAFETY: callers pass a field of the context their program was called with.
     unsafe { field.read_volatile() }
 }
@@ -64,12 +64,18 @@ pub(crate) fn set_peer4(context: &SockAddrContext, peer: Peer<Ipv4>) {
 pub(crate) fn peer6(context: &SockAddrContext) -> Peer<Ipv6> {
     let context = context.sock_addr;
     // SAFETY: only the place of the field is taken.
-    let words = unsafe { &raw const (*context).user_ip6 }.cast::<u32>();
+    let addr = load6(unsafe { &raw const (*context).user_ip6 }.cast());
+    Peer { addr, port: port(context) }
+}
+
+/// Four words of the context that are an address.
+#[inline(always)]
+pub(crate) fn load6(words: *const u32) -> Ipv6 {
     let mut addr = Ipv6::default();
     for (index, octets) in addr.octets.as_chunks_mut::<4>().0.iter_mut().enumerate() {
         *octets = load(words.wrapping_add(index)).to_ne_bytes();
     }
-    Peer { addr, port: port(context) }
+    addr
 }
 
 #[inline(always)]
@@ -99,8 +105,14 @@ const MAPPED: u32 = 0xffff_u32.to_be();
 /// The IPv4 peer a mapped IPv6 address stands for.
 #[inline(always)]
 pub(crate) fn mapped(peer: &Peer<Ipv6>) -> Option<Peer<Ipv4>> {
-    match peer.addr.words() {
-        [0, 0, MAPPED, word] => Some(Peer { addr: Ipv4 { octets: word.to_ne_bytes() }, port: peer.port }),
+    Some(Peer { addr: mapped_address(&peer.addr)?, port: peer.port })
+}
+
+/// The IPv4 address a mapped IPv6 address stands for.
+#[inline(always)]
+pub(crate) fn mapped_address(address: &Ipv6) -> Option<Ipv4> {
+    match address.words() {
+        [0, 0, MAPPED, word] => Some(Ipv4 { octets: word.to_ne_bytes() }),
         _ => None,
     }
 }

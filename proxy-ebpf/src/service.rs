@@ -42,9 +42,7 @@ pub(crate) fn find<F: Family>(daddr: F::Addr, dport: Port, proto: Protocol) -> O
     if let Some(service) = unsafe { F::services().get(Frontend::new(daddr, dport, proto)) } {
         return Some(service);
     }
-    let node = node()?;
-    let port = dport.number();
-    if port < node.node_port_first.number() || port > node.node_port_last.number() {
+    if !may_be_node_port(node()?, dport) {
         return None;
     }
     // SAFETY: as above.
@@ -62,6 +60,12 @@ pub(crate) fn find<F: Family>(daddr: F::Addr, dport: Port, proto: Protocol) -> O
 pub(crate) fn refusal<F: Family>(daddr: F::Addr) -> Option<Outcome> {
     // SAFETY: as in `find`.
     unsafe { F::services().get(Frontend::whole(daddr)) }.map(|_| Outcome::RejectNoPort)
+}
+
+/// Whether a port is in the range that NodePorts are taken from.
+#[inline(always)]
+pub(crate) fn may_be_node_port(node: &Node, port: Port) -> bool {
+    (node.node_port_first.number()..=node.node_port_last.number()).contains(&port.number())
 }
 
 /// Chooses a backend for a new flow.

@@ -273,6 +273,8 @@ pub enum Command {
         /// Ports.
         ports: Vec<u16>,
     },
+    /// Binds a socket to the address, and closes it. → [`Reply::Done`]
+    Bind(Target),
     /// So many requests, one after the other, each on a socket of its own. → [`Reply::Answers`]
     Ask(Ask, u32),
     /// Connects and keeps the connection. → [`Reply::Started`]

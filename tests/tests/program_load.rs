@@ -9,7 +9,7 @@ use proxy_userspace::dataplane::OBJECT;
 
 /// The most instructions the verifier may look at, per program. A program that grows past its bound is either a mistake or
 /// a decision to be made here.
-const BOUNDS: [(&str, u32); 14] = [
+const BOUNDS: [(&str, u32); 16] = [
     ("uplink_xdp", 60_000),
     ("uplink_in", 60_000),
     ("uplink_out", 25_000),
@@ -23,6 +23,8 @@ const BOUNDS: [(&str, u32); 14] = [
     ("recvmsg6", 400),
     ("getpeername4", 200),
     ("getpeername6", 400),
+    ("post_bind4", 500),
+    ("post_bind6", 1_000),
     ("jiffies", 10),
 ];
 
@@ -32,6 +34,7 @@ fn load(object: &mut Ebpf, name: &str) -> Result<ProgramInfo> {
         Program::Xdp(program) => program.load()?,
         Program::SchedClassifier(program) => program.load()?,
         Program::CgroupSockAddr(program) => program.load()?,
+        Program::CgroupSock(program) => program.load()?,
         _ => anyhow::bail!("{name} is of a kind nobody knows"),
     }
     Ok(program.info()?)

@@ -169,6 +169,7 @@ fn load_programs(object: &mut Ebpf) -> Result<(), OpenError> {
             Program::Xdp(loaded) => loaded.load(),
             Program::SchedClassifier(loaded) => loaded.load(),
             Program::CgroupSockAddr(loaded) => loaded.load(),
+            Program::CgroupSock(loaded) => loaded.load(),
             _ => return Err(OpenError::Missing { what: "program of the right type called", name }),
         }
         .map_err(|source| OpenError::Program { program: name, source })?;

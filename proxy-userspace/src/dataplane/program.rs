@@ -31,6 +31,10 @@ pub enum ProgramName {
     Getpeername4,
     /// getpeername(2), IPv6.
     Getpeername6,
+    /// bind(2) has taken a port, IPv4.
+    PostBind4,
+    /// bind(2) has taken a port, IPv6.
+    PostBind6,
 }
 
 /// Where in the kernel a program is attached.
@@ -60,7 +64,7 @@ impl Hook {
 
 impl ProgramName {
     /// Every program.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::PodIn,
         Self::PodOut,
         Self::UplinkXdp,
@@ -74,6 +78,8 @@ impl ProgramName {
         Self::Recvmsg6,
         Self::Getpeername4,
         Self::Getpeername6,
+        Self::PostBind4,
+        Self::PostBind6,
     ];
 
     /// The name in the BPF object.
@@ -92,6 +98,8 @@ impl ProgramName {
             Self::Recvmsg6 => "recvmsg6",
             Self::Getpeername4 => "getpeername4",
             Self::Getpeername6 => "getpeername6",
+            Self::PostBind4 => "post_bind4",
+            Self::PostBind6 => "post_bind6",
         }
     }
 
@@ -111,6 +119,8 @@ impl ProgramName {
             Self::Sendmsg6 => Hook::Socket(15),
             Self::Recvmsg4 => Hook::Socket(19),
             Self::Recvmsg6 => Hook::Socket(20),
+            Self::PostBind4 => Hook::Socket(12),
+            Self::PostBind6 => Hook::Socket(13),
             Self::Getpeername4 => Hook::Socket(29),
             Self::Getpeername6 => Hook::Socket(30),
         }

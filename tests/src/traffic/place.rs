@@ -11,7 +11,9 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Answer, Ask, Command, Failure, RatePlan, RateReport, Reply, StreamPlan, StreamReport, TransferReport};
+use super::{
+    Answer, Ask, Command, Failure, RatePlan, RateReport, Reply, StreamPlan, StreamReport, Target, TransferReport,
+};
 use crate::{lab::cgroup, netns::Namespace};
 
 /// A place of the lab. Traffic errors come as [`Failure`], behind `anyhow`.
@@ -90,6 +92,15 @@ impl Place {
         let command = Command::Serve { name: self.name().to_owned(), ports: ports.to_vec() };
         match self.call(&command)? {
             Reply::Done => Ok(()),
+            reply => self.unexpected(reply),
+        }
+    }
+
+    /// Whether a socket can be bound to the address.
+    pub fn bind(&self, target: Target) -> Result<Result<(), Failure>> {
+        match self.call(&Command::Bind(target))? {
+            Reply::Done => Ok(Ok(())),
+            Reply::Failed(failure) => Ok(Err(failure)),
             reply => self.unexpected(reply),
         }
     }

@@ -14,6 +14,7 @@ use super::{
     client::{Connection, ask, transfer},
     rate::Rate,
     server::serve,
+    socket::bind,
     stream::Stream,
 };
 
@@ -51,6 +52,7 @@ impl Resident {
                 Ok(()) => Reply::Done,
                 Err(error) => Reply::Refused(format!("{name} cannot listen on {ports:?}: {error}")),
             },
+            Command::Bind(target) => bind(target).map_or_else(|error| Reply::Failed(error.into()), |()| Reply::Done),
             Command::Ask(request, count) => Reply::Answers((0..count).map(|_| ask(&request)).collect()),
             Command::Open(request) => self.started(Connection::open(&request).map(Activity::Open)),
             Command::Again(number) => match self.activities.get_mut(&number) {

@@ -9,6 +9,8 @@ use std::{
 
 use socket2::{Domain, Socket, Type};
 
+use super::{Protocol, Target};
+
 /// Room for bursts, so that what is lost was lost on the way.
 const BUFFER: libc::c_int = 8 << 20;
 
@@ -19,6 +21,15 @@ pub fn listen(any: IpAddr, port: u16) -> io::Result<TcpListener> {
     socket.bind(&SocketAddr::new(any, port).into())?;
     socket.listen(4096)?;
     Ok(socket.into())
+}
+
+/// Binds a socket and closes it again.
+pub fn bind(target: Target) -> io::Result<()> {
+    let kind = match target.protocol {
+        Protocol::Tcp => Type::STREAM,
+        Protocol::Udp => Type::DGRAM,
+    };
+    socket(target.address.ip(), kind)?.bind(&target.address.into())
 }
 
 /// A UDP socket of one family with large buffers; it says how far each datagram has come.

@@ -28,8 +28,18 @@ use proxy_userspace::{
 };
 use tests::patience::patience;
 
-const SOCKET_PROGRAMS: [&str; 8] =
-    ["connect4", "connect6", "getpeername4", "getpeername6", "recvmsg4", "recvmsg6", "sendmsg4", "sendmsg6"];
+const SOCKET_PROGRAMS: [&str; 10] = [
+    "connect4",
+    "connect6",
+    "getpeername4",
+    "getpeername6",
+    "post_bind4",
+    "post_bind6",
+    "recvmsg4",
+    "recvmsg6",
+    "sendmsg4",
+    "sendmsg6",
+];
 
 /// Every pin of the node with its devices as they are.
 fn every_link() -> Vec<String> {
