@@ -26,6 +26,9 @@ pub trait Address: Copy + Eq + Ord + Default {
 
     /// Whether it never leaves a host: 127.0.0.0/8 and `::1`.
     fn is_loopback(&self) -> bool;
+
+    /// Whether it can name one host that has sent something: not the unspecified address, and no group.
+    fn is_one_host(&self) -> bool;
 }
 
 impl Ipv4 {
@@ -62,6 +65,12 @@ impl Address for Ipv4 {
     fn is_loopback(&self) -> bool {
         self.octets[0] == 127
     }
+
+    #[inline(always)]
+    fn is_one_host(&self) -> bool {
+        // Multicast, reserved and broadcast addresses are the upper eighth.
+        self.octets[0] != 0 && self.octets[0] < 224
+    }
 }
 
 impl Address for Ipv6 {
@@ -76,6 +85,11 @@ impl Address for Ipv6 {
     #[inline(always)]
     fn is_loopback(&self) -> bool {
         self.words() == [0, 0, 0, 1_u32.to_be()]
+    }
+
+    #[inline(always)]
+    fn is_one_host(&self) -> bool {
+        self.octets[0] != 0xff && self.words() != [0; 4]
     }
 }
 

@@ -27,12 +27,24 @@ pub(crate) const fn update(field: u16, delta: u32) -> u16 {
     !fold(!field as u32 + delta)
 }
 
+/// The sum of whole words, not folded.
+#[inline(always)]
+pub(crate) fn sum<const N: usize>(words: &[u32; N]) -> u32 {
+    words.iter().fold(0, |sum, word| sum + (word & 0xffff) + (word >> 16))
+}
+
+/// Half of a sum, in one's complement: 2 × 0x8000 is 1 there, so to halve is to rotate by one bit, whatever the byte order.
+#[inline(always)]
+pub(crate) const fn half(sum: u16) -> u16 {
+    sum.rotate_right(1)
+}
+
 /// What taking one from an IPv4 TTL does to the header's sum: the word is `[ttl, protocol]`.
 pub(crate) const TTL_DECREMENT: u16 = !u16::from_ne_bytes([1, 0]);
 
 #[cfg(test)]
 mod tests {
-    use super::{TTL_DECREMENT, delta, fold, negate, update};
+    use super::{TTL_DECREMENT, delta, fold, half, negate, update};
 
     /// The checksum by its definition, over big-endian words.
     fn checksum(bytes: &[u8]) -> u16 {
@@ -84,5 +96,12 @@ mod tests {
         let after = [63, 6, 0x12, 0x34];
         let updated = update(u16::from_ne_bytes(checksum(&before).to_be_bytes()), u32::from(TTL_DECREMENT));
         assert_eq!(u16::from_be_bytes(updated.to_ne_bytes()), checksum(&after));
+    }
+
+    #[test]
+    fn two_halves_are_a_whole() {
+        for sum in 0..=u16::MAX {
+            assert_eq!(fold(2 * u32::from(half(sum))) % 0xffff, sum % 0xffff, "{sum:#06x}");
+        }
     }
 }

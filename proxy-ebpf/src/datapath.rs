@@ -19,7 +19,7 @@ use crate::{
     output::{self, Verdict},
     packet::Packet,
     parse::{ETHERNET, Ethernet, Ipv6Header, Tcp, TcpHeader, Transport, Udp, ethertype},
-    service,
+    reject, service,
 };
 
 /// The longest run of headers that is looked at.
@@ -103,7 +103,7 @@ fn transport<P: Packet, F: Family, L: Transport>(
     }
     match admit::select::<F>(&key) {
         Admission::NotOurs => return Ok(Verdict::PASS),
-        Admission::Refused(reason) => return Err(reason),
+        Admission::Refused(reason) => return reject::refuse::<P, F, L>(hook, packet, &key, flags, reason),
         Admission::Selected if !admit::claim::<F>(hook, &key) => return Err(Outcome::DropNoPort),
         Admission::Selected => {}
     }

@@ -1,5 +1,7 @@
 //! What differs between IPv4 and IPv6: headers, maps, and nothing else.
 
+use core::ptr;
+
 use proxy_common::{
     addr::{Address, Ipv4, Ipv6},
     filter::Hashed,
@@ -11,6 +13,9 @@ use crate::{
     checksum, maps,
     parse::{self, Ipv4Header, Ipv6Header, Payload, ethertype},
 };
+
+/// Hop limit of packets of our own, as of most hosts.
+const HOP_LIMIT: u8 = 64;
 
 /// An address family.
 pub trait Family: 'static {
@@ -26,6 +31,8 @@ pub trait Family: 'static {
     const HOP_LIMIT: usize;
     /// The protocol number of ICMP.
     const ICMP: u8;
+    /// Type and code of ICMP's "port unreachable".
+    const PORT_UNREACHABLE: (u8, u8);
     /// Whether the header has no checksum of its own, so that a change of it changes the sum of the whole packet.
     const IS_V6: bool;
 
@@ -53,6 +60,10 @@ pub trait Family: 'static {
     fn decrement_hop_limit(header: &mut Self::Header);
     /// An address as the FIB takes it.
     fn words(addr: Self::Addr) -> [u32; 4];
+    /// Writes a header of our own, without options, before `length` bytes of a protocol.
+    fn compose(header: &mut Self::Header, saddr: Self::Addr, daddr: Self::Addr, protocol: u8, length: u16);
+    /// The sum of a header's words, not folded.
+    fn sum(header: &Self::Header) -> u32;
 }
 
 /// IPv4.
@@ -100,6 +111,7 @@ impl Family for V4 {
     const NUMBER: u8 = 2;
     const HOP_LIMIT: usize = core::mem::offset_of!(Ipv4Header, ttl);
     const ICMP: u8 = 1;
+    const PORT_UNREACHABLE: (u8, u8) = (3, 3);
     const IS_V6: bool = false;
 
     family_maps!(SERVICES_V4 BACKENDS_V4 LOCAL_ADDRS_V4 FLOWS_V4 EMBRYOS_V4 DRAFTS_V4 SOCKETS_V4);
@@ -152,6 +164,27 @@ impl Family for V4 {
     fn words(addr: Ipv4) -> [u32; 4] {
         [addr.word(), 0, 0, 0]
     }
+
+    #[inline(always)]
+    fn compose(header: &mut Ipv4Header, saddr: Ipv4, daddr: Ipv4, protocol: u8, length: u16) {
+        header.version_ihl = 0x45;
+        header.tos = 0;
+        header.total_length = (size_of::<Ipv4Header>() as u16 + length).to_be();
+        header.id = 0;
+        header.fragment = parse::DO_NOT_FRAGMENT;
+        header.ttl = HOP_LIMIT;
+        header.protocol = protocol;
+        header.csum = 0;
+        header.saddr = saddr;
+        header.daddr = daddr;
+        header.csum = !checksum::fold(Self::sum(header));
+    }
+
+    #[inline(always)]
+    fn sum(header: &Ipv4Header) -> u32 {
+        // SAFETY: the header is twenty bytes of plain data.
+        checksum::sum::<5>(unsafe { &*ptr::from_ref(header).cast() })
+    }
 }
 
 impl Family for V6 {
@@ -161,6 +194,7 @@ impl Family for V6 {
     const NUMBER: u8 = 10;
     const HOP_LIMIT: usize = core::mem::offset_of!(Ipv6Header, hop_limit);
     const ICMP: u8 = 58;
+    const PORT_UNREACHABLE: (u8, u8) = (1, 4);
     const IS_V6: bool = true;
 
     family_maps!(SERVICES_V6 BACKENDS_V6 LOCAL_ADDRS_V6 FLOWS_V6 EMBRYOS_V6 DRAFTS_V6 SOCKETS_V6);
@@ -210,5 +244,21 @@ impl Family for V6 {
     #[inline(always)]
     fn words(addr: Ipv6) -> [u32; 4] {
         addr.words()
+    }
+
+    #[inline(always)]
+    fn compose(header: &mut Ipv6Header, saddr: Ipv6, daddr: Ipv6, protocol: u8, length: u16) {
+        header.version = 0x6000_0000_u32.to_be();
+        header.payload_length = length.to_be();
+        header.next_header = protocol;
+        header.hop_limit = HOP_LIMIT;
+        header.saddr = saddr;
+        header.daddr = daddr;
+    }
+
+    #[inline(always)]
+    fn sum(header: &Ipv6Header) -> u32 {
+        // SAFETY: the header is forty bytes of plain data.
+        checksum::sum::<10>(unsafe { &*ptr::from_ref(header).cast() })
     }
 }

@@ -27,5 +27,6 @@ pub mod output;
 pub mod packet;
 mod parse;
 mod peer;
+mod reject;
 mod service;
 pub mod socket;

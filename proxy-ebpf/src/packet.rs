@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
     helpers::generated as helpers,
     programs::{TcContext, XdpContext},
 };
@@ -68,6 +68,9 @@ pub trait Packet {
     /// A frame without an skb: it can only leave by devices that take such.
     const IS_FRAME: bool;
 
+    /// The packet a context is of: for what is out of line, which takes the context alone.
+    fn from_context(context: *mut c_void) -> Self;
+
     /// Makes at least the first `length` bytes readable, if there are as many.
     fn linearize(&mut self, length: usize);
 
@@ -99,6 +102,14 @@ pub trait Packet {
     /// The context, for helpers.
     fn context(&self) -> *mut c_void;
 
+    /// Cuts it off after `length` bytes, of which it has at least as many. What was to be segmented later is not any more.
+    /// Views are stale after it.
+    fn cut(&mut self, length: usize) -> bool;
+
+    /// Makes room for that many bytes between the Ethernet header and what follows it, in which anything may be: in the
+    /// Ethernet header too. Views are stale after it.
+    fn make_room(&mut self, length: usize) -> bool;
+
     /// Mends the transport checksum at `offset` for a change of addresses and ports that was made. Views are stale after it.
     fn mend_checksum<F: Family, L: Transport>(
         &mut self,
@@ -129,6 +140,11 @@ impl Packet for XdpPacket {
     const IS_FRAME: bool = true;
 
     #[inline(always)]
+    fn from_context(context: *mut c_void) -> Self {
+        Self::new(XdpContext::new(context.cast()))
+    }
+
+    #[inline(always)]
     fn data(&self) -> usize {
         context_word!(self.context.ctx, aya_ebpf::bindings::xdp_md, data)
     }
@@ -155,6 +171,22 @@ impl Packet for XdpPacket {
     #[inline(always)]
     fn context(&self) -> *mut c_void {
         self.context.as_ptr()
+    }
+
+    #[inline(always)]
+    fn cut(&mut self, length: usize) -> bool {
+        let context = self.context.ctx;
+        // Of all its parts, and asked for: the difference of two pointers is not for programs without CAP_PERFMON.
+        // SAFETY: a helper on the program's own context.
+        let have = unsafe { helpers::bpf_xdp_get_buff_len(context) };
+        // SAFETY: as above.
+        (unsafe { helpers::bpf_xdp_adjust_tail(context, length as i32 - have as i32) }) == 0
+    }
+
+    #[inline(always)]
+    fn make_room(&mut self, length: usize) -> bool {
+        // SAFETY: a helper on the program's own context.
+        (unsafe { helpers::bpf_xdp_adjust_head(self.context.ctx, -(length as i32)) }) == 0
     }
 
     #[inline(always)]
@@ -204,6 +236,11 @@ impl Packet for TcPacket {
     const IS_FRAME: bool = false;
 
     #[inline(always)]
+    fn from_context(context: *mut c_void) -> Self {
+        Self::new(TcContext::new(context.cast()))
+    }
+
+    #[inline(always)]
     fn data(&self) -> usize {
         context_word!(self.context.skb.skb, aya_ebpf::bindings::__sk_buff, data)
     }
@@ -235,6 +272,18 @@ impl Packet for TcPacket {
     #[inline(always)]
     fn context(&self) -> *mut c_void {
         self.context.as_ptr()
+    }
+
+    #[inline(always)]
+    fn cut(&mut self, length: usize) -> bool {
+        // SAFETY: a helper on the program's own context.
+        (unsafe { helpers::bpf_skb_change_tail(self.context.skb.skb, length as u32, 0) }) == 0
+    }
+
+    #[inline(always)]
+    fn make_room(&mut self, length: usize) -> bool {
+        // SAFETY: a helper on the program's own context.
+        (unsafe { helpers::bpf_skb_adjust_room(self.context.skb.skb, length as i32, BPF_ADJ_ROOM_MAC, 0) }) == 0
     }
 
     #[inline(always)]

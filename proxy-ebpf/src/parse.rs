@@ -58,6 +58,9 @@ pub(crate) struct Ipv4Header {
     pub daddr: Ipv4,
 }
 
+/// [`Ipv4Header::fragment`] of a packet that is none and must not become one.
+pub(crate) const DO_NOT_FRAGMENT: u16 = 0x4000_u16.to_be();
+
 /// IPv6, the fixed header. Addresses are bytes here, because a header of 40 bytes is not a multiple of an aligned one.
 #[repr(C)]
 pub(crate) struct Ipv6Header {
@@ -139,6 +142,7 @@ pub(crate) struct UdpHeader {
     pub csum: u16,
 }
 
+const _: () = assert!(size_of::<IcmpHeader>() == 8);
 const _: () = assert!(size_of::<Ethernet>() == 14 && size_of::<Ipv4Header>() == 20 && size_of::<Ipv6Header>() == 40);
 const _: () = assert!(size_of::<TcpHeader>() == 20 && size_of::<UdpHeader>() == 8);
 

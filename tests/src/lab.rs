@@ -14,6 +14,7 @@ pub mod agent;
 pub mod cgroup;
 pub mod cluster;
 pub mod device;
+pub mod errors;
 mod leftover;
 pub mod manifest;
 mod maps;

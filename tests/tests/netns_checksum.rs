@@ -8,6 +8,7 @@ use tests::{
         address::Family,
         agent::{AgentOptions, SocketLb},
         cluster::Cluster,
+        errors::checksum_errors,
         manifest::Service,
     },
     traffic::{Ask, Protocol, Target, place::Place, server::NO_CHECKSUM_PORT},
@@ -83,19 +84,4 @@ fn no_device_on_the_way_finds_a_wrong_checksum() -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Counters of wrong checksums that are not zero, both families.
-fn checksum_errors(place: &Place) -> Result<Vec<String>> {
-    let texts = place
-        .namespace()
-        .run(|| ["snmp", "snmp6"].map(|name| std::fs::read_to_string(format!("/proc/thread-self/net/{name}"))))?;
-    let [v4, v6] = texts;
-    let (v4, v6) = (v4?, v6?);
-    let lines: Vec<_> = v4.lines().collect();
-    let tables = lines.chunks(2).filter_map(|pair| Some((pair.first()?, pair.get(1)?)));
-    let v4 = tables.flat_map(|(names, values)| names.split_whitespace().zip(values.split_whitespace()));
-    let v6 = v6.lines().filter_map(|line| line.split_once(char::is_whitespace));
-    let errors = v4.chain(v6).filter(|(name, value)| name.contains("CsumErrors") && value.trim() != "0");
-    Ok(errors.map(|(name, value)| format!("{name} {}", value.trim())).collect())
 }

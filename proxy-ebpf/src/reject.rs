@@ -1,0 +1,168 @@
+//! Answers in the place of nobody: TCP gets a RST, UDP an ICMP error. In comes the packet as the client sent it; it is turned
+//! into its answer and goes back out of the device it came by.
+//!
+//! An skb's checksum may be partial: then whoever sends it sums up everything from the transport header that was there in
+//! the beginning to the end, and writes the complement of that into the checksum field of that header, over what we
+//! wrote. A program cannot see which skbs are like that. So the field holds what the kernel would compute: a number
+//! that is right either way.
+
+use core::{ffi::c_void, mem};
+
+use proxy_common::{
+    addr::{Address as _, Protocol},
+    outcome::{Hook, Outcome},
+    tuple::Tuple,
+};
+
+use crate::{
+    checksum::{fold, half},
+    counters::count,
+    family::Family,
+    output::Verdict,
+    packet::Packet,
+    parse::{ETHERNET, Ethernet, IcmpHeader, TcpHeader, Transport, UdpHeader, tcp},
+};
+
+/// What becomes of a packet that is not served: an answer if the reason has one and the packet may get one, else nothing.
+#[inline(always)]
+pub(crate) fn refuse<P: Packet, F: Family, L: Transport>(
+    hook: Hook,
+    packet: &mut P,
+    key: &Tuple<F::Addr>,
+    flags: u8,
+    reason: Outcome,
+) -> Result<Verdict, Outcome> {
+    if !is_told(reason) || !deserves_answer::<P, F>(packet, key, flags) {
+        return Err(reason);
+    }
+    let context = packet.context();
+    let is_built = if L::HAS_STATE { reset::<P, F>(context) } else { unreachable::<P, F>(context) };
+    if !is_built {
+        return Err(Outcome::DropNotWritable);
+    }
+    count(hook, reason);
+    Ok(Verdict::redirect(packet.ifindex()))
+}
+
+/// Whether the client is told, and not left to time out.
+#[inline(always)]
+fn is_told(reason: Outcome) -> bool {
+    matches!(reason, Outcome::RejectNoEndpoint | Outcome::RejectNoPort | Outcome::ResetGone)
+}
+
+/// Neither a RST nor what many have got, or what names no sender, is answered (RFC 9293 §3.10.7.1, RFC 1122 §3.2.2,
+/// RFC 4443 §2.4). Errors and fragments do not come here.
+#[inline(always)]
+fn deserves_answer<P: Packet, F: Family>(packet: &P, key: &Tuple<F::Addr>, flags: u8) -> bool {
+    const GROUP: u8 = 1;
+    flags & tcp::RST == 0
+        && key.saddr.is_one_host()
+        && packet.at::<Ethernet>(0).is_some_and(|ethernet| ethernet.dmac.octets[0] & GROUP == 0)
+}
+
+/// Makes a TCP segment its own RST. Out of line, as everything rare.
+///
+/// The window means nothing in a RST, so it is what makes the checksum a number that completing does not change. With P
+/// the sum of the pseudo-header, R that of the TCP header without window and checksum, and the window −2P − R: a checksum
+/// of P is right, because P + R + window = −P; and completing gives the complement of R + window + P, which is P again.
+#[inline(never)]
+fn reset<P: Packet, F: Family>(context: *mut c_void) -> bool {
+    const LENGTH: u16 = size_of::<TcpHeader>() as u16;
+    let mut packet = P::from_context(context);
+    let transport = ETHERNET + size_of::<F::Header>();
+    if !packet.cut(transport + size_of::<TcpHeader>()) {
+        return false;
+    }
+    let Some(ethernet) = packet.at::<Ethernet>(0) else { return false };
+    let Some(ip) = packet.at::<F::Header>(ETHERNET) else { return false };
+    let Some(segment) = packet.at::<TcpHeader>(transport) else { return false };
+    // What the headers say is what it was before it was cut.
+    let Ok(payload) = F::payload(ip) else { return false };
+    mem::swap(&mut ethernet.dmac, &mut ethernet.smac);
+    let (client, frontend) = F::addresses(ip);
+    F::compose(ip, frontend, client, Protocol::Tcp as u8, LENGTH);
+    turn(segment, payload.length);
+    let pseudo = u32::from(fold(pseudo_header::<F>(client, frontend, Protocol::Tcp as u8, LENGTH)));
+    segment.csum = pseudo as u16;
+    segment.window = !fold(2 * pseudo + tcp_sum(segment));
+    true
+}
+
+/// RFC 9293 §3.10.7.1, "If the state is CLOSED". Window and urgent pointer are left 0.
+#[inline(always)]
+fn turn(segment: &mut TcpHeader, payload: u16) {
+    mem::swap(&mut segment.sport, &mut segment.dport);
+    if segment.flags & tcp::ACK != 0 {
+        segment.sequence = segment.acknowledged;
+        segment.acknowledged = 0;
+        segment.flags = tcp::RST;
+    } else {
+        let text = u32::from(payload).wrapping_sub(u32::from(segment.data_offset >> 4) * 4);
+        let marks = u32::from(segment.flags & tcp::SYN != 0) + u32::from(segment.flags & tcp::FIN != 0);
+        let next = u32::from_be(segment.sequence).wrapping_add(text).wrapping_add(marks);
+        segment.sequence = 0;
+        segment.acknowledged = next.to_be();
+        segment.flags = tcp::RST | tcp::ACK;
+    }
+    segment.data_offset = (size_of::<TcpHeader>() as u8 / 4) << 4;
+    segment.window = 0;
+    segment.urgent = 0;
+}
+
+/// The sum of a header whose window and urgent pointer are 0, without its checksum.
+#[inline(always)]
+fn tcp_sum(segment: &TcpHeader) -> u32 {
+    let halves = |word: u32| (word & 0xffff) + (word >> 16);
+    u32::from(segment.sport.word())
+        + u32::from(segment.dport.word())
+        + halves(segment.sequence)
+        + halves(segment.acknowledged)
+        + u32::from(u16::from_ne_bytes([segment.data_offset, segment.flags]))
+}
+
+/// Makes a datagram the ICMP error about itself, which quotes its IP and UDP headers.
+///
+/// Completing would write into the quoted UDP checksum, which nobody looks at. With S the sum of the quoted UDP header
+/// without it, it is −S/2: completing gives the complement of S − S/2, which is the same.
+#[inline(never)]
+fn unreachable<P: Packet, F: Family>(context: *mut c_void) -> bool {
+    let mut packet = P::from_context(context);
+    let header = size_of::<F::Header>();
+    let quote = header + size_of::<UdpHeader>();
+    let room = header + size_of::<IcmpHeader>();
+    let Some(ethernet) = packet.at::<Ethernet>(0) else { return false };
+    let (dmac, smac) = (ethernet.smac, ethernet.dmac);
+    if !packet.cut(ETHERNET + quote) || !packet.make_room(room) {
+        return false;
+    }
+    let Some(ethernet) = packet.at::<Ethernet>(0) else { return false };
+    let Some(ip) = packet.at::<F::Header>(ETHERNET) else { return false };
+    let Some(icmp) = packet.at::<IcmpHeader>(ETHERNET + header) else { return false };
+    let Some(quoted) = packet.at::<F::Header>(ETHERNET + room) else { return false };
+    let Some(udp) = packet.at::<UdpHeader>(ETHERNET + room + header) else { return false };
+    *ethernet = Ethernet { dmac, smac, ethertype: F::ETHERTYPE };
+    let (client, frontend) = F::addresses(quoted);
+    let length = (size_of::<IcmpHeader>() + quote) as u16;
+    F::compose(ip, frontend, client, F::ICMP, length);
+    if !P::IS_FRAME {
+        udp.csum = !half(fold(udp_sum(udp)));
+    }
+    (icmp.kind, icmp.code) = F::PORT_UNREACHABLE;
+    icmp.rest = [0; 2];
+    let pseudo = if F::IS_V6 { pseudo_header::<F>(client, frontend, F::ICMP, length) } else { 0 };
+    let said = u32::from(u16::from_ne_bytes([icmp.kind, icmp.code]));
+    icmp.csum = !fold(pseudo + said + F::sum(quoted) + udp_sum(udp) + u32::from(udp.csum));
+    true
+}
+
+/// The sum of a UDP header without its checksum.
+#[inline(always)]
+fn udp_sum(udp: &UdpHeader) -> u32 {
+    u32::from(udp.sport.word()) + u32::from(udp.dport.word()) + u32::from(udp.length)
+}
+
+/// The sum of what a transport checksum takes from the IP header.
+#[inline(always)]
+fn pseudo_header<F: Family>(one: F::Addr, other: F::Addr, protocol: u8, length: u16) -> u32 {
+    one.sum() + other.sum() + u32::from(u16::from(protocol).to_be()) + u32::from(length.to_be())
+}
