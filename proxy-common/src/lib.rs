@@ -9,6 +9,7 @@ pub mod addr;
 pub mod backend;
 pub mod filter;
 pub mod flow;
+pub mod fragment;
 pub mod node;
 pub mod outcome;
 pub mod service;

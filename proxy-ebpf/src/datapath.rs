@@ -15,7 +15,7 @@ use crate::{
     family::{Family, V4, V6},
     filter,
     flow::{self, Advance, Entry},
-    icmp,
+    fragment, icmp,
     output::{self, Verdict},
     packet::Packet,
     parse::{ETHERNET, Ethernet, Ipv6Header, Tcp, TcpHeader, Transport, Udp, ethertype},
@@ -25,8 +25,8 @@ use crate::{
 /// The longest run of headers that is looked at.
 const HEADERS: usize = ETHERNET + size_of::<Ipv6Header>() + size_of::<TcpHeader>();
 
-const TCP: u8 = Protocol::Tcp as u8;
-const UDP: u8 = Protocol::Udp as u8;
+pub(crate) const TCP: u8 = Protocol::Tcp as u8;
+pub(crate) const UDP: u8 = Protocol::Udp as u8;
 
 /// What becomes of a packet.
 #[inline(always)]
@@ -54,28 +54,31 @@ fn internet<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P) -> R
     }
     let payload = match F::payload(header) {
         Ok(payload) => payload,
+        Err(Outcome::PassFragment) => return fragment::run::<P, F>(hook, stage, packet),
         Err(reason) => return pass(hook, reason),
     };
     if !packet.holds(ETHERNET + size_of::<F::Header>() + payload.length as usize) {
         return pass(hook, Outcome::PassMalformed);
     }
+    let offset = ETHERNET + size_of::<F::Header>();
     match payload.protocol {
-        TCP => transport::<P, F, Tcp>(hook, stage, packet, saddr, daddr, payload.length),
-        UDP => transport::<P, F, Udp>(hook, stage, packet, saddr, daddr, payload.length),
+        TCP => transport::<P, F, Tcp>(hook, stage, packet, saddr, daddr, payload.length, offset),
+        UDP => transport::<P, F, Udp>(hook, stage, packet, saddr, daddr, payload.length, offset),
         _ => pass(hook, Outcome::PassProtocol),
     }
 }
 
 #[inline(always)]
-fn transport<P: Packet, F: Family, L: Transport>(
+pub(crate) fn transport<P: Packet, F: Family, L: Transport>(
     hook: Hook,
     stage: Stage,
     packet: &mut P,
     saddr: F::Addr,
     daddr: F::Addr,
     payload: u16,
+    offset: usize,
 ) -> Result<Verdict, Outcome> {
-    let Some(header) = packet.at::<L::Header>(ETHERNET + size_of::<F::Header>()) else {
+    let Some(header) = packet.at::<L::Header>(offset) else {
         return pass(hook, Outcome::PassMalformed);
     };
     if !L::is_sound(header, payload) {
@@ -88,12 +91,12 @@ fn transport<P: Packet, F: Family, L: Transport>(
 
     if let Some(entry) = flow::confirmed::<F>(&key) {
         if is_kept::<F, L>(hook, &key, entry, flags, node) {
-            return output::send::<P, F, L>(packet, &key, entry, node);
+            return output::send::<P, F, L>(packet, &key, entry, node, offset);
         }
     } else if let Some(entry) = flow::embryo::<F>(&key)
         && is_kept::<F, L>(hook, &key, entry, flags, node)
     {
-        let verdict = output::send::<P, F, L>(packet, &key, entry, node);
+        let verdict = output::send::<P, F, L>(packet, &key, entry, node, offset);
         // Last, because the entry may move.
         flow::hatch::<F>(hook, &key, entry, flags);
         return verdict;
@@ -108,7 +111,7 @@ fn transport<P: Packet, F: Family, L: Transport>(
         Admission::Selected => {}
     }
     match flow::half::<F>(&key) {
-        Some(entry) => output::send::<P, F, L>(packet, &key, entry, node),
+        Some(entry) => output::send::<P, F, L>(packet, &key, entry, node, offset),
         None => Err(Outcome::DropTableFull),
     }
 }
@@ -139,7 +142,7 @@ fn is_kept<F: Family, L: Transport>(
 
 #[inline(always)]
 #[expect(clippy::unnecessary_wraps, reason = "it is what the story returns")]
-fn pass(hook: Hook, reason: Outcome) -> Result<Verdict, Outcome> {
+pub(crate) fn pass(hook: Hook, reason: Outcome) -> Result<Verdict, Outcome> {
     count(hook, reason);
     Ok(Verdict::PASS)
 }

@@ -10,8 +10,11 @@ use proxy_common::{
 };
 
 use crate::{
-    checksum, maps,
-    parse::{self, Ipv4Header, Ipv6Header, Payload, ethertype},
+    checksum,
+    fragment::Fragment,
+    maps,
+    packet::Packet,
+    parse::{self, ETHERNET, FragmentHeader, Ipv4Header, Ipv6Header, Payload, ethertype},
 };
 
 /// Hop limit of packets of our own, as of most hosts.
@@ -29,6 +32,8 @@ pub trait Family: 'static {
     const NUMBER: u8;
     /// Where the hop limit stands in the header.
     const HOP_LIMIT: usize;
+    /// Where the transport header of a first fragment is.
+    const FRAGMENT_TRANSPORT: usize;
     /// The protocol number of ICMP.
     const ICMP: u8;
     /// Type and code of ICMP's "port unreachable".
@@ -42,6 +47,7 @@ pub trait Family: 'static {
     fn flows() -> &'static maps::Flows<Self::Addr>;
     fn embryos() -> &'static maps::Embryos<Self::Addr>;
     fn drafts() -> &'static maps::Drafts<Self::Addr>;
+    fn fragments() -> &'static maps::Fragments<Self::Addr>;
     fn sockets() -> &'static maps::Sockets<Self::Addr>;
     /// The address the node's own traffic bears.
     fn masquerade(node: &Node) -> Self::Addr;
@@ -49,6 +55,8 @@ pub trait Family: 'static {
     fn addresses(header: &Self::Header) -> (Self::Addr, Self::Addr);
     /// Understands the header, or says why the packet is passed on.
     fn payload(header: &Self::Header) -> Result<Payload, Outcome>;
+    /// Understands a fragment.
+    fn fragment<P: Packet>(packet: &P) -> Option<Fragment>;
     fn hop_limit(header: &Self::Header) -> u8;
     /// What follows the header.
     fn protocol(header: &Self::Header) -> u8;
@@ -72,7 +80,7 @@ pub(crate) struct V4;
 pub(crate) struct V6;
 
 macro_rules! family_maps {
-    ($services:ident $backends:ident $local:ident $flows:ident $embryos:ident $drafts:ident $sockets:ident) => {
+    ($services:ident $backends:ident $local:ident $flows:ident $embryos:ident $drafts:ident $fragments:ident $sockets:ident) => {
         #[inline(always)]
         fn services() -> &'static maps::Services<Self::Addr> {
             &maps::$services
@@ -98,6 +106,10 @@ macro_rules! family_maps {
             &maps::$drafts
         }
         #[inline(always)]
+        fn fragments() -> &'static maps::Fragments<Self::Addr> {
+            &maps::$fragments
+        }
+        #[inline(always)]
         fn sockets() -> &'static maps::Sockets<Self::Addr> {
             &maps::$sockets
         }
@@ -110,11 +122,12 @@ impl Family for V4 {
     const ETHERTYPE: u16 = ethertype::IPV4;
     const NUMBER: u8 = 2;
     const HOP_LIMIT: usize = core::mem::offset_of!(Ipv4Header, ttl);
+    const FRAGMENT_TRANSPORT: usize = ETHERNET + size_of::<Ipv4Header>();
     const ICMP: u8 = 1;
     const PORT_UNREACHABLE: (u8, u8) = (3, 3);
     const IS_V6: bool = false;
 
-    family_maps!(SERVICES_V4 BACKENDS_V4 LOCAL_ADDRS_V4 FLOWS_V4 EMBRYOS_V4 DRAFTS_V4 SOCKETS_V4);
+    family_maps!(SERVICES_V4 BACKENDS_V4 LOCAL_ADDRS_V4 FLOWS_V4 EMBRYOS_V4 DRAFTS_V4 FRAGMENTS_V4 SOCKETS_V4);
 
     #[inline(always)]
     fn masquerade(node: &Node) -> Ipv4 {
@@ -129,6 +142,17 @@ impl Family for V4 {
     #[inline(always)]
     fn payload(header: &Ipv4Header) -> Result<Payload, Outcome> {
         parse::ipv4(header)
+    }
+
+    #[inline(always)]
+    fn fragment<P: Packet>(packet: &P) -> Option<Fragment> {
+        let header = packet.at::<Ipv4Header>(ETHERNET)?;
+        Some(Fragment {
+            id: u32::from(header.id),
+            protocol: header.protocol,
+            is_first: header.fragment & 0x1fff_u16.to_be() == 0,
+            end: ETHERNET + u16::from_be(header.total_length) as usize,
+        })
     }
 
     #[inline(always)]
@@ -193,11 +217,12 @@ impl Family for V6 {
     const ETHERTYPE: u16 = ethertype::IPV6;
     const NUMBER: u8 = 10;
     const HOP_LIMIT: usize = core::mem::offset_of!(Ipv6Header, hop_limit);
+    const FRAGMENT_TRANSPORT: usize = ETHERNET + size_of::<Ipv6Header>() + size_of::<FragmentHeader>();
     const ICMP: u8 = 58;
     const PORT_UNREACHABLE: (u8, u8) = (1, 4);
     const IS_V6: bool = true;
 
-    family_maps!(SERVICES_V6 BACKENDS_V6 LOCAL_ADDRS_V6 FLOWS_V6 EMBRYOS_V6 DRAFTS_V6 SOCKETS_V6);
+    family_maps!(SERVICES_V6 BACKENDS_V6 LOCAL_ADDRS_V6 FLOWS_V6 EMBRYOS_V6 DRAFTS_V6 FRAGMENTS_V6 SOCKETS_V6);
 
     #[inline(always)]
     fn masquerade(node: &Node) -> Ipv6 {
@@ -212,6 +237,19 @@ impl Family for V6 {
     #[inline(always)]
     fn payload(header: &Ipv6Header) -> Result<Payload, Outcome> {
         parse::ipv6(header)
+    }
+
+    #[inline(always)]
+    fn fragment<P: Packet>(packet: &P) -> Option<Fragment> {
+        let ip = packet.at::<Ipv6Header>(ETHERNET)?;
+        let header = packet.at::<FragmentHeader>(ETHERNET + size_of::<Ipv6Header>())?;
+        let length = u16::from_be(ip.payload_length);
+        (length as usize >= size_of::<FragmentHeader>()).then_some(Fragment {
+            id: u32::from(header.id[0]) | u32::from(header.id[1]) << 16,
+            protocol: header.next_header,
+            is_first: header.place & 0xfff8_u16.to_be() == 0,
+            end: ETHERNET + size_of::<Ipv6Header>() + length as usize,
+        })
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 
 use proxy_common::{
     addr::{Address as _, Protocol},
-    flow::{Direction, Flow, Output},
+    flow::{Direction, Output},
     outcome::{Hook, Outcome},
     tuple::{Stage, Tuple},
 };
@@ -16,7 +16,6 @@ use crate::{
     output::{self, Verdict},
     packet::Packet,
     parse::{ETHERNET, IcmpHeader, TCP_CSUM, UdpHeader},
-    service,
 };
 
 /// Length of the quote that counts: its IP header goes before, and TCP's checksum is the last of it, if it is there.
@@ -53,7 +52,7 @@ pub(crate) fn relate<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mu
         return Verdict::PASS;
     }
     let to = &flow.rewrite;
-    let leaves = leaves::<F>(flow, ip);
+    let leaves = flow.output == Output::Forward && output::knows_way::<F>(flow, ip);
     // A host that reports on itself is known by the flow's other name, too.
     let is_own = F::words(reporter) == F::words(key.saddr) && (leaves || flow.output != Output::Forward);
     let saddr = if is_own { to.saddr } else { reporter };
@@ -88,13 +87,4 @@ pub(crate) fn relate<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mu
         _ => None,
     };
     verdict.unwrap_or(Verdict::PASS)
-}
-
-/// Whether the flow knows where to send the error without the kernel's routing.
-#[inline(always)]
-fn leaves<F: Family>(flow: &Flow<F::Addr>, ip: &F::Header) -> bool {
-    flow.output == Output::Forward
-        && flow.next_hop.ifindex != 0
-        && F::hop_limit(ip) > 1
-        && service::node().is_some_and(|node| node.route_generation == flow.next_hop.generation)
 }

@@ -19,6 +19,7 @@ pub mod datapath;
 mod family;
 mod filter;
 mod flow;
+mod fragment;
 mod icmp;
 pub mod kernel;
 mod maps;

@@ -11,6 +11,7 @@ use proxy_common::{
     backend::{Backend, BackendId},
     filter::Filter,
     flow::{Draft, Flow},
+    fragment::{Fragmented, Ports},
     node::{Node, ServiceCidrs},
     outcome,
     service::{Affinity, Client, Frontend, Service, Source},
@@ -25,6 +26,7 @@ const SLOTS_: usize = 1_048_576;
 const LOCAL_ADDRS: usize = 4_096;
 const FLOWS: usize = 262_144;
 const EMBRYOS: usize = 65_536;
+const FRAGMENTS: usize = 16_384;
 const SOCKETS: usize = 131_072;
 const UPLINKS_: usize = 256;
 const AFFINITY: usize = 131_072;
@@ -46,6 +48,8 @@ pub(crate) type Flows<A> = LruHashMap<Tuple<A>, Flow<A>, FLOWS>;
 pub(crate) type Embryos<A> = LruHashMap<Tuple<A>, Flow<A>, EMBRYOS>;
 /// Room for a pair in the making.
 pub(crate) type Drafts<A> = PerCpuArray<Draft<A>, 1>;
+/// A table of fragmented packets and their ports.
+pub(crate) type Fragments<A> = LruHashMap<Fragmented<A>, Ports, FRAGMENTS>;
 /// A table of translated sockets.
 pub(crate) type Sockets<A> = LruHashMap<SocketPeer<A>, SocketTarget<A>, SOCKETS>;
 /// A table of prefixes from which Services may be used.
@@ -85,6 +89,10 @@ pub(crate) static EMBRYOS_V6: Embryos<Ipv6> = LruHashMap::new();
 pub(crate) static DRAFTS_V4: Drafts<Ipv4> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static DRAFTS_V6: Drafts<Ipv6> = PerCpuArray::new();
+#[btf_map]
+pub(crate) static FRAGMENTS_V4: Fragments<Ipv4> = LruHashMap::new();
+#[btf_map]
+pub(crate) static FRAGMENTS_V6: Fragments<Ipv6> = LruHashMap::new();
 #[btf_map]
 pub(crate) static SOCKETS_V4: Sockets<Ipv4> = LruHashMap::new();
 #[btf_map]

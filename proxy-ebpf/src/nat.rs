@@ -11,8 +11,11 @@ use crate::{
 /// Puts the new addresses and ports into the packet and mends its checksums. `false` when the packet could not be written
 /// whole, which leaves nothing but to drop it. Views of the packet are stale after it.
 #[inline(always)]
-pub(crate) fn apply<P: Packet, F: Family, L: Transport>(packet: &mut P, rewrite: &Rewrite<F::Addr>) -> bool {
-    let transport = ETHERNET + size_of::<F::Header>();
+pub(crate) fn apply<P: Packet, F: Family, L: Transport>(
+    packet: &mut P,
+    rewrite: &Rewrite<F::Addr>,
+    transport: usize,
+) -> bool {
     let Some(ip) = packet.at::<F::Header>(ETHERNET) else { return false };
     F::set_addresses(ip, rewrite.saddr, rewrite.daddr, rewrite.addr_delta);
     let Some(header) = packet.at::<L::Header>(transport) else { return false };

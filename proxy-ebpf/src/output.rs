@@ -18,6 +18,7 @@ use crate::{
     nat,
     packet::Packet,
     parse::{ETHERNET, Ethernet, Transport},
+    service,
 };
 
 /// The answer to a packet. Not an enum, because a variant without a payload leaves half a register undefined, and the
@@ -39,27 +40,28 @@ impl Verdict {
     }
 }
 
-/// Rewrites the packet and sends it on.
+/// Rewrites the packet, whose transport header is at an offset, and sends it on.
 #[inline(always)]
 pub(crate) fn send<P: Packet, F: Family, L: Transport>(
     packet: &mut P,
     key: &Tuple<F::Addr>,
     entry: Entry<F::Addr>,
     node: &Node,
+    transport: usize,
 ) -> Result<Verdict, Outcome> {
     let flow = entry.flow();
     let output = flow.output;
     if output != Output::Forward {
-        if !nat::apply::<P, F, L>(packet, &flow.rewrite) {
+        if !nat::apply::<P, F, L>(packet, &flow.rewrite, transport) {
             return Err(Outcome::DropNotWritable);
         }
         let verdict = if output == Output::Hairpin { hairpin::<P, F>(packet) } else { Some(Verdict::PASS) };
         return verdict.ok_or(Outcome::DropNotWritable);
     }
     if !has_next_hop::<P, F>(packet, key.proto, entry, node) {
-        return send_through_stack::<P, F, L>(packet, key, flow);
+        return send_through_stack::<P, F, L>(packet, key, flow, transport);
     }
-    if !nat::apply::<P, F, L>(packet, &flow.rewrite) {
+    if !nat::apply::<P, F, L>(packet, &flow.rewrite, transport) {
         return Err(Outcome::DropNotWritable);
     }
     forward::<P, F>(packet, &flow.next_hop).ok_or(Outcome::DropNotWritable)
@@ -79,6 +81,14 @@ fn has_next_hop<P: Packet, F: Family>(packet: &P, proto: Protocol, entry: Entry<
     resolve::<P, F>(packet, proto, entry, node.route_generation)
 }
 
+/// Whether a flow knows its next hop already, for a packet that does not look it up itself.
+#[inline(always)]
+pub(crate) fn knows_way<F: Family>(flow: &Flow<F::Addr>, header: &F::Header) -> bool {
+    flow.next_hop.ifindex != 0
+        && F::hop_limit(header) > 1
+        && service::node().is_some_and(|node| node.route_generation == flow.next_hop.generation)
+}
+
 /// The way for packets the kernel has to route: only the destination is rewritten here, because the kernel refuses to
 /// forward what bears its own address, and the source at the uplink's egress, by an entry made for it.
 #[inline(always)]
@@ -86,10 +96,15 @@ fn send_through_stack<P: Packet, F: Family, L: Transport>(
     packet: &mut P,
     key: &Tuple<F::Addr>,
     flow: &Flow<F::Addr>,
+    transport: usize,
 ) -> Result<Verdict, Outcome> {
     let Some(draft) = flow::draft::<F>() else { return Err(Outcome::DropNotWritable) };
     flow::cut::<F>(key, flow, draft);
-    if nat::apply::<P, F, L>(packet, &draft.flow.rewrite) { Ok(Verdict::PASS) } else { Err(Outcome::DropNotWritable) }
+    if nat::apply::<P, F, L>(packet, &draft.flow.rewrite, transport) {
+        Ok(Verdict::PASS)
+    } else {
+        Err(Outcome::DropNotWritable)
+    }
 }
 
 /// Asks the kernel's FIB for the way to the rewritten destination and keeps it with the flow. `false` when the kernel has

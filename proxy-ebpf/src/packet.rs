@@ -119,6 +119,9 @@ pub trait Packet {
         ports: u16,
     ) -> bool;
 
+    /// Notes a change that no checksum in the packet makes up for, in one that the device made over the whole packet.
+    fn account(&mut self, change: u16);
+
     /// Takes one from the hop limit. Views are stale after it.
     fn decrement_hop_limit<F: Family>(&mut self, offset: usize);
 }
@@ -205,6 +208,9 @@ impl Packet for XdpPacket {
         *field = if !L::HAS_STATE && sum == 0 { 0xffff } else { sum };
         true
     }
+
+    #[inline(always)]
+    fn account(&mut self, _: u16) {}
 
     #[inline(always)]
     fn decrement_hop_limit<F: Family>(&mut self, offset: usize) {
@@ -315,6 +321,12 @@ impl Packet for TcPacket {
             status = unsafe { helpers::bpf_l4_csum_replace(skb, offset, 0, u64::from(ports), base) };
         }
         status == 0
+    }
+
+    #[inline(always)]
+    fn account(&mut self, change: u16) {
+        // SAFETY: a helper on the program's own context; fails where no such checksum was made.
+        unsafe { helpers::bpf_csum_update(self.context.skb.skb, u32::from(change)) };
     }
 
     #[inline(always)]

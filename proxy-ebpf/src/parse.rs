@@ -78,6 +78,19 @@ pub(crate) struct Ipv6Header {
     pub daddr: Ipv6,
 }
 
+/// IPv6's fragment header.
+#[repr(C)]
+pub(crate) struct FragmentHeader {
+    /// Transport protocol.
+    pub next_header: u8,
+    /// Zero.
+    pub reserved: u8,
+    /// Offset in units of eight bytes, in the high thirteen bits; then whether more follow. Network order.
+    pub place: u16,
+    /// Identification, in halves because nothing aligns it.
+    pub id: [u16; 2],
+}
+
 /// TCP without options.
 #[repr(C)]
 pub(crate) struct TcpHeader {
