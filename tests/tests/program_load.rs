@@ -10,11 +10,11 @@ use proxy_userspace::dataplane::OBJECT;
 /// The most instructions the verifier may look at, per program. A program that grows past its bound is either a mistake or
 /// a decision to be made here.
 const BOUNDS: [(&str, u32); 16] = [
-    ("uplink_xdp", 60_000),
-    ("uplink_in", 60_000),
-    ("uplink_out", 25_000),
-    ("pod_in", 60_000),
-    ("pod_out", 25_000),
+    ("uplink_xdp", 150_000),
+    ("uplink_in", 150_000),
+    ("uplink_out", 60_000),
+    ("pod_in", 150_000),
+    ("pod_out", 60_000),
     ("connect4", 1_000),
     ("connect6", 2_000),
     ("sendmsg4", 1_500),
