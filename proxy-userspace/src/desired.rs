@@ -3,6 +3,7 @@
 //! outcome does not depend on who came first.
 
 mod contribution;
+mod sources;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,11 +13,14 @@ use std::{
 };
 
 use contribution::{Claim, Contribution, contribution};
+use ipnet::IpNet;
 use proxy_common::{
     addr::{Address, Ipv4, Ipv6, Port},
     backend::BackendState,
+    node::ServiceCidrs,
     service::{Frontend, Pick, WhenEmpty},
 };
+pub use sources::Sources;
 
 use crate::{
     model::{Model, ObjectName, ServicePortName},
@@ -30,6 +34,8 @@ pub struct Tables {
     pub v4: FamilyTables<Ipv4>,
     /// IPv6.
     pub v6: FamilyTables<Ipv6>,
+    /// Where ClusterIPs are taken from; none while that is not known.
+    pub service_cidrs: Option<ServiceCidrs>,
 }
 
 /// Everything the kernel should know of one family.
@@ -59,6 +65,15 @@ pub struct Target<A> {
     pub port: Port,
 }
 
+/// A range of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Prefix<A> {
+    /// Its first address.
+    pub addr: A,
+    /// How many bits of that count.
+    pub bits: u8,
+}
+
 /// What a frontend should lead to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DesiredService<A> {
@@ -66,6 +81,13 @@ pub struct DesiredService<A> {
     pub port: Arc<ServicePortName>,
     /// How a slot is chosen.
     pub pick: Pick,
+    /// Bits of [`proxy_common::service::flag`].
+    pub flags: u8,
+    /// How long a client stays with its backend; 0 without affinity.
+    pub affinity_seconds: u32,
+    /// From where it may be used; of no meaning without [`proxy_common::service::flag::SOURCE_RANGES`]. All restricted
+    /// frontends of a Service port have the same.
+    pub sources: Sources<A>,
     /// Content of the range for clients on this node, in slot order.
     pub internal: Arc<[Target<A>]>,
     /// Content of the range for clients beyond an uplink, in slot order.
@@ -132,6 +154,13 @@ impl Family for Ipv6 {
             IpAddr::V4(_) => None,
             IpAddr::V6(v6) => Some(v6.into()),
         }
+    }
+}
+
+impl<A: Family> Prefix<A> {
+    /// The range, if it is of this family.
+    pub fn of(net: IpNet) -> Option<Self> {
+        Some(Self { addr: A::of(net.network())?, bits: net.prefix_len() })
     }
 }
 

@@ -6,22 +6,29 @@ mod ids;
 mod indexes;
 mod ledger;
 mod ranges;
+mod sources;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 pub use ledger::{Capacity, Ledger, Overflow};
 use proxy_common::{
     addr::{Address, Ipv4, Ipv6},
     backend::{Backend, BackendId},
+    node::ServiceCidrs,
     service::{Frontend, Service},
 };
+
+use crate::desired::Prefix;
 
 /// How long a freed range of slots, backend id or service index is left alone before something else gets it. A packet
 /// on its way holds what it read for microseconds; the rest is generosity.
 pub const GRACE: Duration = Duration::from_secs(5);
 
 /// What the maps hold, read back from the kernel.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelState {
     /// IPv4.
     pub v4: FamilyState<Ipv4>,
@@ -29,6 +36,15 @@ pub struct KernelState {
     pub v6: FamilyState<Ipv6>,
     /// `SLOTS` from index 0; trailing zeros may be left out.
     pub slots: Vec<BackendId>,
+    /// `SERVICE_CIDRS`
+    pub service_cidrs: ServiceCidrs,
+}
+
+impl Default for KernelState {
+    fn default() -> Self {
+        let (v4, v6) = (FamilyState::default(), FamilyState::default());
+        Self { v4, v6, slots: Vec::new(), service_cidrs: ServiceCidrs::NONE }
+    }
 }
 
 /// What the maps of one family hold.
@@ -40,11 +56,13 @@ pub struct FamilyState<A: Ord> {
     pub backends: Vec<Backend<A>>,
     /// `LOCAL_ADDRS_*`.
     pub local_addrs: BTreeMap<A, u32>,
+    /// `SOURCES_*`: the index of a Service port and a range of its clients.
+    pub sources: BTreeSet<(u32, Prefix<A>)>,
 }
 
 impl<A: Ord> Default for FamilyState<A> {
     fn default() -> Self {
-        Self { services: BTreeMap::new(), backends: Vec::new(), local_addrs: BTreeMap::new() }
+        Self { services: BTreeMap::new(), backends: Vec::new(), local_addrs: BTreeMap::new(), sources: BTreeSet::new() }
     }
 }
 
@@ -59,31 +77,37 @@ pub enum Step<A> {
     PutLocalAddr(A, u32),
     /// Remove an entry of `LOCAL_ADDRS_*`.
     RemoveLocalAddr(A),
+    /// Write an entry of `SOURCES_*`: these clients may use the Service port with this index.
+    PutSource(u32, Prefix<A>),
+    /// Remove an entry of `SOURCES_*`.
+    RemoveSource(u32, Prefix<A>),
     /// Write an entry of `SERVICES_*`.
     PutService(Frontend<A>, Service),
     /// Remove an entry of `SERVICES_*`.
     RemoveService(Frontend<A>),
 }
 
-/// What to write. The families are independent of each other; within one the order matters: backends, slots, services
-/// and only then the backends that nothing leads to any more.
+/// What to write. The families are independent of each other; within one the order matters: backends, slots, ranges of
+/// clients, services, and only then what nothing leads to any more.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// IPv4.
     pub v4: Vec<Step<Ipv4>>,
     /// IPv6.
     pub v6: Vec<Step<Ipv6>>,
+    /// The entry of `SERVICE_CIDRS`, after all else: what a Service has is known before the rest of a range is dropped.
+    pub service_cidrs: Option<ServiceCidrs>,
 }
 
 impl Plan {
     /// Whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
-        self.v4.is_empty() && self.v6.is_empty()
+        self.len() == 0
     }
 
     /// How many writes.
     pub fn len(&self) -> usize {
-        self.v4.len() + self.v6.len()
+        self.v4.len() + self.v6.len() + usize::from(self.service_cidrs.is_some())
     }
 }
 
@@ -96,6 +120,7 @@ impl KernelState {
         for step in &plan.v6 {
             self.v6.carry_out(&mut self.slots, step);
         }
+        self.service_cidrs = plan.service_cidrs.unwrap_or(self.service_cidrs);
     }
 }
 
@@ -110,6 +135,8 @@ impl<A: Address> FamilyState<A> {
             }
             Step::PutLocalAddr(address, bits) => drop(self.local_addrs.insert(*address, *bits)),
             Step::RemoveLocalAddr(address) => drop(self.local_addrs.remove(address)),
+            Step::PutSource(service, prefix) => drop(self.sources.insert((*service, *prefix))),
+            Step::RemoveSource(service, prefix) => drop(self.sources.remove(&(*service, *prefix))),
             Step::PutService(frontend, service) => drop(self.services.insert(*frontend, *service)),
             Step::RemoveService(frontend) => drop(self.services.remove(frontend)),
         }

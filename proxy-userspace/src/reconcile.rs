@@ -1,7 +1,7 @@
 //! From events to plans, without any I/O. In: what sources and netlink say, and what was read back from the kernel. Out:
 //! what to write. Each event costs what it touches; only after a failure is everything compared.
 
-use std::time::Instant;
+use std::{net::IpAddr, time::Instant};
 
 use crate::{
     addresses::{self, NodePortAddresses, Primary},
@@ -44,7 +44,7 @@ impl Reconciler {
     /// Knows nothing yet.
     pub fn new(settings: Settings, capacity: Capacity) -> Self {
         Self {
-            place: Place { node: settings.name.clone(), zone: None },
+            place: Place { node: settings.name.clone(), ..Place::default() },
             model: Model::new(settings.name.clone()),
             settings,
             desired: Desired::default(),
@@ -112,15 +112,26 @@ impl Reconciler {
     }
 
     fn recompute(&mut self) {
-        let Dirty { services, node } = self.model.take_dirty();
-        if node {
-            self.place.zone = self.model.node().and_then(|node| node.zone.clone());
+        let Dirty { mut services, node } = self.model.take_dirty();
+        if node || self.has_stale_addresses {
+            self.recompute_addresses();
+        }
+        let place = self.place_now();
+        if place != self.place {
+            self.place = place;
+            services.extend(self.model.service_names().cloned());
         }
         for name in &services {
             self.desired.update(name, &self.model, &self.place);
         }
-        if node || self.has_stale_addresses {
-            self.recompute_addresses();
+    }
+
+    fn place_now(&self) -> Place {
+        let Primary { v4, v6 } = self.primary;
+        Place {
+            node: self.settings.name.clone(),
+            zone: self.model.node().and_then(|node| node.zone.clone()),
+            addresses: v4.map(IpAddr::from).into_iter().chain(v6.map(IpAddr::from)).collect(),
         }
     }
 

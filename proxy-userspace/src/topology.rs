@@ -2,7 +2,10 @@
 //! clients who may be sent anywhere and one for those who must stay on the node. The rules are those of kube-proxy's
 //! pkg/proxy/topology.go.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use crate::model::Endpoint;
 
@@ -13,6 +16,8 @@ pub struct Place {
     pub node: String,
     /// Its zone, when it has one.
     pub zone: Option<String>,
+    /// Its primary addresses.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// The endpoints of a Service port that new connections may go to, in order of their addresses.
@@ -124,7 +129,7 @@ mod tests {
     fn indexes(endpoints: &[Endpoint]) -> (Vec<u16>, Vec<u16>, bool) {
         let address = |index: usize| SocketAddr::from(([10, 0, 0, 1], index as u16));
         let endpoints = endpoints.iter().enumerate().map(|(index, endpoint)| (address(index), endpoint)).collect();
-        let place = Place { node: "here".into(), zone: Some("a".into()) };
+        let place = Place { node: "here".into(), zone: Some("a".into()), ..Place::default() };
         let Lists { cluster, local, has_any } = select(&endpoints, &place);
         let ports = |list: Vec<SocketAddr>| list.iter().map(SocketAddr::port).collect();
         (ports(cluster), ports(local), has_any)

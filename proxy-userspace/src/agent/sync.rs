@@ -166,6 +166,8 @@ impl Agent {
             masquerade_v6: v6.map(Ipv6::from).unwrap_or_default(),
             node_ports: self.config.node_ports.0.clone(),
             source_ports: self.config.source_ports.0.clone(),
+            masquerade_all: self.config.masquerade.all,
+            masquerade_local_backends: self.config.masquerade.local_backends,
         }
     }
 

@@ -2,24 +2,31 @@
 
 use std::fmt::Debug;
 
-use aya::{Ebpf, Pod, maps::MapData};
+use aya::{
+    Ebpf, Pod,
+    maps::{MapData, lpm_trie::Key},
+};
 use proxy_common::{
     addr::Address,
     backend::{Backend, BackendId, BackendState},
     filter::{Filter, Hashed},
     flow::{Direction, Flow},
-    service::{Frontend, Service},
+    service::{Frontend, Service, Source},
     tuple::{Stage, Tuple},
 };
 
 use super::{address_filter::AddressFilter, error::Error, error::OpenError, table::Table};
-use crate::diff::{FamilyState, Step};
+use crate::{
+    desired::Prefix,
+    diff::{FamilyState, Step},
+};
 
 /// The maps of one family that the agent reads or writes.
 pub(super) struct FamilyMaps<A> {
     services: Table<Frontend<A>, Service>,
     backends: Table<BackendId, Backend<A>>,
     local_addrs: Table<A, u32>,
+    sources: Table<Key<Source<A>>, u32>,
     flows: [Table<Tuple<A>, Flow<A>>; 2],
 }
 
@@ -28,6 +35,7 @@ pub(super) struct Names {
     services: &'static str,
     backends: &'static str,
     local_addrs: &'static str,
+    sources: &'static str,
     flows: [&'static str; 2],
 }
 
@@ -36,6 +44,7 @@ pub(super) const V4: Names = Names {
     services: "SERVICES_V4",
     backends: "BACKENDS_V4",
     local_addrs: "LOCAL_ADDRS_V4",
+    sources: "SOURCES_V4",
     flows: ["FLOWS_V4", "EMBRYOS_V4"],
 };
 
@@ -44,6 +53,7 @@ pub(super) const V6: Names = Names {
     services: "SERVICES_V6",
     backends: "BACKENDS_V6",
     local_addrs: "LOCAL_ADDRS_V6",
+    sources: "SOURCES_V6",
     flows: ["FLOWS_V6", "EMBRYOS_V6"],
 };
 
@@ -65,6 +75,7 @@ impl<A> FamilyMaps<A>
 where
     A: Address + Hashed + Pod + Debug,
     Frontend<A>: Pod,
+    Source<A>: Pod,
     Backend<A>: Pod + PartialEq + Default,
     Tuple<A>: Pod,
     Flow<A>: Pod,
@@ -76,6 +87,7 @@ where
             services: table(object, names.services)?,
             backends: table(object, names.backends)?,
             local_addrs: table(object, names.local_addrs)?,
+            sources: table(object, names.sources)?,
             flows: [table(object, flows)?, table(object, embryos)?],
         })
     }
@@ -89,6 +101,7 @@ where
             services: self.services.entries()?.into_iter().collect(),
             backends,
             local_addrs: self.local_addrs.entries()?.into_iter().collect(),
+            sources: self.sources.entries()?.into_iter().map(|(key, _)| client_range(&key)).collect(),
         })
     }
 
@@ -102,6 +115,10 @@ where
                 Some(Step::PutService(..)) => put(&self.services, run.iter().filter_map(service)),
                 Some(Step::RemoveLocalAddr(_)) => {
                     self.local_addrs.remove_all(&run.iter().filter_map(removed_local_addr).collect::<Vec<_>>())
+                }
+                Some(Step::PutSource(..)) => put(&self.sources, run.iter().filter_map(source)),
+                Some(Step::RemoveSource(..)) => {
+                    self.sources.remove_all(&run.iter().filter_map(removed_source).collect::<Vec<_>>())
                 }
                 Some(Step::RemoveService(_)) => {
                     self.services.remove_all(&run.iter().filter_map(removed_service).collect::<Vec<_>>())
@@ -185,4 +202,35 @@ fn service<A: Copy>(step: &Step<A>) -> Option<(Frontend<A>, Service)> {
 
 fn removed_service<A: Copy>(step: &Step<A>) -> Option<Frontend<A>> {
     if let Step::RemoveService(frontend) = step { Some(*frontend) } else { None }
+}
+
+fn source<A: Copy>(step: &Step<A>) -> Option<(Key<Source<A>>, u32)>
+where
+    Source<A>: Pod,
+{
+    if let Step::PutSource(service, prefix) = step { Some((key(*service, prefix), 1)) } else { None }
+}
+
+fn removed_source<A: Copy>(step: &Step<A>) -> Option<Key<Source<A>>>
+where
+    Source<A>: Pod,
+{
+    if let Step::RemoveSource(service, prefix) = step { Some(key(*service, prefix)) } else { None }
+}
+
+/// The index always counts, and then the prefix's bits.
+fn key<A: Copy>(service: u32, prefix: &Prefix<A>) -> Key<Source<A>>
+where
+    Source<A>: Pod,
+{
+    Key::new(Source::<A>::BITS + u32::from(prefix.bits), Source { service, pad: 0, addr: prefix.addr })
+}
+
+fn client_range<A: Copy>(key: &Key<Source<A>>) -> (u32, Prefix<A>)
+where
+    Source<A>: Pod,
+{
+    let bits = key.prefix_len().saturating_sub(Source::<A>::BITS);
+    let source = key.data();
+    (source.service, Prefix { addr: source.addr, bits: u8::try_from(bits).unwrap_or(u8::MAX) })
 }

@@ -30,7 +30,7 @@ use proxy_common::{
     addr::{Address as _, Ipv4, Ipv6, Port},
     backend::BackendId,
     filter::Filter,
-    node::{LAYOUT, Node},
+    node::{LAYOUT, Node, ServiceCidrs, masquerade},
 };
 
 use self::{address_filter::AddressFilter, attach::Attacher, family::FamilyMaps, netlink::NodeNetwork, table::Table};
@@ -64,6 +64,17 @@ pub struct NodeSettings {
     pub node_ports: RangeInclusive<u16>,
     /// Source ports given to masqueraded flows.
     pub source_ports: RangeInclusive<u16>,
+    /// Whatever goes to a ClusterIP bears the node's address.
+    pub masquerade_all: bool,
+    /// What goes to a NodePort or an external address bears it also when its backend is on this node.
+    pub masquerade_local_backends: bool,
+}
+
+impl NodeSettings {
+    fn flags(&self) -> u32 {
+        let bit = |is_set: bool, bit: u32| if is_set { bit } else { 0 };
+        bit(self.masquerade_all, masquerade::ALL) | bit(self.masquerade_local_backends, masquerade::LOCAL_BACKENDS)
+    }
 }
 
 /// The programs and maps of one agent. Dropping it leaves everything in the kernel.
@@ -74,6 +85,7 @@ pub struct Dataplane {
     v6: FamilyMaps<Ipv6>,
     slots: Table<u32, BackendId>,
     uplinks: Table<u32, u32>,
+    service_cidrs: Table<u32, ServiceCidrs>,
     inbound: AddressFilter,
     outbound: AddressFilter,
     node_map: Table<u32, Node>,
@@ -96,6 +108,7 @@ impl Dataplane {
             v6: FamilyMaps::new(&object, &family::V6)?,
             slots: family::table(&object, "SLOTS")?,
             uplinks: family::table(&object, "UPLINKS")?,
+            service_cidrs: family::table(&object, "SERVICE_CIDRS")?,
             inbound: AddressFilter::adopt(family::table(&object, "INBOUND")?)?,
             outbound: AddressFilter::adopt(family::table(&object, "OUTBOUND")?)?,
             node: node_map.read(&0)?,
@@ -106,7 +119,15 @@ impl Dataplane {
         };
         let node = Node { layout: LAYOUT, jiffies_per_second: load::jiffies_per_second(), ..dataplane.node };
         dataplane.write_node(node)?;
+        dataplane.begin_service_cidrs()?;
         Ok(dataplane)
+    }
+
+    /// An entry nobody has written yet is all zeros, which would hold every address.
+    fn begin_service_cidrs(&self) -> Result<(), Error> {
+        let cidrs = self.service_cidrs.read(&0)?;
+        let is_unwritten = cidrs.v4.iter().any(|cidr| cidr.mask == Ipv4::ANY);
+        if is_unwritten { self.service_cidrs.put(&0, &ServiceCidrs::NONE) } else { Ok(()) }
     }
 
     /// What the kernel holds.
@@ -115,7 +136,8 @@ impl Dataplane {
         let services = v4.services.values().chain(v6.services.values());
         let ranges = services.flat_map(|service| [service.internal, service.external]);
         let end = ranges.map(|range| range.first.saturating_add(range.count)).max().unwrap_or(0);
-        Ok(KernelState { slots: self.slots.values(end as usize)?, v4, v6 })
+        let service_cidrs = self.service_cidrs.read(&0)?;
+        Ok(KernelState { slots: self.slots.values(end as usize)?, v4, v6, service_cidrs })
     }
 
     /// Carries out a plan, in order. After an error some of it is done: read again before the next.
@@ -125,7 +147,8 @@ impl Dataplane {
         self.inbound.flush()?;
         self.outbound.flush()?;
         self.v4.apply(&self.slots, &plan.v4)?;
-        self.v6.apply(&self.slots, &plan.v6)
+        self.v6.apply(&self.slots, &plan.v6)?;
+        plan.service_cidrs.map_or(Ok(()), |cidrs| self.service_cidrs.put(&0, &cidrs))
     }
 
     /// Tells the programs about the node.
@@ -139,6 +162,7 @@ impl Dataplane {
             node_port_last: Port::new(*settings.node_ports.end()),
             source_port_first: Port::new(*settings.source_ports.start()),
             source_port_last: Port::new(*settings.source_ports.end()),
+            flags: settings.flags(),
             ..self.node
         })
     }

@@ -40,7 +40,8 @@ impl<K: Pod, V: Pod> Table<K, V> {
 
     fn error(&self, operation: &'static str, source: io::Error) -> Error {
         match source.raw_os_error() {
-            Some(libc::E2BIG) => Error::MapFull { map: self.name, capacity: self.capacity },
+            // A trie says the latter.
+            Some(libc::E2BIG | libc::ENOSPC) => Error::MapFull { map: self.name, capacity: self.capacity },
             _ => Error::Map { operation, map: self.name, source },
         }
     }

@@ -1,17 +1,25 @@
 //! What one Service contributes to the tables of a family: its frontends with what stands behind them, and its endpoints.
 
-use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroU16, sync::Arc};
-
-use proxy_common::{
-    addr::Port,
-    backend::BackendState,
-    service::{Frontend, WhenEmpty},
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    num::{NonZeroU16, NonZeroU32},
+    sync::Arc,
 };
 
-use super::{DesiredBackend, DesiredService, Family, Target};
+use proxy_common::{
+    addr::{Port, Protocol},
+    backend::BackendState,
+    service::{Frontend, Pick, WhenEmpty, flag},
+};
+
+use super::{
+    DesiredBackend, DesiredService, Family, Target,
+    sources::{self, Sources},
+};
 use crate::{
     algorithm::{Algorithm as _, Random},
-    model::{self, Endpoint, Model, ObjectName, ServicePort, TrafficPolicy},
+    model::{self, Endpoint, Model, ObjectName, ServicePort, ServicePortName, SourceScope, TrafficPolicy},
     topology::{self, Lists, Place},
 };
 
@@ -60,11 +68,17 @@ fn frontends<A: Family>(
     let Some(cluster_ip) = service.cluster_ips.iter().find_map(|address| A::of(*address)) else {
         return frontends;
     };
+    let sources = sources::sources(service, place);
     for port in &service.ports {
         let [inside, outside] = port_services::<A>(service, port, model, place);
         let frontend =
             |address: A, number: NonZeroU16| Frontend::new(address, Port::new(number.get()), port.name.protocol);
         frontends.entry(frontend(cluster_ip, port.port)).or_insert(inside);
+        let restricted = restrict(&outside, sources.as_ref());
+        for address in service.balancer_ips.iter().filter_map(|address| A::of(*address)) {
+            frontends.entry(frontend(address, port.port)).or_insert_with(|| restricted.clone());
+        }
+        let outside = if service.source_ranges.scope == SourceScope::All { restricted } else { outside };
         for address in service.external_ips.iter().filter_map(|address| A::of(*address)) {
             frontends.entry(frontend(address, port.port)).or_insert_with(|| outside.clone());
         }
@@ -72,7 +86,35 @@ fn frontends<A: Family>(
             frontends.entry(frontend(A::ANY, number)).or_insert(outside);
         }
     }
+    if !frontends.is_empty() {
+        frontends.insert(Frontend::whole(cluster_ip), undefined_ports(&service.name));
+    }
     frontends
+}
+
+/// The same for clients of some addresses only.
+fn restrict<A: Family>(service: &DesiredService<A>, sources: Option<&Sources<A>>) -> DesiredService<A> {
+    let mut restricted = service.clone();
+    if let Some(sources) = sources {
+        restricted.flags |= flag::SOURCE_RANGES;
+        restricted.sources = Arc::clone(sources);
+    }
+    restricted
+}
+
+/// What the ports of a ClusterIP lead to that its Service does not define: nowhere, and the client is told.
+fn undefined_ports<A>(service: &ObjectName) -> DesiredService<A> {
+    DesiredService {
+        port: Arc::new(ServicePortName { service: service.clone(), port: String::new(), protocol: Protocol::Any }),
+        pick: Pick::default(),
+        flags: 0,
+        affinity_seconds: 0,
+        sources: Arc::new([]),
+        internal: Arc::new([]),
+        external: Arc::new([]),
+        internal_empty: WhenEmpty::Reject,
+        external_empty: WhenEmpty::Reject,
+    }
 }
 
 /// What the ClusterIP leads to, and what NodePorts and external addresses lead to. Clients on the node that use the
@@ -92,21 +134,25 @@ fn port_services<A: Family>(
     let name = Arc::new(port.name.clone());
     let cluster = range(&lists.cluster);
     let local = range(&lists.local);
-    let build = |internal: &Arc<[Target<A>]>, external: &Arc<[Target<A>]>| DesiredService {
+    let affinity = service.affinity_seconds.map_or(0, |_| flag::AFFINITY);
+    let build = |flags: u8, internal: &Arc<[Target<A>]>, external: &Arc<[Target<A>]>| DesiredService {
         port: Arc::clone(&name),
         pick: Random.pick(),
+        flags: flags | affinity,
+        affinity_seconds: service.affinity_seconds.map_or(0, NonZeroU32::get),
+        sources: Arc::new([]),
         internal: Arc::clone(internal),
         external: Arc::clone(external),
         internal_empty: when_empty(&lists),
         external_empty: when_empty(&lists),
     };
     let inside = match service.internal_policy {
-        TrafficPolicy::Cluster => build(&cluster, &cluster),
-        TrafficPolicy::Local => build(&local, &local),
+        TrafficPolicy::Cluster => build(0, &cluster, &cluster),
+        TrafficPolicy::Local => build(0, &local, &local),
     };
     let outside = match service.external_policy {
-        TrafficPolicy::Cluster => build(&cluster, &cluster),
-        TrafficPolicy::Local => build(&cluster, &local),
+        TrafficPolicy::Cluster => build(flag::EXTERNAL, &cluster, &cluster),
+        TrafficPolicy::Local => build(flag::EXTERNAL | flag::SOURCE_KEPT, &cluster, &local),
     };
     [inside, outside]
 }

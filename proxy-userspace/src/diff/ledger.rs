@@ -9,7 +9,8 @@ use std::{
 use proxy_common::{
     addr::{Address, Ipv4, Ipv6},
     backend::{Backend, BackendId, BackendState},
-    service::{Frontend, Range, Service},
+    node::ServiceCidrs,
+    service::{Frontend, Range, Service, flag},
 };
 
 use super::{
@@ -17,6 +18,7 @@ use super::{
     backends::{Backends, Full},
     indexes::Indexes,
     ranges::Ranges,
+    sources::{self, ClientRanges},
 };
 use crate::{
     desired::{DesiredBackend, DesiredService, FamilyTables, FamilyTouched, Tables, Target, Touched},
@@ -32,11 +34,13 @@ pub struct Capacity {
     pub backends: u32,
     /// `SLOTS`.
     pub slots: u32,
+    /// `SOURCES_*`, each.
+    pub sources: u32,
 }
 
 impl Default for Capacity {
     fn default() -> Self {
-        Self { services: 65_536, backends: 131_072, slots: 1_048_576 }
+        Self { services: 65_536, backends: 131_072, slots: 1_048_576, sources: 65_536 }
     }
 }
 
@@ -57,6 +61,9 @@ pub enum Overflow {
     /// Every service index, or every entry of the services map, is taken.
     #[error("no room for {0}: SERVICES is full")]
     Service(ServicePortName),
+    /// Every entry for ranges of clients is taken.
+    #[error("no room for the source ranges of {0}: SOURCES is full")]
+    Sources(ServicePortName),
 }
 
 /// The kernel's maps, as far as the agent owns them.
@@ -65,6 +72,7 @@ pub struct Ledger {
     v4: FamilyLedger<Ipv4>,
     v6: FamilyLedger<Ipv6>,
     ranges: Ranges,
+    service_cidrs: ServiceCidrs,
 }
 
 impl Ledger {
@@ -81,6 +89,7 @@ impl Ledger {
             v4: FamilyLedger::adopt(state.v4, capacity, now),
             v6: FamilyLedger::adopt(state.v6, capacity, now),
             ranges,
+            service_cidrs: state.service_cidrs,
         }
     }
 
@@ -89,7 +98,9 @@ impl Ledger {
         let mut overflows = Vec::new();
         let v4 = self.v4.plan(&mut self.ranges, &want.v4, &touched.v4, now, &mut overflows);
         let v6 = self.v6.plan(&mut self.ranges, &want.v6, &touched.v6, now, &mut overflows);
-        (Plan { v4, v6 }, overflows)
+        let service_cidrs = want.service_cidrs.filter(|wanted| *wanted != self.service_cidrs);
+        self.service_cidrs = service_cidrs.unwrap_or(self.service_cidrs);
+        (Plan { v4, v6, service_cidrs }, overflows)
     }
 
     /// What to write for the kernel to hold the tables and nothing else.
@@ -110,6 +121,7 @@ struct FamilyLedger<A: Ord> {
     local_addrs: BTreeMap<A, u32>,
     backends: Backends<A>,
     indexes: Indexes,
+    sources: ClientRanges<A>,
     services_capacity: usize,
 }
 
@@ -117,6 +129,7 @@ impl<A: Address + std::fmt::Display> FamilyLedger<A> {
     fn adopt(state: FamilyState<A>, capacity: Capacity, now: Instant) -> Self {
         Self {
             indexes: Indexes::adopt(state.services.values(), capacity.services),
+            sources: ClientRanges::adopt(state.sources, state.services.values(), capacity.sources),
             services: state.services,
             local_addrs: state.local_addrs,
             backends: Backends::adopt(state.backends, capacity.backends, now),
@@ -157,6 +170,7 @@ impl<A: Address + std::fmt::Display> FamilyLedger<A> {
         for address in &touched.local_addrs {
             self.plan_local_addr(*address, want.local_addrs.get(address).copied(), &mut steps);
         }
+        self.sources.tidy(&mut steps.removed_sources);
         steps.in_order()
     }
 
@@ -205,7 +219,9 @@ impl<A: Address + std::fmt::Display> FamilyLedger<A> {
         }
         let index = self.indexes.of(&desired.port, now)?;
         self.indexes.hold(index);
-        let [internal, external] = match self.place_both(ranges, desired, now, steps) {
+        let placed = self.put_sources(index, desired, steps);
+        let placed = placed.and_then(|()| self.place_both(ranges, desired, now, steps));
+        let [internal, external] = match placed {
             Ok(placed) => placed,
             Err(overflow) => {
                 self.indexes.release(index, now);
@@ -217,8 +233,8 @@ impl<A: Address + std::fmt::Display> FamilyLedger<A> {
             pick: desired.pick,
             internal_empty: desired.internal_empty,
             external_empty: desired.external_empty,
-            flags: 0,
-            affinity_seconds: 0,
+            flags: desired.flags,
+            affinity_seconds: desired.affinity_seconds,
             internal,
             external,
         };
@@ -226,6 +242,7 @@ impl<A: Address + std::fmt::Display> FamilyLedger<A> {
             self.services.insert(frontend, service);
             steps.services.push(Step::PutService(frontend, service));
         }
+        self.sources.hold(&service);
         if let Some(old) = old {
             self.let_go(ranges, old, now);
         }
@@ -243,6 +260,15 @@ impl<A: Address + std::fmt::Display> FamilyLedger<A> {
         ranges.release(old.internal, now);
         ranges.release(old.external, now);
         self.indexes.release(old.index, now);
+        self.sources.release(&old);
+    }
+
+    fn put_sources(&mut self, index: u32, desired: &DesiredService<A>, steps: &mut Phases<A>) -> Result<(), Overflow> {
+        if desired.flags & flag::SOURCE_RANGES == 0 {
+            return Ok(());
+        }
+        let put = self.sources.put(index, &desired.sources, &mut steps.sources);
+        put.map_err(|sources::Full| Overflow::Sources(desired.port.as_ref().clone()))
     }
 
     fn place_both(
@@ -299,8 +325,11 @@ struct Phases<A> {
     /// New backends, and those that serve again.
     arriving: Vec<Step<A>>,
     slots: Vec<Step<A>>,
+    /// Ranges of clients, before the frontends that ask for them.
+    sources: Vec<Step<A>>,
     services: Vec<Step<A>>,
     removed_services: Vec<Step<A>>,
+    removed_sources: Vec<Step<A>>,
     /// Backends that stop serving: after nothing new leads to them.
     leaving: Vec<Step<A>>,
     local_addrs: Vec<Step<A>>,
@@ -311,8 +340,10 @@ impl<A> Default for Phases<A> {
         Self {
             arriving: Vec::new(),
             slots: Vec::new(),
+            sources: Vec::new(),
             services: Vec::new(),
             removed_services: Vec::new(),
+            removed_sources: Vec::new(),
             leaving: Vec::new(),
             local_addrs: Vec::new(),
         }
@@ -326,9 +357,8 @@ impl<A> Phases<A> {
     }
 
     fn in_order(self) -> Vec<Step<A>> {
-        [self.arriving, self.slots, self.services, self.removed_services, self.leaving, self.local_addrs]
-            .into_iter()
-            .flatten()
-            .collect()
+        let added = [self.arriving, self.slots, self.sources, self.services];
+        let removed = [self.removed_services, self.removed_sources, self.leaving, self.local_addrs];
+        added.into_iter().chain(removed).flatten().collect()
     }
 }

@@ -1,28 +1,60 @@
 //! What can be wrong with an object. The part that is wrong becomes nothing, and a defect says so by name; other parts
 //! and other objects are served.
 
-use std::fmt;
+use std::{fmt, net::IpAddr};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use proxy_common::addr::Protocol;
 
 use super::ObjectName;
+
+/// How much of a value that makes no sense is repeated.
+const EXCERPT: usize = 80;
+
+/// Names an object so that an Event can be about it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ObjectReference {
+    /// `Service`, `EndpointSlice`, `Node` or `ServiceCIDR`.
+    pub kind: &'static str,
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// Unique for all time; empty where the source knows none.
+    pub uid: String,
+}
+
+impl ObjectReference {
+    /// From an object's metadata.
+    pub fn of(kind: &'static str, metadata: &ObjectMeta) -> Self {
+        Self { kind, name: ObjectName::of(metadata), uid: metadata.uid.clone().unwrap_or_default() }
+    }
+
+    /// The API group and version of its kind.
+    pub fn api_version(&self) -> &'static str {
+        match self.kind {
+            "EndpointSlice" => "discovery.k8s.io/v1",
+            "ServiceCIDR" => "networking.k8s.io/v1",
+            _ => "v1",
+        }
+    }
+}
 
 /// A part of an object that is left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Defect {
-    /// `Service`, `EndpointSlice` or `Node`.
-    pub kind: &'static str,
     /// The object.
-    pub object: ObjectName,
+    pub object: ObjectReference,
     /// The part and what is wrong with it.
     pub problem: Problem,
 }
 
 impl fmt::Display for Defect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}: {}", self.kind, self.object, self.problem)
+        write!(f, "{} {}: {}", self.object.kind, self.object.name, self.problem)
     }
 }
 
-/// What is wrong with a part of an object.
+/// What is wrong with a part of an object. Text out of the object is an excerpt, and is shown with control characters
+/// escaped.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
     /// Neither an IPv4 nor an IPv6 address.
@@ -39,7 +71,7 @@ pub enum Problem {
         /// Path of the field.
         field: &'static str,
         /// The address.
-        address: std::net::IpAddr,
+        address: IpAddr,
     },
     /// Outside 1..=65535.
     #[error("{field}: {value} is not a port")]
@@ -74,15 +106,59 @@ pub enum Problem {
         /// The port.
         port: u16,
         /// Its protocol.
-        protocol: proxy_common::addr::Protocol,
+        protocol: Protocol,
     },
-    /// The datapath cannot check sources yet, and an open door is worse than a closed one.
-    #[error("spec.loadBalancerSourceRanges is not supported yet: {0} is not served")]
-    SourceRanges(std::net::IpAddr),
-    /// The datapath cannot keep clients with their endpoints yet.
-    #[error("spec.sessionAffinity is not supported yet: connections are spread at random")]
-    Affinity,
+    /// Not a range of addresses. An open door is worse than a closed one: nobody is let in by it.
+    #[error("spec.loadBalancerSourceRanges: {0:?} is not a range of addresses; the other ranges alone are let in")]
+    SourceRange(String),
+    /// Not `all` and not `load-balancer`.
+    #[error("annotation service.sluice.dev/source-ranges-scope: {0:?} is not known, load-balancer is assumed")]
+    SourceScope(String),
+    /// Not `ClientIP` and not `None`.
+    #[error("spec.sessionAffinity: {0:?} is not known, None is assumed")]
+    Affinity(String),
+    /// Outside 1..=86400.
+    #[error("spec.sessionAffinityConfig.clientIP.timeoutSeconds: {0} is not in 1..=86400, 10800 is assumed")]
+    AffinitySeconds(i32),
     /// The object bears no name.
     #[error("metadata.name is missing")]
     Nameless,
+}
+
+impl Problem {
+    pub(super) fn address(field: &'static str, value: &str) -> Self {
+        Self::Address { field, value: excerpt(value) }
+    }
+
+    pub(super) fn protocol(field: &'static str, value: &str) -> Self {
+        Self::Protocol { field, value: excerpt(value) }
+    }
+
+    pub(super) fn policy(field: &'static str, value: &str) -> Self {
+        Self::Policy { field, value: excerpt(value) }
+    }
+
+    pub(super) fn address_type(value: &str) -> Self {
+        Self::AddressType(excerpt(value))
+    }
+
+    pub(super) fn source_range(value: &str) -> Self {
+        Self::SourceRange(excerpt(value))
+    }
+
+    pub(super) fn source_scope(value: &str) -> Self {
+        Self::SourceScope(excerpt(value))
+    }
+
+    pub(super) fn affinity(value: &str) -> Self {
+        Self::Affinity(excerpt(value))
+    }
+}
+
+/// An object may hold megabytes where an address belongs.
+fn excerpt(value: &str) -> String {
+    match value.char_indices().nth(EXCERPT) {
+        Some((end, _)) => format!("{}…", &value[..end]),
+        None => value.to_owned(),
+    }
 }

@@ -5,6 +5,7 @@ mod defect;
 mod node;
 mod service;
 mod slice;
+mod source_ranges;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +13,7 @@ use std::{
     sync::Arc,
 };
 
-pub use defect::{Defect, Problem};
+pub use defect::{Defect, ObjectReference, Problem};
 use k8s_openapi::{
     Metadata as _,
     api::{core::v1 as core, discovery::v1 as discovery},
@@ -22,6 +23,7 @@ pub use node::Node;
 use proxy_common::addr::Protocol;
 pub use service::{Service, ServicePort, TrafficPolicy};
 pub use slice::{Endpoint, Hints, Slice, SlicePort, endpoints};
+pub use source_ranges::{SourceRanges, SourceScope};
 
 use crate::source::{Change, Event};
 
@@ -44,10 +46,11 @@ impl ObjectName {
 
 impl fmt::Display for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Escaped: a name that no API server would accept must not reach a terminal as it is.
         if self.namespace.is_empty() {
-            return f.write_str(&self.name);
+            return write!(f, "{}", self.name.escape_debug());
         }
-        write!(f, "{}/{}", self.namespace, self.name)
+        write!(f, "{}/{}", self.namespace.escape_debug(), self.name.escape_debug())
     }
 }
 
@@ -66,7 +69,7 @@ impl fmt::Display for ServicePortName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.service)?;
         if !self.port.is_empty() {
-            write!(f, ":{}", self.port)?;
+            write!(f, ":{}", self.port.escape_debug())?;
         }
         write!(f, "/{}", self.protocol)
     }
@@ -77,7 +80,7 @@ impl fmt::Display for ServicePortName {
 pub struct Dirty {
     /// Services whose own object or whose endpoints changed.
     pub services: BTreeSet<ObjectName>,
-    /// The Node changed: its zone or its addresses.
+    /// The Node changed: its zone, its addresses or its fate.
     pub node: bool,
 }
 
@@ -142,13 +145,14 @@ impl Model {
         self.node.as_ref()
     }
 
-    /// What was touched since the last call. A change of the node touches every Service.
+    /// The names of all Services, and of all that a slice names.
+    pub fn service_names(&self) -> impl Iterator<Item = &ObjectName> {
+        self.services.keys().chain(self.slices.keys())
+    }
+
+    /// What was touched since the last call.
     pub fn take_dirty(&mut self) -> Dirty {
-        let mut dirty = std::mem::take(&mut self.dirty);
-        if dirty.node {
-            dirty.services.extend(self.services.keys().chain(self.slices.keys()).cloned());
-        }
-        dirty
+        std::mem::take(&mut self.dirty)
     }
 
     /// Takes an event in. What was wrong with the objects it carries is returned, for the log.

@@ -4,10 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use k8s_openapi::api::core::v1 as core;
 
-use super::{
-    ObjectName,
-    defect::{Defect, Problem},
-};
+use super::defect::{Defect, ObjectReference, Problem};
 
 /// Names the zone a node stands in.
 const ZONE: &str = "topology.kubernetes.io/zone";
@@ -34,9 +31,8 @@ impl Node {
                 Ok(IpAddr::V4(v4)) => drop(node.ipv4.get_or_insert(v4)),
                 Ok(IpAddr::V6(v6)) => drop(node.ipv6.get_or_insert(v6)),
                 Err(_) => defects.push(Defect {
-                    kind: "Node",
-                    object: ObjectName::of(&object.metadata),
-                    problem: Problem::Address { field: "status.addresses", value: address.address.clone() },
+                    object: ObjectReference::of("Node", &object.metadata),
+                    problem: Problem::address("status.addresses", &address.address),
                 }),
             }
         }

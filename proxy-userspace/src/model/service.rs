@@ -1,18 +1,27 @@
 //! A Service: its addresses, its ports and which endpoints its clients get.
 
-use std::{collections::BTreeSet, net::IpAddr, num::NonZeroU16};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    num::{NonZeroU16, NonZeroU32},
+};
 
-use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use proxy_common::addr::Protocol;
 
 use super::{
     ObjectName, ServicePortName,
-    defect::{Defect, Problem},
+    defect::{Defect, ObjectReference, Problem},
+    source_ranges::SourceRanges,
 };
 
 /// Another proxy serves a Service that bears this label, whatever its value.
 const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
+
+/// How long a client stays with its endpoint when nobody says how long, in seconds.
+const AFFINITY_SECONDS: u32 = 10_800;
+/// The longest it may stay.
+const AFFINITY_SECONDS_MAX: u32 = 86_400;
 
 /// Which endpoints clients may be sent to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,8 +44,16 @@ pub struct Service {
     pub uid: String,
     /// At most one of each family. A family that has none is not served at all.
     pub cluster_ips: Vec<IpAddr>,
-    /// External IPs and load balancer addresses, of the families that are served.
+    /// External IPs, of the families that are served.
     pub external_ips: BTreeSet<IpAddr>,
+    /// Addresses of its load balancer that lead here, of the families that are served.
+    pub balancer_ips: BTreeSet<IpAddr>,
+    /// From where the load balancer's addresses may be used.
+    pub source_ranges: SourceRanges,
+    /// A client stays with its endpoint until it has opened no connection for so many seconds. None: it does not stay.
+    pub affinity_seconds: Option<NonZeroU32>,
+    /// Where the load balancer asks this node for the health of the Service.
+    pub health_check_node_port: Option<NonZeroU16>,
     /// For clients of the ClusterIP.
     pub internal_policy: TrafficPolicy,
     /// For clients of NodePorts and external addresses.
@@ -72,8 +89,8 @@ impl Service {
         if has_other_proxy || spec.type_.as_deref() == Some("ExternalName") || is_headless(spec) {
             return None;
         }
-        let mut parser = Parser { name: ObjectName::of(&object.metadata), defects };
-        if parser.name.name.is_empty() {
+        let mut parser = Parser { object: ObjectReference::of("Service", &object.metadata), defects };
+        if parser.object.name.name.is_empty() {
             parser.note(Problem::Nameless);
             return None;
         }
@@ -81,24 +98,31 @@ impl Service {
         if cluster_ips.is_empty() {
             return None;
         }
-        if spec.session_affinity.as_deref() == Some("ClientIP") {
-            parser.note(Problem::Affinity);
-        }
+        let is_served = |address: &IpAddr| cluster_ips.iter().any(|other| other.is_ipv4() == address.is_ipv4());
+        let mut external_ips = parser.external_ips(spec);
+        external_ips.retain(is_served);
+        let mut balancer_ips = parser.balancer_ips(object);
+        balancer_ips.retain(is_served);
+        let external_policy = parser.policy("spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref());
         Some(Self {
             created: object.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
-            uid: object.metadata.uid.clone().unwrap_or_default(),
-            external_ips: parser.external_ips(object, spec, &cluster_ips),
+            external_ips,
+            balancer_ips,
+            source_ranges: SourceRanges::parse(object, |problem| parser.note(problem)),
+            affinity_seconds: parser.affinity(spec),
+            health_check_node_port: parser.health_check_node_port(spec, external_policy),
             cluster_ips,
             internal_policy: parser.policy("spec.internalTrafficPolicy", spec.internal_traffic_policy.as_deref()),
-            external_policy: parser.policy("spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref()),
+            external_policy,
             ports: parser.ports(spec),
-            name: parser.name,
+            name: parser.object.name,
+            uid: parser.object.uid,
         })
     }
 
     /// Whether a port of it can be reached by anything but its ClusterIP.
     pub fn is_externally_accessible(&self, port: &ServicePort) -> bool {
-        port.node_port.is_some() || !self.external_ips.is_empty()
+        port.node_port.is_some() || !self.external_ips.is_empty() || !self.balancer_ips.is_empty()
     }
 }
 
@@ -107,13 +131,13 @@ fn is_headless(spec: &core::ServiceSpec) -> bool {
 }
 
 struct Parser<'a> {
-    name: ObjectName,
+    object: ObjectReference,
     defects: &'a mut Vec<Defect>,
 }
 
 impl Parser<'_> {
     fn note(&mut self, problem: Problem) {
-        self.defects.push(Defect { kind: "Service", object: self.name.clone(), problem });
+        self.defects.push(Defect { object: self.object.clone(), problem });
     }
 
     /// Objects written before dual-stack, and by hand, have the one field only.
@@ -131,34 +155,46 @@ impl Parser<'_> {
         addresses
     }
 
-    fn external_ips(
-        &mut self,
-        object: &core::Service,
-        spec: &core::ServiceSpec,
-        cluster_ips: &[IpAddr],
-    ) -> BTreeSet<IpAddr> {
-        let mut addresses = BTreeSet::new();
-        for text in spec.external_ips.iter().flatten() {
-            addresses.extend(self.address("spec.externalIPs", text));
-        }
-        for address in self.load_balancer_ips(object) {
-            if is_restricted(spec, address) {
-                self.note(Problem::SourceRanges(address));
-            } else {
-                addresses.insert(address);
-            }
-        }
-        addresses.retain(|address| cluster_ips.iter().any(|other| other.is_ipv4() == address.is_ipv4()));
-        addresses
+    fn external_ips(&mut self, spec: &core::ServiceSpec) -> BTreeSet<IpAddr> {
+        let written = spec.external_ips.iter().flatten();
+        written.filter_map(|text| self.address("spec.externalIPs", text)).collect()
     }
 
-    fn load_balancer_ips(&mut self, object: &core::Service) -> Vec<IpAddr> {
+    fn balancer_ips(&mut self, object: &core::Service) -> BTreeSet<IpAddr> {
         let ingress = object.status.iter().filter_map(|status| status.load_balancer.as_ref());
         let ingress = ingress.filter_map(|balancer| balancer.ingress.as_ref()).flatten();
         // With `Proxy` the balancer itself must see the packet.
         let served = ingress.filter(|ingress| ingress.ip_mode.as_deref().is_none_or(|mode| mode == "VIP"));
         let written = served.filter_map(|ingress| ingress.ip.as_deref()).filter(|text| !text.is_empty());
         written.filter_map(|text| self.address("status.loadBalancer.ingress.ip", text)).collect()
+    }
+
+    fn affinity(&mut self, spec: &core::ServiceSpec) -> Option<NonZeroU32> {
+        match spec.session_affinity.as_deref() {
+            Some("ClientIP") => NonZeroU32::new(self.affinity_seconds(spec)),
+            None | Some("" | "None") => None,
+            Some(value) => {
+                self.note(Problem::affinity(value));
+                None
+            }
+        }
+    }
+
+    fn affinity_seconds(&mut self, spec: &core::ServiceSpec) -> u32 {
+        let client_ip = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+        let Some(written) = client_ip.and_then(|client_ip| client_ip.timeout_seconds) else { return AFFINITY_SECONDS };
+        let seconds = u32::try_from(written).ok().filter(|seconds| (1..=AFFINITY_SECONDS_MAX).contains(seconds));
+        if seconds.is_none() {
+            self.note(Problem::AffinitySeconds(written));
+        }
+        seconds.unwrap_or(AFFINITY_SECONDS)
+    }
+
+    /// Only load balancers ask for it, and only where the node they send a packet to makes a difference.
+    fn health_check_node_port(&mut self, spec: &core::ServiceSpec, policy: TrafficPolicy) -> Option<NonZeroU16> {
+        let is_asked_for = spec.type_.as_deref() == Some("LoadBalancer") && policy == TrafficPolicy::Local;
+        let written = spec.health_check_node_port.filter(|number| is_asked_for && *number != 0)?;
+        parse_port("spec.healthCheckNodePort", written).map_err(|problem| self.note(problem)).ok()
     }
 
     fn address(&mut self, field: &'static str, text: &str) -> Option<IpAddr> {
@@ -170,7 +206,7 @@ impl Parser<'_> {
             Some("Local") => TrafficPolicy::Local,
             None | Some("" | "Cluster") => TrafficPolicy::Cluster,
             Some(value) => {
-                self.note(Problem::Policy { field, value: value.into() });
+                self.note(Problem::policy(field, value));
                 TrafficPolicy::Cluster
             }
         }
@@ -194,27 +230,22 @@ impl Parser<'_> {
         let protocol = parse_protocol("spec.ports.protocol", port.protocol.as_deref())?;
         let node_port = port.node_port.filter(|number| *number != 0);
         Ok(ServicePort {
-            name: ServicePortName { service: self.name.clone(), port: port.name.clone().unwrap_or_default(), protocol },
+            name: ServicePortName {
+                service: self.object.name.clone(),
+                port: port.name.clone().unwrap_or_default(),
+                protocol,
+            },
             port: parse_port("spec.ports.port", port.port)?,
             node_port: node_port.map(|number| parse_port("spec.ports.nodePort", number)).transpose()?,
         })
     }
 }
 
-/// Whether sources are restricted in the family of an address. An all-zero range is no restriction; one that cannot be
-/// read is, in both families.
-fn is_restricted(spec: &core::ServiceSpec, address: IpAddr) -> bool {
-    let ranges = spec.load_balancer_source_ranges.iter().flatten().map(|range| range.trim().parse::<IpNet>().ok());
-    let mut of_family =
-        ranges.filter(|range| range.is_none_or(|range| range.addr().is_ipv4() == address.is_ipv4())).peekable();
-    of_family.peek().is_some() && of_family.all(|range| range.is_none_or(|range| range.prefix_len() != 0))
-}
-
 /// An address that a frontend or an endpoint may have. Loopback, link-local and multicast addresses mean something of
 /// their own on each node, and translating to or from them opens it (CVE-2021-25737).
 pub(super) fn parse_address(field: &'static str, text: &str) -> Result<IpAddr, Problem> {
     let Ok(address) = text.parse::<IpAddr>() else {
-        return Err(Problem::Address { field, value: text.into() });
+        return Err(Problem::address(field, text));
     };
     let address = address.to_canonical();
     let is_refused = match address {
@@ -238,112 +269,9 @@ pub(super) fn parse_protocol(field: &'static str, text: Option<&str>) -> Result<
         None | Some("" | "TCP") => Ok(Protocol::Tcp),
         Some("UDP") => Ok(Protocol::Udp),
         Some("SCTP") => Ok(Protocol::Sctp),
-        Some(other) => Err(Problem::Protocol { field, value: other.into() }),
+        Some(other) => Err(Problem::protocol(field, other)),
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-
-    use super::{Service, TrafficPolicy};
-
-    fn parse(spec: &Value) -> (Option<Service>, Vec<String>) {
-        parse_object(json!({"metadata": {"namespace": "test", "name": "web"}, "spec": spec}))
-    }
-
-    fn parse_object(object: Value) -> (Option<Service>, Vec<String>) {
-        let mut defects = Vec::new();
-        let service = Service::parse(&serde_json::from_value(object).unwrap(), &mut defects);
-        (service, defects.iter().map(ToString::to_string).collect())
-    }
-
-    #[test]
-    fn what_this_proxy_does_not_serve_is_nothing_and_no_defect() {
-        let label = |value| json!({"service.kubernetes.io/service-proxy-name": value});
-        let cases = [
-            ("headless", json!({"spec": {"clusterIP": "None", "clusterIPs": ["None"]}})),
-            ("an external name", json!({"spec": {"type": "ExternalName", "externalName": "example.invalid"}})),
-            ("not yet allocated", json!({"spec": {"clusterIP": ""}})),
-            ("without a spec", json!({})),
-            ("another proxy's", json!({"metadata": {"labels": label("other")}, "spec": {"clusterIP": "10.96.0.1"}})),
-            (
-                "another proxy's, unnamed",
-                json!({"metadata": {"labels": label("")}, "spec": {"clusterIP": "10.96.0.1"}}),
-            ),
-        ];
-        for (name, mut object) in cases {
-            object["metadata"]["name"] = json!("web");
-            assert_eq!(parse_object(object), (None, vec![]), "{name}");
-        }
-    }
-
-    #[test]
-    fn a_service_that_is_labelled_headless_but_has_an_address_is_served() {
-        let labels = json!({"service.kubernetes.io/headless": ""});
-        let metadata = json!({"name": "web", "labels": labels});
-        let (service, _) = parse_object(json!({"metadata": metadata, "spec": {"clusterIP": "10.96.0.1"}}));
-        assert!(service.is_some());
-    }
-
-    #[test]
-    fn what_is_wrong_is_left_out_and_named_and_the_rest_is_served() {
-        let spec = json!({
-            "clusterIPs": ["10.96.0.1", "not an address"],
-            "externalIPs": ["203.0.113.1", "127.0.0.1", "169.254.169.254", "224.0.0.1", "0.0.0.0", "fe80::1"],
-            "internalTrafficPolicy": "Nearby",
-            "ports": [
-                {"name": "good", "port": 80, "nodePort": 30080},
-                {"name": "again", "port": 80},
-                {"name": "same", "port": 81, "nodePort": 30080},
-                {"name": "large", "port": 65536},
-                {"name": "negative", "port": 82, "nodePort": -1},
-                {"name": "strange", "port": 83, "protocol": "ICMP"},
-                {"name": "udp", "port": 80, "protocol": "UDP", "nodePort": 30080},
-            ],
-        });
-        let (service, defects) = parse(&spec);
-        let service = service.unwrap();
-        let ports: Vec<_> = service.ports.iter().map(|port| port.name.port.as_str()).collect();
-        assert_eq!(ports, ["good", "udp"]);
-        assert_eq!(service.internal_policy, TrafficPolicy::Cluster);
-        assert_eq!(service.external_ips.len(), 1);
-        assert_eq!(defects.len(), 12, "{defects:#?}");
-        assert!(defects.iter().all(|defect| defect.starts_with("Service test/web: ")), "{defects:#?}");
-    }
-
-    #[test]
-    fn a_balancer_that_must_see_the_packets_itself_is_no_frontend() {
-        let object = json!({
-            "metadata": {"name": "web"},
-            "spec": {"clusterIP": "10.96.0.1", "type": "LoadBalancer"},
-            "status": {"loadBalancer": {"ingress": [
-                {"ip": "203.0.113.1"},
-                {"ip": "203.0.113.2", "ipMode": "VIP"},
-                {"ip": "203.0.113.3", "ipMode": "Proxy"},
-                {"hostname": "balancer.example"},
-                {"ip": "2001:db8::1"},
-            ]}},
-        });
-        let (service, defects) = parse_object(object);
-        let addresses: Vec<String> = service.unwrap().external_ips.iter().map(ToString::to_string).collect();
-        assert_eq!((addresses, defects), (vec!["203.0.113.1".to_owned(), "203.0.113.2".into()], vec![]));
-    }
-
-    #[test]
-    fn an_address_that_only_some_may_reach_is_not_opened_to_all() {
-        let served = |ranges: Value| {
-            let object = json!({
-                "metadata": {"name": "web"},
-                "spec": {"clusterIPs": ["10.96.0.1", "fd00::1"], "loadBalancerSourceRanges": ranges},
-                "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}, {"ip": "2001:db8::1"}]}},
-            });
-            parse_object(object).0.unwrap().external_ips.len()
-        };
-        assert_eq!(served(json!([])), 2);
-        assert_eq!(served(json!([" 192.0.2.0/24 "])), 1, "the other family is open");
-        assert_eq!(served(json!(["192.0.2.0/24", "0.0.0.0/0"])), 2, "everybody may");
-        assert_eq!(served(json!(["192.0.2.0/24", "2001:db8::/32"])), 0);
-        assert_eq!(served(json!(["nonsense"])), 0, "nobody knows who may");
-    }
-}
+mod tests;

@@ -11,7 +11,7 @@ use proxy_common::addr::Protocol;
 
 use super::{
     ObjectName,
-    defect::{Defect, Problem},
+    defect::{Defect, ObjectReference, Problem},
     service::{parse_address, parse_port, parse_protocol},
 };
 
@@ -77,15 +77,15 @@ impl Slice {
         if labels.contains_key(HEADLESS) {
             return None;
         }
-        let name = ObjectName::of(&object.metadata);
-        let service = ObjectName { namespace: name.namespace.clone(), name: service.clone() };
-        let mut note = |problem| defects.push(Defect { kind: "EndpointSlice", object: name.clone(), problem });
+        let reference = ObjectReference::of("EndpointSlice", &object.metadata);
+        let service = ObjectName { namespace: reference.name.namespace.clone(), name: service.clone() };
+        let mut note = |problem| defects.push(Defect { object: reference.clone(), problem });
         let is_ipv4 = match object.address_type.as_str() {
             "IPv4" => true,
             "IPv6" => false,
             "FQDN" => return None,
             other => {
-                note(Problem::AddressType(other.into()));
+                note(Problem::address_type(other));
                 return None;
             }
         };
@@ -142,7 +142,7 @@ fn parse_endpoint(
     let text = endpoint.addresses.first()?;
     let address = parse_address("endpoints.addresses", text).map_err(&mut *note).ok()?;
     if address.is_ipv4() != is_ipv4 {
-        note(Problem::Address { field: "endpoints.addresses", value: text.clone() });
+        note(Problem::address("endpoints.addresses", text));
         return None;
     }
     let conditions = endpoint.conditions.clone().unwrap_or_default();

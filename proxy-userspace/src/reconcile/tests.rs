@@ -1,6 +1,8 @@
 //! Whatever the events and their order, the kernel ends up holding what the objects say, and at no step does an entry
 //! lead to an absent one.
 
+mod access;
+
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
@@ -19,7 +21,7 @@ use proxy_common::{
     addr::Address,
     backend::{Backend, BackendId, BackendState},
     service::{
-        Range,
+        self, Range,
         WhenEmpty::{self, Drop, Reject},
     },
 };
@@ -27,14 +29,14 @@ use serde_json::{Value, json};
 
 use super::{Reconciler, Settings};
 use crate::{
-    dataplane::netlink::NodeNetwork,
-    desired::{FamilyTables, Tables, Target},
-    diff::{Capacity, FamilyState, GRACE, KernelState, Plan},
+    dataplane::netlink::{Link, LinkAddress, NodeNetwork},
+    desired::{FamilyTables, Prefix, Tables, Target},
+    diff::{Capacity, FamilyState, GRACE, KernelState, Plan, Step},
     model::ObjectName,
     source::{Change, Event},
 };
 
-const SMALL: Capacity = Capacity { services: 64, backends: 64, slots: 256 };
+const SMALL: Capacity = Capacity { services: 64, backends: 64, slots: 256, sources: 64 };
 
 fn reconciler(kernel: &KernelState, capacity: Capacity) -> Reconciler {
     let settings = Settings { name: "here".into(), ..Settings::default() };
@@ -70,17 +72,26 @@ fn lists(services: Vec<Service>, slices: Vec<EndpointSlice>) -> [Event; 2] {
     [Event::Services(Change::Replace(services)), Event::EndpointSlices(Change::Replace(slices))]
 }
 
+fn tell(reconciler: &mut Reconciler, events: impl IntoIterator<Item = Event>) {
+    for event in events {
+        reconciler.absorb(event);
+    }
+}
+
 /// Plans and carries out, checking at each step that nothing leads to an absent entry.
 fn settle(reconciler: &mut Reconciler, kernel: &mut KernelState, now: Instant) -> Plan {
     let (plan, _) = reconciler.plan(now);
     for step in &plan.v4 {
-        kernel.carry_out(&Plan { v4: vec![step.clone()], v6: vec![] });
+        kernel.carry_out(&Plan { v4: vec![step.clone()], ..Plan::default() });
         assert_whole(&kernel.v4, &kernel.slots);
+        assert_asked(&kernel.v4, &reconciler.tables().v4, step);
     }
     for step in &plan.v6 {
-        kernel.carry_out(&Plan { v4: vec![], v6: vec![step.clone()] });
+        kernel.carry_out(&Plan { v6: vec![step.clone()], ..Plan::default() });
         assert_whole(&kernel.v6, &kernel.slots);
+        assert_asked(&kernel.v6, &reconciler.tables().v6, step);
     }
+    kernel.carry_out(&Plan { service_cidrs: plan.service_cidrs, ..Plan::default() });
     plan
 }
 
@@ -94,9 +105,34 @@ fn assert_whole<A: Address + std::fmt::Debug>(state: &FamilyState<A>, slots: &[B
     }
 }
 
+/// A frontend that asks for its clients' ranges is written when all of them are there.
+fn assert_asked<A: Address + std::fmt::Debug>(state: &FamilyState<A>, tables: &FamilyTables<A>, step: &Step<A>) {
+    let Step::PutService(frontend, service) = step else { return };
+    if is_restricted(service) {
+        let known = sources(state, service.index);
+        let wanted = &tables.services[frontend].sources;
+        assert!(wanted.iter().all(|prefix| known.contains(prefix)), "{frontend:?} is there before its ranges");
+    }
+}
+
 fn backends<A: Address>(state: &FamilyState<A>, slots: &[BackendId], range: Range) -> Vec<Backend<A>> {
     let indexes = range.first as usize..(range.first + range.count) as usize;
     indexes.map(|slot| state.backends[slots[slot] as usize]).collect()
+}
+
+fn is_restricted(service: &service::Service) -> bool {
+    service.flags & service::flag::SOURCE_RANGES != 0
+}
+
+/// Frontends of Service ports: without those that stand for undefined ports.
+fn ports<A: Address>(state: &FamilyState<A>) -> Vec<&service::Service> {
+    let defined = state.services.iter().filter(|(frontend, _)| frontend.port.number() != 0);
+    defined.map(|(_, service)| service).collect()
+}
+
+/// The ranges of clients of a Service port.
+fn sources<A: Address>(state: &FamilyState<A>, index: u32) -> Vec<Prefix<A>> {
+    state.sources.iter().filter(|(service, _)| *service == index).map(|(_, prefix)| *prefix).collect()
 }
 
 /// What the kernel's maps mean, in the terms of the tables.
@@ -122,6 +158,15 @@ fn assert_family_equal<A: Address + std::fmt::Debug>(
         assert_eq!(targets(service.external), *desired.external);
         assert_eq!(service.internal_empty, desired.internal_empty);
         assert_eq!(service.external_empty, desired.external_empty);
+        assert_eq!((service.pick, service.flags), (desired.pick, desired.flags));
+        assert_eq!(service.affinity_seconds, desired.affinity_seconds);
+        if is_restricted(service) {
+            assert_eq!(sources(state, service.index), *desired.sources);
+        }
+    }
+    for (index, prefix) in &state.sources {
+        let mut users = state.services.values().filter(|service| is_restricted(service));
+        assert!(users.any(|service| service.index == *index), "nobody needs {prefix:?} of {index}");
     }
     let present = state
         .backends
@@ -145,7 +190,7 @@ fn nothing_is_written_before_the_first_complete_picture() {
     reconciler.absorb_network(NodeNetwork::default());
     assert!(reconciler.plan(now).0.is_empty(), "the kernel's state is not known");
     reconciler.adopt(KernelState::default(), now);
-    assert_eq!(reconciler.plan(now).0.len(), 1);
+    assert_eq!(reconciler.plan(now).0.len(), 2, "its port, and all other ports of its address");
 }
 
 #[test]
@@ -154,9 +199,7 @@ fn an_endpoint_that_leaves_is_gone_after_nothing_leads_to_it() {
     let mut reconciler = reconciler(&kernel, SMALL);
     let web = service("web", json!({"clusterIP": "10.96.0.1"}));
     let both = slice("web-1", "web", &json!([ready("10.0.0.1"), ready("10.0.0.2")]));
-    for event in lists(vec![web], vec![both]) {
-        reconciler.absorb(event);
-    }
+    tell(&mut reconciler, lists(vec![web], vec![both]));
     settle(&mut reconciler, &mut kernel, now);
     let one = slice("web-1", "web", &json!([ready("10.0.0.2")]));
     reconciler.absorb(Event::EndpointSlices(Change::Apply(Box::new(one))));
@@ -176,9 +219,7 @@ fn an_older_service_keeps_an_address_both_claim_and_the_other_gets_it_later() {
     let newer = claim("a", "2026-01-02T00:00:00Z", "10.96.0.2");
     let mut kernel = KernelState::default();
     let mut reconciler = reconciler(&kernel, SMALL);
-    for event in lists(vec![newer, older], vec![]) {
-        reconciler.absorb(event);
-    }
+    tell(&mut reconciler, lists(vec![newer, older], vec![]));
     settle(&mut reconciler, &mut kernel, Instant::now());
     let owner = |reconciler: &Reconciler| {
         let services = reconciler.tables().v4.services.iter();
@@ -233,11 +274,11 @@ fn traffic_policies_choose_the_ranges() {
         spec["clusterIP"] = json!("10.96.0.1");
         spec["ports"] = json!([{"port": 80, "nodePort": 30080}]);
         let mut reconciler = reconciler(&KernelState::default(), SMALL);
-        for event in lists(vec![service("web", spec)], vec![slice("web-1", "web", &case[1])]) {
-            reconciler.absorb(event);
-        }
+        tell(&mut reconciler, lists(vec![service("web", spec)], vec![slice("web-1", "web", &case[1])]));
         reconciler.plan(Instant::now());
-        let services: Vec<_> = reconciler.tables().v4.services.values().collect();
+        let services = reconciler.tables().v4.services.iter();
+        let services = services.filter(|(frontend, _)| frontend.port.number() != 0);
+        let services: Vec<_> = services.map(|(_, service)| service).collect();
         let counts = |index: usize| (services[index].internal.len(), services[index].external.len());
         // The NodePort's unspecified address sorts first.
         assert_eq!((counts(1), counts(0)), (cluster_ip, node_port), "{name}");
@@ -262,36 +303,35 @@ fn a_service_of_two_families_and_two_ports_has_all_its_frontends() {
     }));
     let mut kernel = KernelState::default();
     let mut reconciler = reconciler(&kernel, SMALL);
-    for event in lists(vec![service("web", spec)], vec![v6]) {
-        reconciler.absorb(event);
-    }
+    tell(&mut reconciler, lists(vec![service("web", spec)], vec![v6]));
     settle(&mut reconciler, &mut kernel, Instant::now());
     assert_equal(&kernel, reconciler.tables());
-    let v6: Vec<_> = kernel.v6.services.values().collect();
+    let v6 = ports(&kernel.v6);
     assert_eq!(v6.len(), 3);
     // The port `dns` is UDP, its namesake in the slice is TCP: not the same port.
     let counts: Vec<_> = v6.iter().map(|service| service.internal.count).collect();
     assert_eq!(counts, [1, 0, 1]);
     assert_eq!(v6[0].index, v6[2].index, "NodePort and ClusterIP of one port");
-    assert_eq!(kernel.v4.services.len(), 3);
+    assert_eq!(ports(&kernel.v4).len(), 3);
 }
 
 #[test]
 fn what_finds_no_room_gets_it_when_there_is_some() {
-    let tight = Capacity { services: 64, backends: 64, slots: 2 };
+    let tight = Capacity { slots: 2, ..SMALL };
     let (mut kernel, now) = (KernelState::default(), Instant::now());
     let mut reconciler = reconciler(&kernel, tight);
     let endpoints = |hosts: &[u8]| json!(hosts.iter().map(|host| ready(&format!("10.0.0.{host}"))).collect::<Vec<_>>());
     let services = ["a", "b"].map(|name| service(name, json!({"clusterIP": format!("10.96.0.{}", name.len())})));
     let [a, mut b] = services;
     b.spec.as_mut().unwrap().cluster_ip = Some("10.96.0.9".into());
-    for event in lists(vec![a, b], vec![slice("a", "a", &endpoints(&[1, 2])), slice("b", "b", &endpoints(&[3, 4]))]) {
-        reconciler.absorb(event);
-    }
+    tell(
+        &mut reconciler,
+        lists(vec![a, b], vec![slice("a", "a", &endpoints(&[1, 2])), slice("b", "b", &endpoints(&[3, 4]))]),
+    );
     let (plan, overflows) = reconciler.plan(now);
     kernel.carry_out(&plan);
     assert_eq!(overflows.len(), 1, "{overflows:?}");
-    assert_eq!(kernel.v4.services.len(), 1);
+    assert_eq!(ports(&kernel.v4).len(), 1);
     let gone = ObjectName { namespace: "test".into(), name: "a".into() };
     reconciler.absorb(Event::Services(Change::Delete(gone)));
     settle(&mut reconciler, &mut kernel, now);
@@ -301,7 +341,7 @@ fn what_finds_no_room_gets_it_when_there_is_some() {
 
 #[test]
 fn services_that_come_while_others_go_do_not_need_more_room_than_there_is() {
-    let tight = Capacity { services: 3, backends: 64, slots: 64 };
+    let tight = Capacity { services: 4, ..SMALL };
     let (mut kernel, mut now) = (KernelState::default(), Instant::now());
     let mut reconciler = reconciler(&kernel, tight);
     let three_frontends = |name: &str, net: &str| {
@@ -309,14 +349,12 @@ fn services_that_come_while_others_go_do_not_need_more_room_than_there_is() {
         service(name, json!({"clusterIP": at(1), "externalIPs": [at(2), at(3)]}))
     };
     for (name, net) in [("b", "10.96.1"), ("c", "10.96.2"), ("a", "10.96.0")] {
-        for event in lists(vec![three_frontends(name, net)], vec![]) {
-            reconciler.absorb(event);
-        }
+        tell(&mut reconciler, lists(vec![three_frontends(name, net)], vec![]));
         for _ in 0..2 {
             let (plan, _) = reconciler.plan(now);
             for step in plan.v4 {
-                kernel.carry_out(&Plan { v4: vec![step], v6: vec![] });
-                assert!(kernel.v4.services.len() <= 3, "more than there is room for");
+                kernel.carry_out(&Plan { v4: vec![step], ..Plan::default() });
+                assert!(kernel.v4.services.len() <= 4, "more than there is room for");
             }
             now += GRACE;
         }
@@ -326,21 +364,19 @@ fn services_that_come_while_others_go_do_not_need_more_room_than_there_is() {
 
 #[test]
 fn services_that_never_found_room_take_no_number_with_them() {
-    let tight = Capacity { services: 4, backends: 64, slots: 1 };
+    let tight = Capacity { services: 4, slots: 1, ..SMALL };
     let (mut kernel, mut now) = (KernelState::default(), Instant::now());
     let mut reconciler = reconciler(&kernel, tight);
     let endpoints = json!([ready("10.0.0.1"), ready("10.0.0.2")]);
     for name in ["a", "b", "c", "d", "e"] {
         let service = service(name, json!({"clusterIP": "10.96.0.1"}));
-        for event in lists(vec![service], vec![slice(name, name, &endpoints)]) {
-            reconciler.absorb(event);
-        }
-        assert_eq!(reconciler.plan(now).1.len(), 1, "two endpoints do not fit into one slot");
+        tell(&mut reconciler, lists(vec![service], vec![slice(name, name, &endpoints)]));
+        let (plan, overflows) = reconciler.plan(now);
+        kernel.carry_out(&plan);
+        assert_eq!(overflows.len(), 1, "two endpoints do not fit into one slot");
         now += GRACE;
     }
-    for event in lists(vec![service("f", json!({"clusterIP": "10.96.0.1"}))], vec![]) {
-        reconciler.absorb(event);
-    }
+    tell(&mut reconciler, lists(vec![service("f", json!({"clusterIP": "10.96.0.1"}))], vec![]));
     settle(&mut reconciler, &mut kernel, now);
     assert_equal(&kernel, reconciler.tables());
 }
@@ -374,14 +410,12 @@ fn the_api_server_keeps_its_last_endpoints_until_it_has_others() {
     ];
     let mut kernel = KernelState::default();
     let mut reconciler = reconciler(&kernel, SMALL);
-    for event in lists(vec![kubernetes], vec![first.clone()]) {
-        reconciler.absorb(event);
-    }
+    tell(&mut reconciler, lists(vec![kubernetes], vec![first.clone()]));
     for (name, change, hosts) in steps {
         reconciler.absorb(Event::EndpointSlices(change));
         settle(&mut reconciler, &mut kernel, Instant::now());
         assert_equal(&kernel, reconciler.tables());
-        let service = kernel.v4.services.values().next().unwrap();
+        let service = ports(&kernel.v4)[0];
         let backends = backends(&kernel.v4, &kernel.slots, service.internal);
         let found: Vec<u8> = backends.iter().map(|backend| backend.addr.octets[3]).collect();
         assert_eq!(found, hosts, "{name}");
@@ -395,11 +429,9 @@ fn hints_for_this_zone_count_once_the_node_is_known() {
     let mut kernel = KernelState::default();
     let mut reconciler = reconciler(&kernel, SMALL);
     let web = service("web", json!({"clusterIP": "10.96.0.1"}));
-    for event in lists(vec![web], vec![slice("web-1", "web", &endpoints)]) {
-        reconciler.absorb(event);
-    }
+    tell(&mut reconciler, lists(vec![web], vec![slice("web-1", "web", &endpoints)]));
     settle(&mut reconciler, &mut kernel, Instant::now());
-    let count = |kernel: &KernelState| kernel.v4.services.values().next().unwrap().internal.count;
+    let count = |kernel: &KernelState| ports(&kernel.v4)[0].internal.count;
     assert_eq!(count(&kernel), 2);
     let node: Node = object(json!({"metadata": {"name": "here", "labels": {"topology.kubernetes.io/zone": "a"}}}));
     reconciler.absorb(Event::Nodes(Change::Apply(Box::new(node))));
@@ -589,9 +621,7 @@ proptest! {
         let mut world = World::new();
         world.live_through(&happenings);
         let mut fresh = reconciler(&KernelState::default(), SMALL);
-        for event in world.lists() {
-            fresh.absorb(event);
-        }
+        tell(&mut fresh, world.lists());
         fresh.plan(world.now);
         prop_assert_eq!(world.reconciler.tables(), fresh.tables());
         assert_equal(&world.kernel, world.reconciler.tables());

@@ -14,7 +14,7 @@ use proxy_common::{
     addr::{Ipv4, Ipv6, Port, Protocol},
     backend::{Backend, BackendState},
     flow::{Direction, Flow, NextHop, Output, Rewrite},
-    node::{self, local},
+    node::{self, Cidr, ServiceCidrs, local},
     service::{Frontend, Range, Service},
     tuple::{Stage, Tuple},
 };
@@ -24,7 +24,8 @@ use proxy_userspace::{
         UplinkMode, cleanup,
         netlink::{self, NetworkEvent},
     },
-    diff::{Plan, Step},
+    desired::Prefix,
+    diff::{KernelState, Plan, Step},
 };
 use tests::patience::patience;
 
@@ -58,6 +59,13 @@ fn v4(third: u8, fourth: u8) -> Ipv4 {
     Ipv4 { octets: [10, 96, third, fourth] }
 }
 
+/// One range, of IPv4.
+fn service_cidrs() -> ServiceCidrs {
+    let mut cidrs = ServiceCidrs::NONE;
+    cidrs.v4[0] = Cidr { addr: v4(0, 0), mask: Ipv4 { octets: [255, 255, 0, 0] } };
+    cidrs
+}
+
 /// A Service with one backend, and the node's address.
 fn small_plan() -> Plan {
     let backend = Backend {
@@ -74,10 +82,16 @@ fn small_plan() -> Plan {
             Step::PutLocalAddr(Ipv4 { octets: [192, 0, 2, 1] }, local::NODE_PORTS),
             Step::PutBackend(1, backend),
             Step::PutSlots(3, vec![1]),
+            Step::PutSource(1, Prefix { addr: Ipv4 { octets: [198, 51, 100, 0] }, bits: 24 }),
             Step::PutService(Frontend::new(v4(0, 10), Port::new(80), Protocol::Tcp), service),
             Step::PutService(Frontend::new(Ipv4::default(), Port::new(30_080), Protocol::Tcp), service),
         ],
-        v6: vec![Step::PutLocalAddr(Ipv6 { octets: [0x20; 16] }, 0)],
+        v6: vec![
+            Step::PutSource(2, Prefix { addr: Ipv6 { octets: [0x20; 16] }, bits: 128 }),
+            Step::PutSource(2, Prefix { addr: Ipv6::default(), bits: 0 }),
+            Step::PutLocalAddr(Ipv6 { octets: [0x20; 16] }, 0),
+        ],
+        service_cidrs: Some(service_cidrs()),
     }
 }
 
@@ -118,6 +132,27 @@ fn a_restarted_agent_adopts_maps_and_links_and_replaces_the_programs() -> Result
         assert_ne!(program_now, program, "{name} has the new program");
     }
     Ok(())
+}
+
+#[test]
+fn ranges_of_clients_and_of_cluster_ips_are_read_back_as_they_were_written() -> Result<()> {
+    let node = Node::new()?;
+    node.start(|dataplane, _| {
+        assert_eq!(dataplane.read()?.service_cidrs, ServiceCidrs::NONE, "zeros would hold every address");
+        dataplane.apply(&small_plan())?;
+        let mut kernel = KernelState::default();
+        kernel.carry_out(&small_plan());
+        let state = dataplane.read()?;
+        assert_eq!((&state.v4.sources, &state.v6.sources), (&kernel.v4.sources, &kernel.v6.sources));
+        assert_eq!(state.service_cidrs, kernel.service_cidrs);
+        let removal = |&(service, prefix): &(u32, Prefix<Ipv6>)| Step::RemoveSource(service, prefix);
+        let v6 = kernel.v6.sources.iter().map(removal).collect();
+        dataplane.apply(&Plan { v6, service_cidrs: Some(ServiceCidrs::NONE), ..Plan::default() })?;
+        let state = dataplane.read()?;
+        assert_eq!((state.v4.sources.len(), state.v6.sources.len()), (1, 0));
+        assert_eq!(state.service_cidrs, ServiceCidrs::NONE);
+        Ok(())
+    })
 }
 
 #[test]
@@ -397,6 +432,8 @@ fn an_address_is_in_the_filters_once_it_is_written_and_until_it_is_pruned() -> R
             masquerade_v6: Ipv6::default(),
             node_ports: 30_000..=32_767,
             source_ports: 61_000..=65_535,
+            masquerade_all: false,
+            masquerade_local_backends: true,
         })?;
         let filter = |map, address| node.filter(map, address);
         let (frontend, backend) = (v4(0, 10), Ipv4 { octets: [10, 244, 1, 2] });
@@ -409,7 +446,7 @@ fn an_address_is_in_the_filters_once_it_is_written_and_until_it_is_pruned() -> R
 
         let free = Backend { state: BackendState::Free, ..Backend::default() };
         let gone = Frontend::new(frontend, Port::new(80), Protocol::Tcp);
-        dataplane.apply(&Plan { v4: vec![Step::RemoveService(gone), Step::PutBackend(1, free)], v6: vec![] })?;
+        dataplane.apply(&Plan { v4: vec![Step::RemoveService(gone), Step::PutBackend(1, free)], ..Plan::default() })?;
         assert!(filter("INBOUND", frontend)?, "bits stay until they are pruned");
         dataplane.prune_filters()?;
         assert!(!filter("INBOUND", frontend)? && !filter("OUTBOUND", backend)?);
@@ -522,8 +559,8 @@ fn ten_thousand_services_are_written_and_read_back_the_same() -> Result<()> {
         Step::PutService(frontend, _) => Step::RemoveService(*frontend),
         other => other.clone(),
     });
-    let removal = Plan { v4: removals.collect(), v6: vec![] };
-    let plan = Plan { v4: [backends, slots, services].concat(), v6: vec![] };
+    let removal = Plan { v4: removals.collect(), ..Plan::default() };
+    let plan = Plan { v4: [backends, slots, services].concat(), ..Plan::default() };
     node.start(|dataplane, _| {
         let start = Instant::now();
         dataplane.apply(&plan)?;
@@ -556,7 +593,7 @@ fn a_full_map_is_named_with_its_size() -> Result<()> {
     node.start(|dataplane, _| {
         let step =
             |index: u8| Step::PutService(Frontend::new(v4(0, index), Port::new(80), Protocol::Tcp), Service::default());
-        let error = dataplane.apply(&Plan { v4: (0..8).map(step).collect(), v6: vec![] }).unwrap_err();
+        let error = dataplane.apply(&Plan { v4: (0..8).map(step).collect(), ..Plan::default() }).unwrap_err();
         assert_eq!(error.to_string(), "map SERVICES_V4 is full: it holds 4 entries");
         assert_eq!(dataplane.read()?.v4.services.len(), 4);
         Ok(())

@@ -1,0 +1,217 @@
+//! Who may use a frontend and on which terms: kinds of frontends, affinity, ranges of clients, undefined ports.
+
+use proxy_common::{
+    addr::{Ipv4, Port, Protocol::Tcp},
+    service::{
+        Frontend,
+        flag::{AFFINITY, EXTERNAL, SOURCE_KEPT, SOURCE_RANGES},
+    },
+};
+
+use super::*;
+
+const CLUSTER_IP: [u8; 4] = [10, 96, 0, 1];
+const NODE_PORT: [u8; 4] = [0; 4];
+const EXTERNAL_IP: [u8; 4] = [203, 0, 113, 1];
+const BALANCER_IP: [u8; 4] = [203, 0, 113, 2];
+
+fn at(address: [u8; 4]) -> Frontend<Ipv4> {
+    let port = if address == NODE_PORT { 30_080 } else { 80 };
+    Frontend::new(Ipv4 { octets: address }, Port::new(port), Tcp)
+}
+
+/// A Service with every kind of frontend.
+fn of_every_kind(mut spec: Value, annotations: Value) -> Service {
+    spec["clusterIP"] = json!("10.96.0.1");
+    spec["type"] = json!("LoadBalancer");
+    spec["externalIPs"] = json!(["203.0.113.1"]);
+    spec["ports"] = json!([{"port": 80, "nodePort": 30_080}]);
+    object(json!({
+        "metadata": {"namespace": "test", "name": "web", "uid": "web", "annotations": annotations},
+        "spec": spec,
+        "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.2"}]}},
+    }))
+}
+
+/// An agent and its kernel.
+struct Agent {
+    reconciler: Reconciler,
+    kernel: KernelState,
+}
+
+impl Agent {
+    fn new(service: Service) -> Self {
+        let kernel = KernelState::default();
+        let mut agent = Self { reconciler: reconciler(&kernel, SMALL), kernel };
+        tell(&mut agent.reconciler, lists(vec![service], vec![]));
+        agent.settle();
+        agent
+    }
+
+    fn learn(&mut self, service: Service) -> Plan {
+        self.reconciler.absorb(Event::Services(Change::Apply(Box::new(service))));
+        self.settle()
+    }
+
+    fn settle(&mut self) -> Plan {
+        let plan = settle(&mut self.reconciler, &mut self.kernel, Instant::now());
+        assert_equal(&self.kernel, self.reconciler.tables());
+        plan
+    }
+
+    fn flags(&self, address: [u8; 4]) -> u8 {
+        self.kernel.v4.services[&at(address)].flags
+    }
+
+    /// The ranges of the Service port's clients.
+    fn sources(&self) -> Vec<String> {
+        self.kernel.v4.sources.iter().map(|(_, prefix)| format!("{}/{}", prefix.addr, prefix.bits)).collect()
+    }
+}
+
+#[test]
+fn every_kind_of_frontend_bears_the_flags_of_its_kind() {
+    let ranges = json!({"loadBalancerSourceRanges": ["192.0.2.0/24"]});
+    let restricted = EXTERNAL | SOURCE_RANGES;
+    type Case = (&'static str, Value, Value, [u8; 4]);
+    let cases: [Case; 6] = [
+        ("plain", json!({}), json!({}), [0, EXTERNAL, EXTERNAL, EXTERNAL]),
+        (
+            "external Local",
+            json!({"externalTrafficPolicy": "Local"}),
+            json!({}),
+            [0, EXTERNAL | SOURCE_KEPT, EXTERNAL | SOURCE_KEPT, EXTERNAL | SOURCE_KEPT],
+        ),
+        ("internal Local", json!({"internalTrafficPolicy": "Local"}), json!({}), [0, EXTERNAL, EXTERNAL, EXTERNAL]),
+        (
+            "affinity",
+            json!({"sessionAffinity": "ClientIP"}),
+            json!({}),
+            [AFFINITY, EXTERNAL | AFFINITY, EXTERNAL | AFFINITY, EXTERNAL | AFFINITY],
+        ),
+        ("source ranges", ranges.clone(), json!({}), [0, EXTERNAL, EXTERNAL, restricted]),
+        (
+            "source ranges for all",
+            ranges,
+            json!({"service.sluice.dev/source-ranges-scope": "all"}),
+            [0, restricted, restricted, restricted],
+        ),
+    ];
+    for (name, spec, annotations, flags) in cases {
+        let agent = Agent::new(of_every_kind(spec, annotations));
+        let found = [CLUSTER_IP, NODE_PORT, EXTERNAL_IP, BALANCER_IP].map(|address| agent.flags(address));
+        assert_eq!(found, flags, "{name}");
+    }
+}
+
+#[test]
+fn the_time_of_affinity_is_that_of_the_service() {
+    let config = json!({"clientIP": {"timeoutSeconds": 60}});
+    let mut agent =
+        Agent::new(of_every_kind(json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": config}), json!({})));
+    assert_eq!(agent.kernel.v4.services[&at(NODE_PORT)].affinity_seconds, 60);
+    agent.learn(of_every_kind(json!({}), json!({})));
+    let service = agent.kernel.v4.services[&at(NODE_PORT)];
+    assert_eq!((service.affinity_seconds, service.flags & AFFINITY), (0, 0));
+}
+
+#[test]
+fn ports_that_nobody_defined_are_rejected_on_an_active_cluster_ip_only() {
+    let agent = Agent::new(of_every_kind(json!({}), json!({})));
+    let whole: Vec<_> = agent.kernel.v4.services.iter().filter(|(frontend, _)| frontend.port.number() == 0).collect();
+    assert_eq!(whole.len(), 1);
+    let (frontend, service) = whole[0];
+    assert_eq!(*frontend, Frontend::whole(Ipv4 { octets: CLUSTER_IP }));
+    assert_eq!((service.internal.count, service.external.count, service.flags, service.index), (0, 0, 0, 0));
+    assert_eq!((service.internal_empty, service.external_empty), (Reject, Reject));
+    assert!(agent.kernel.v6.services.is_empty());
+}
+
+#[test]
+fn ranges_of_clients_come_before_the_frontend_that_asks_for_them_and_go_after_it() {
+    let with = |ranges: Value| of_every_kind(json!({"loadBalancerSourceRanges": ranges}), json!({}));
+    let mut agent = Agent::new(with(json!([])));
+    assert!(agent.sources().is_empty());
+    // `settle` looks at each step that no restricted frontend is without its ranges.
+    agent.learn(with(json!(["192.0.2.0/24", "198.51.100.0/24"])));
+    assert_eq!(agent.sources(), ["192.0.2.0/24", "198.51.100.0/24"]);
+    agent.learn(with(json!(["198.51.100.0/24", "10.0.0.0/8"])));
+    assert_eq!(agent.sources(), ["10.0.0.0/8", "198.51.100.0/24"]);
+    agent.learn(with(json!(["nonsense"])));
+    assert!(agent.sources().is_empty() && agent.flags(BALANCER_IP) & SOURCE_RANGES != 0, "nobody may");
+    agent.learn(with(json!(["10.0.0.0/8"])));
+    agent.learn(with(json!(["10.0.0.0/8", "0.0.0.0/0"])));
+    assert!(agent.sources().is_empty() && agent.flags(BALANCER_IP) & SOURCE_RANGES == 0, "everybody may");
+}
+
+#[test]
+fn ranges_of_clients_survive_a_restart_and_leave_with_their_service() {
+    let restricted = of_every_kind(json!({"loadBalancerSourceRanges": ["192.0.2.0/24"]}), json!({}));
+    let mut agent = Agent::new(restricted.clone());
+    let name = ObjectName::of(&restricted.metadata);
+    agent.reconciler = reconciler(&agent.kernel, SMALL);
+    tell(&mut agent.reconciler, lists(vec![restricted], vec![]));
+    assert_eq!(agent.settle(), Plan::default());
+    agent.reconciler.absorb(Event::Services(Change::Delete(name)));
+    agent.settle();
+    assert!(agent.sources().is_empty() && agent.kernel.v4.services.is_empty());
+}
+
+#[test]
+fn ranges_that_no_frontend_needs_are_removed_by_a_new_agent() {
+    let mut agent = Agent::new(of_every_kind(json!({}), json!({})));
+    agent.kernel.v4.sources.insert((9, crate::desired::Prefix { addr: Ipv4::default(), bits: 0 }));
+    agent.reconciler = reconciler(&agent.kernel, SMALL);
+    tell(&mut agent.reconciler, lists(vec![], vec![]));
+    agent.settle();
+    assert!(agent.sources().is_empty());
+}
+
+#[test]
+fn ranges_that_find_no_room_keep_their_frontend_closed_and_harm_no_other() {
+    let ranges: Vec<String> = (0..100).map(|net| format!("10.{net}.0.0/16")).collect();
+    let restricted = of_every_kind(json!({"loadBalancerSourceRanges": ranges}), json!({}));
+    let mut reconciler = reconciler(&KernelState::default(), SMALL);
+    tell(&mut reconciler, lists(vec![restricted], vec![]));
+    let mut kernel = KernelState::default();
+    let (plan, overflows) = reconciler.plan(Instant::now());
+    kernel.carry_out(&plan);
+    assert_eq!(overflows.len(), 1, "{overflows:?}");
+    assert!(!kernel.v4.services.contains_key(&at(BALANCER_IP)) && kernel.v4.services.contains_key(&at(EXTERNAL_IP)));
+    assert!(kernel.v4.sources.is_empty());
+}
+
+/// Trap 18: a load balancer that turns from an address of the cluster's into a proxy of its own must see every packet
+/// itself, at once.
+#[test]
+fn an_address_whose_balancer_becomes_a_proxy_is_no_frontend_any_more() {
+    let mut service = of_every_kind(json!({}), json!({}));
+    let mut agent = Agent::new(service.clone());
+    assert!(agent.kernel.v4.services.contains_key(&at(BALANCER_IP)));
+    let ingress = service.status.as_mut().unwrap().load_balancer.as_mut().unwrap().ingress.as_mut().unwrap();
+    ingress[0].ip_mode = Some("Proxy".into());
+    let plan = agent.learn(service);
+    assert_eq!(plan.v4, [crate::diff::Step::RemoveService(at(BALANCER_IP))]);
+}
+
+#[test]
+fn a_node_that_may_use_a_restricted_address_may_bear_it_too() {
+    let network = |address: &str| NodeNetwork {
+        links: vec![Link { ifindex: 2, name: "eth0".into(), has_default_route: true, ..Link::default() }],
+        addresses: vec![LinkAddress {
+            ifindex: 2,
+            net: address.parse().unwrap(),
+            is_global: true,
+            is_secondary: false,
+            is_usable: true,
+        }],
+    };
+    let mut agent = Agent::new(of_every_kind(json!({"loadBalancerSourceRanges": ["192.0.2.0/24"]}), json!({})));
+    for (address, sources) in
+        [("192.0.2.9/24", vec!["192.0.2.0/24", "203.0.113.2/32"]), ("198.51.100.9/24", vec!["192.0.2.0/24"])]
+    {
+        agent.reconciler.absorb_network(network(address));
+        agent.settle();
+        assert_eq!(agent.sources(), sources, "{address}");
+    }
+}
