@@ -57,12 +57,20 @@ pub enum Source {
 }
 
 /// How to reach a Kubernetes API server. Without a kubeconfig, as pods do.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiServer {
     /// A kubeconfig file.
     pub kubeconfig: Option<PathBuf>,
-    /// Its URL, before that of the kubeconfig.
-    pub master: Option<String>,
+    /// URLs of its replicas, before that of the kubeconfig. When one does not answer the next one is asked.
+    pub urls: Vec<String>,
+    /// A peer that acknowledges nothing for this long is given up; an answer may take twice as long to begin.
+    pub silence: Duration,
+}
+
+impl Default for ApiServer {
+    fn default() -> Self {
+        Self { kubeconfig: None, urls: Vec::new(), silence: Duration::from_secs(30) }
+    }
 }
 
 /// The value of `--source`.

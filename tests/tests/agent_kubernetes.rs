@@ -73,7 +73,7 @@ struct Known {
 impl Known {
     async fn from(url: &str, watches: Watches) -> Result<Self> {
         let (sender, events) = channel(QUEUE);
-        let server = config::ApiServer { kubeconfig: None, master: Some(url.to_owned()) };
+        let server = config::ApiServer { urls: vec![url.to_owned()], ..config::ApiServer::default() };
         kubernetes::start_with(&kubernetes::client(&server).await?, "here", watches, &sender);
         Ok(Self { events, services: None, slices: None, nodes: None, lists: Vec::new() })
     }
@@ -345,11 +345,11 @@ fn a_kubeconfig_is_followed_and_one_that_cannot_be_read_is_an_error_that_names_i
         let (server, directory) = (server()?, tempfile::tempdir()?);
         let kubeconfig = server.write_kubeconfig(directory.path())?;
         let (sender, mut events) = channel(QUEUE);
-        let good = config::ApiServer { kubeconfig: Some(kubeconfig), master: None };
+        let good = config::ApiServer { kubeconfig: Some(kubeconfig), ..config::ApiServer::default() };
         kubernetes::start(&good, "here", sender.clone()).await?;
         events.recv().await.context("the source ended")?;
         let missing = directory.path().join("missing");
-        let bad = config::ApiServer { kubeconfig: Some(missing.clone()), master: None };
+        let bad = config::ApiServer { kubeconfig: Some(missing.clone()), ..config::ApiServer::default() };
         let error = kubernetes::start(&bad, "here", sender).await.unwrap_err();
         assert!(matches!(error, OpenError::Kubeconfig { .. }));
         assert!(error.to_string().contains(&missing.display().to_string()), "{error}");

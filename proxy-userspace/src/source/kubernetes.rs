@@ -6,6 +6,7 @@
 
 mod connection;
 mod received;
+mod servers;
 
 use std::{error::Error, fmt::Debug, pin::pin, time::Duration};
 

@@ -32,9 +32,12 @@ pub(in crate::cli) struct Arguments {
     /// Kubeconfig file; without it the agent talks to its API server as pods do
     #[arg(long, value_name = "FILE", env = "KUBECONFIG")]
     kubeconfig: Option<PathBuf>,
-    /// URL of the API server, before that of the kubeconfig
-    #[arg(long, value_name = "URL")]
-    master: Option<String>,
+    /// URLs of the API server's replicas, before that of the kubeconfig: when one does not answer the next one is asked
+    #[arg(long, value_name = "URL,…", value_delimiter = ',', visible_alias = "api-servers")]
+    master: Vec<String>,
+    /// Seconds after which an API server that acknowledges nothing is given up; an answer may take twice as long to begin
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..))]
+    api_silence: u16,
     /// Name of this node's Node object, if it is not the host's name
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     hostname_override: Option<String>,
@@ -174,7 +177,8 @@ impl Arguments {
             source: match self.source {
                 SourceName::Kubernetes => Source::Kubernetes(ApiServer {
                     kubeconfig: self.kubeconfig.or(file.kubeconfig),
-                    master: self.master,
+                    urls: self.master,
+                    silence: Duration::from_secs(self.api_silence.into()),
                 }),
                 SourceName::Files(directory) => Source::Files(directory),
             },

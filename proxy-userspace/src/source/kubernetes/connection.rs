@@ -1,26 +1,29 @@
 //! The connection to the API server: where it is, who we are, and how soon a dead peer is noticed.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
+use http::Uri;
 use hyper_util::{
     client::legacy::{Client as HttpClient, connect::HttpConnector},
     rt::TokioExecutor,
 };
 use kube::{
     Client, Config,
-    client::{Body, ClientBuilder, ConfigExt as _},
+    client::{Body, ClientBuilder, ConfigExt as _, middleware::BaseUriLayer},
     config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
 use tower::ServiceBuilder;
 
+use super::servers::{Connection, Servers};
 use crate::config::ApiServer;
 
-/// Data that is not acknowledged for this long, probes included, ends the connection (`TCP_USER_TIMEOUT`).
-const SILENCE: Duration = Duration::from_secs(30);
-/// An idle connection is probed this often: a watch may have nothing to say for minutes.
-const PROBE: Duration = Duration::from_secs(10);
+/// An idle connection is probed this often in the time after which a silent peer is given up: a watch may have nothing to
+/// say for minutes.
+const PROBES: u32 = 3;
 /// For the handshake.
 const CONNECT: Duration = Duration::from_secs(10);
+/// For the handshake when there is another server to turn to.
+const CONNECT_ONE_OF_SEVERAL: Duration = Duration::from_secs(3);
 
 /// Why the API server's whereabouts are not known.
 #[derive(Debug, thiserror::Error)]
@@ -50,51 +53,64 @@ pub enum OpenError {
 }
 
 /// A client for the API server. It connects when it is used.
-pub(super) async fn open(server: &ApiServer) -> Result<Client, OpenError> {
-    let config = configuration(server).await?;
-    // What goes wrong later names the kind of object, not the server.
-    tracing::info!(server = %config.cluster_url, "the API server is");
-    build(&config).map_err(|source| OpenError::Credentials(Box::new(source)))
-}
-
-async fn configuration(server: &ApiServer) -> Result<Config, OpenError> {
-    let master = server.master.as_deref().map(parse_master).transpose()?;
-    let mut config = match (&server.kubeconfig, &master) {
-        (Some(path), _) => from_kubeconfig(path).await?,
-        (None, Some(master)) => Config::incluster().unwrap_or_else(|_| Config::new(master.clone())),
-        (None, None) => Config::incluster().map_err(OpenError::NotInCluster)?,
-    };
-    if let Some(master) = master {
-        config.cluster_url = master;
+pub(super) async fn open(settings: &ApiServer) -> Result<Client, OpenError> {
+    // What is wrong with the settings is told now; what goes wrong later names the kind of object, not the server.
+    let config = configuration(settings).await?;
+    for server in servers(&config, settings)? {
+        build(&config, &server, settings).map_err(|source| OpenError::Credentials(Box::new(source)))?;
+        tracing::info!(%server, "the API server is");
     }
-    Ok(config)
+    Ok(ClientBuilder::new(Servers::new(settings.clone()), config.default_namespace).build())
 }
 
-fn parse_master(url: &str) -> Result<http::Uri, OpenError> {
-    url.parse().map_err(|source| OpenError::Master { url: url.into(), source })
+/// What the files say now.
+pub(super) async fn configuration(settings: &ApiServer) -> Result<Config, OpenError> {
+    let urls = urls(settings)?;
+    match (&settings.kubeconfig, urls.first()) {
+        (Some(path), _) => from_kubeconfig(path).await,
+        (None, Some(url)) => Ok(Config::incluster().unwrap_or_else(|_| Config::new(url.clone()))),
+        (None, None) => Config::incluster().map_err(OpenError::NotInCluster),
+    }
 }
 
-async fn from_kubeconfig(path: &std::path::Path) -> Result<Config, OpenError> {
+/// The servers that may be asked: never none.
+pub(super) fn servers(config: &Config, settings: &ApiServer) -> Result<Vec<Uri>, OpenError> {
+    let urls = urls(settings)?;
+    Ok(if urls.is_empty() { vec![config.cluster_url.clone()] } else { urls })
+}
+
+fn urls(settings: &ApiServer) -> Result<Vec<Uri>, OpenError> {
+    let parse = |url: &String| url.parse().map_err(|source| OpenError::Master { url: url.clone(), source });
+    settings.urls.iter().map(parse).collect()
+}
+
+async fn from_kubeconfig(path: &Path) -> Result<Config, OpenError> {
     let error = |source| OpenError::Kubeconfig { path: path.into(), source: Box::new(source) };
     let kubeconfig = Kubeconfig::read_from(path).map_err(error)?;
     Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(error)
 }
 
 /// kube's own stack on a connector that notices a peer that is gone without a word.
-fn build(config: &Config) -> Result<Client, kube::Error> {
-    let mut connector = HttpConnector::new();
-    connector.enforce_http(false);
-    connector.set_nodelay(true);
-    connector.set_connect_timeout(Some(CONNECT));
-    connector.set_keepalive(Some(PROBE));
-    connector.set_keepalive_interval(Some(PROBE));
-    connector.set_tcp_user_timeout(Some(SILENCE));
-    let connector = config.rustls_https_connector_with_connector(connector)?;
+pub(super) fn build(config: &Config, server: &Uri, settings: &ApiServer) -> Result<Connection, kube::Error> {
+    let connector = config.rustls_https_connector_with_connector(connector(settings))?;
     let service = ServiceBuilder::new()
-        .layer(config.base_uri_layer())
+        .layer(BaseUriLayer::new(server.clone()))
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(tower::BoxError::from)
         .service(HttpClient::builder(TokioExecutor::new()).build::<_, Body>(connector));
-    Ok(ClientBuilder::new(service, config.default_namespace.clone()).build())
+    Ok(Connection::new(service))
+}
+
+fn connector(settings: &ApiServer) -> HttpConnector {
+    let probe = settings.silence / PROBES;
+    let connect = if settings.urls.len() > 1 { CONNECT_ONE_OF_SEVERAL } else { CONNECT };
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(connect));
+    connector.set_keepalive(Some(probe));
+    connector.set_keepalive_interval(Some(probe));
+    connector.set_tcp_user_timeout(Some(settings.silence));
+    connector
 }
