@@ -7,6 +7,7 @@
 
 mod fault;
 mod list;
+pub mod object;
 mod resource;
 mod selector;
 mod status;
@@ -41,8 +42,15 @@ pub use self::{
 pub struct ApiServer {
     address: SocketAddr,
     shared: Arc<Shared>,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    /// None while it is stopped.
+    running: Option<Running>,
+}
+
+/// The thread that serves.
+#[derive(Debug)]
+struct Running {
+    stop: oneshot::Sender<()>,
+    thread: JoinHandle<()>,
 }
 
 /// A request that was made.
@@ -70,6 +78,8 @@ struct World {
     faults: Faults,
     requests: Vec<Request>,
     refuses_streaming_lists: bool,
+    /// Objects per page of a list, whatever is asked for.
+    largest_page: Option<usize>,
     /// Raised to end every watch that began before.
     watch_epoch: u64,
 }
@@ -98,13 +108,30 @@ impl ApiServer {
 
     /// A server at an address of the calling thread's network namespace.
     pub fn start_at(address: SocketAddr) -> Result<Self> {
+        let shared = Arc::new(Shared { world: Mutex::default(), version: signal::Sender::new(0) });
+        let mut server = Self { address, shared, running: None };
+        server.resume()?;
+        Ok(server)
+    }
+
+    /// Ends every connection and does not listen any more. What it knows stays.
+    pub fn stop(&mut self) {
+        if let Some(Running { stop, thread }) = self.running.take() {
+            drop(stop);
+            // A panic there has been printed already.
+            let _ = thread.join();
+        }
+    }
+
+    /// Listens again, at the same address, in the calling thread's network namespace.
+    pub fn resume(&mut self) -> Result<()> {
+        let address = self.address;
         let listener = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
         listener.set_nonblocking(true)?;
-        let address = listener.local_addr()?;
-        let shared = Arc::new(Shared { world: Mutex::default(), version: signal::Sender::new(0) });
+        self.address = listener.local_addr()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = oneshot::channel();
-        let router = Router::new().fallback(answer).with_state(Arc::clone(&shared));
+        let router = Router::new().fallback(answer).with_state(Arc::clone(&self.shared));
         let serve = async move {
             let listener = tokio::net::TcpListener::from_std(listener)?;
             tokio::select! {
@@ -117,7 +144,8 @@ impl ApiServer {
                 eprintln!("the fake API server ended: {error}");
             }
         })?;
-        Ok(Self { address, shared, stop: Some(stop), thread: Some(thread) })
+        self.running = Some(Running { stop, thread });
+        Ok(())
     }
 
     /// Where it listens.
@@ -182,6 +210,11 @@ impl ApiServer {
         self.shared.change(|world| world.refuses_streaming_lists = true);
     }
 
+    /// Gives lists in pages of no more than this.
+    pub fn limit_pages(&self, objects: usize) {
+        self.shared.change(|world| world.largest_page = Some(objects));
+    }
+
     /// Every request so far.
     pub fn requests(&self) -> Vec<Request> {
         self.shared.world().requests.clone()
@@ -190,11 +223,7 @@ impl ApiServer {
 
 impl Drop for ApiServer {
     fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            // A panic there has been printed already.
-            let _ = thread.join();
-        }
+        self.stop();
     }
 }
 
@@ -210,8 +239,10 @@ async fn answer(State(shared): State<Arc<Shared>>, uri: Uri, RawQuery(raw): RawQ
         world.requests.push(Request { resource, verb: query.verb(), query: raw });
         world.faults.take(resource, &query)
     };
-    if let Some(Fault::Refuse(code)) = fault {
-        return status::refusal(code);
+    match fault {
+        Some(Fault::Refuse(code)) => return status::refusal(code),
+        Some(Fault::Silence) => std::future::pending().await,
+        _ => {}
     }
     match query.verb() {
         Verb::List => list::answer(&shared, resource, &query, fault),

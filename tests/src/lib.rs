@@ -5,6 +5,7 @@ pub mod frame;
 pub mod lab;
 pub mod netns;
 pub mod patience;
+pub mod picture;
 pub mod sandbox;
 pub mod testbed;
 pub mod traffic;

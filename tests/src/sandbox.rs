@@ -25,6 +25,7 @@ use crate::{
     lab::{agent::sluice_program, cgroup::Cgroup, pins::PinDirectory},
     netns::Namespace,
     patience::wait_until,
+    picture::{Maps, Picture},
 };
 
 const USUAL: Duration = Duration::from_secs(20);
@@ -84,6 +85,21 @@ impl Sandbox {
         Ok(Agent { child: command.spawn().context("cannot run sluice")?, log })
     }
 
+    /// What the Services in its kernel mean; nothing as long as there are no maps.
+    pub fn picture(&self) -> Result<Picture> {
+        if !self.pins.path().join("maps/SLOTS").exists() {
+            return Ok(Picture::new());
+        }
+        Maps::open(self.pins.path())?.picture()
+    }
+
+    /// Waits until the picture is so.
+    pub fn wait_for_picture(&self, what: &str, condition: impl Fn(&Picture) -> bool) -> Result<Picture> {
+        let look = || self.picture().ok().filter(|picture| condition(picture));
+        let waited = wait_until(what, USUAL, look);
+        waited.with_context(|| format!("the kernel holds {:#?}", self.picture()))
+    }
+
     /// `SERVICES_V4` as it is now; empty as long as there is no map.
     pub fn services(&self) -> Result<Vec<(Frontend<Ipv4>, Service)>> {
         let path = self.pins.path().join("maps/SERVICES_V4");
@@ -118,10 +134,20 @@ impl Agent {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// How often it has said so.
+    pub fn count(&self, words: &str) -> usize {
+        self.log().matches(words).count()
+    }
+
     /// Waits until it has said so.
     pub fn wait_for(&self, words: &str) -> Result<()> {
+        self.wait_for_count(words, 1)
+    }
+
+    /// Waits until it has said so that often.
+    pub fn wait_for_count(&self, words: &str, count: usize) -> Result<()> {
         let waited =
-            wait_until(&format!("the agent to say {words:?}"), USUAL, || self.log().contains(words).then_some(()));
+            wait_until(&format!("the agent to say {words:?}"), USUAL, || (self.count(words) >= count).then_some(()));
         waited.with_context(|| format!("its log:\n{}", self.log()))
     }
 

@@ -44,8 +44,7 @@ pub(crate) enum Suite {
     /// Services behave as kube-proxy's. No test yet.
     #[value(hide = true)]
     Parity,
-    /// What operators fear. No test yet.
-    #[value(hide = true)]
+    /// What operators fear: a server that goes, watches that lie, objects that mean harm.
     Scenarios,
 }
 

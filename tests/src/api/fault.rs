@@ -7,6 +7,8 @@ use super::resource::{Query, Resource, Verb};
 pub enum Fault {
     /// The answer is an error with this HTTP status.
     Refuse(u16),
+    /// The request is taken, and nothing is ever answered.
+    Silence,
     /// The connection ends in the middle of the body.
     BreakOff,
     /// The answer begins, and then nothing comes any more; the connection stays open.

@@ -56,13 +56,13 @@ pub(super) fn answer(shared: &Arc<Shared>, resource: Resource, query: &Query, fa
 
 fn page(shared: &Shared, resource: Resource, query: &Query, token: Option<Token>) -> Option<Value> {
     let mut world = shared.world();
+    let limit = [query.limit, world.largest_page].into_iter().flatten().min().unwrap_or(usize::MAX);
     let (version, start) = match token {
         Some(token) => (token.version, token.start),
         None => (world.store.keep(resource), String::new()),
     };
     let objects = world.store.kept(resource, version)?;
     let mut matching = objects.range(start..).filter(|(_, object)| query.selector.matches(object));
-    let limit = query.limit.unwrap_or(usize::MAX);
     let items: Vec<(&String, Value)> = matching.by_ref().take(limit).map(|(key, object)| (key, item(object))).collect();
     let remaining = matching.count();
     let mut metadata = json!({"resourceVersion": version.to_string()});
