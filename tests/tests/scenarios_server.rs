@@ -116,7 +116,7 @@ fn scenario_02_an_agent_killed_while_there_is_no_server_adopts_and_prunes_only_w
     server.stop();
     let witness = Witness::of(sandbox.pins.path())?;
     let agent = sandbox.agent(&["--master", &server.url()])?;
-    agent.wait_for("Connection refused")?;
+    agent.wait_for_count("Connection refused", ALL.len())?;
 
     // Services alone, one less than before, are not enough to take anything out.
     server.delete(Resource::Services, "test", "s4")?;
