@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn the_node_object_decides_unless_the_node_does_not_have_the_address() {
-        let node = Node { ipv4: "198.51.100.9".parse().ok(), ipv6: "2001:db8::77".parse().ok(), zone: None };
+        let node = Node { ipv4: "198.51.100.9".parse().ok(), ipv6: "2001:db8::77".parse().ok(), ..Node::default() };
         let primary = Primary::of(&network(), Some(&node), &[]);
         assert_eq!(primary, Primary { v4: "198.51.100.9".parse().ok(), v6: None });
     }

@@ -1,6 +1,7 @@
 //! An event's way: from what a source or netlink says to what the kernel does. Whatever waits is taken in together, one
 //! plan is made and carried out; after a failure the kernel is read again and everything compared.
 
+mod account;
 mod sync;
 
 use std::time::Duration;
@@ -12,7 +13,7 @@ use tokio::{
 };
 use tracing::info;
 
-use self::sync::Agent;
+use self::{account::Account, sync::Agent};
 use crate::{
     config::{Config, Source},
     dataplane::{
@@ -63,7 +64,9 @@ pub async fn run(config: Config) -> Result<(), StartError> {
         Source::Files(directory) => source::file::start(directory.clone(), sender)?,
         Source::Kubernetes(server) => source::kubernetes::start(server, &config.node.name, sender).await?,
     }
-    let mut agent = Agent::new(Dataplane::open(&config.dataplane)?, config);
+    let dataplane = Dataplane::open(&config.dataplane)?;
+    let account = Account::open(&config);
+    let mut agent = Agent::new(dataplane, config, account);
     let mut network = netlink::watch();
     loop {
         tokio::select! {

@@ -84,6 +84,11 @@ impl Reconciler {
         self.model.knows_node()
     }
 
+    /// Whether load balancers may send traffic to this node.
+    pub fn is_node_eligible(&self) -> bool {
+        self.model.is_node_eligible()
+    }
+
     /// The node's primary addresses, as of the last plan.
     pub fn primary(&self) -> Primary {
         self.primary

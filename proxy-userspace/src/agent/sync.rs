@@ -6,7 +6,7 @@ use proxy_common::addr::{Ipv4, Ipv6};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
-use super::NODE_PATIENCE;
+use super::{NODE_PATIENCE, account::Account};
 use crate::{
     addresses::Primary,
     config::Config,
@@ -42,6 +42,7 @@ pub(super) struct Agent {
     overflows: Vec<Overflow>,
     /// When bits of the address filters that nothing needs any more are cleared.
     prune_at: Option<Instant>,
+    account: Account,
 }
 
 /// How far the agent has come.
@@ -58,7 +59,7 @@ enum Stage {
 }
 
 impl Agent {
-    pub(super) fn new(dataplane: Dataplane, config: Config) -> Self {
+    pub(super) fn new(dataplane: Dataplane, config: Config, account: Account) -> Self {
         Self {
             dataplane,
             reconciler: Reconciler::new(config.node.clone(), Capacity::default()),
@@ -71,13 +72,16 @@ impl Agent {
             stage: Stage::Incomplete,
             overflows: Vec::new(),
             prune_at: None,
+            account,
         }
     }
 
     pub(super) fn absorb(&mut self, event: Event) {
+        self.account.note(&event);
         for defect in self.reconciler.absorb(event) {
             warn!("{defect}");
         }
+        self.account.set_node_eligible(self.reconciler.is_node_eligible());
     }
 
     pub(super) fn absorb_network(&mut self, event: NetworkEvent) {
@@ -86,6 +90,7 @@ impl Agent {
                 self.reconciler.absorb_network(network.clone());
                 self.unattached = Some(network);
                 self.has_new_routes = true;
+                self.account.note_news();
             }
             NetworkEvent::RoutesChanged => self.has_new_routes = true,
         }
@@ -116,6 +121,10 @@ impl Agent {
     }
 
     fn try_sync(&mut self) -> Result<(), dataplane::Error> {
+        let (began, is_full) = (Instant::now(), self.is_blind);
+        if self.has_begun() {
+            self.account.begin(began);
+        }
         if self.is_blind {
             self.reconciler.adopt(self.dataplane.read()?, std::time::Instant::now());
             self.is_blind = false;
@@ -127,8 +136,10 @@ impl Agent {
         if !self.is_ready() {
             return Ok(());
         }
+        self.account.begin(began);
         self.write_tables()?;
         self.attach()?;
+        self.account.finish(began.elapsed(), is_full);
         self.announce();
         self.prune()
     }
@@ -143,6 +154,10 @@ impl Agent {
         {
             self.stage = Stage::Begun;
         }
+        self.has_begun()
+    }
+
+    fn has_begun(&self) -> bool {
         matches!(self.stage, Stage::Begun | Stage::InSync)
     }
 

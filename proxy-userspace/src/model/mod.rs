@@ -100,6 +100,7 @@ pub struct Model {
     has_services: bool,
     has_slices: bool,
     has_node: bool,
+    has_had_node: bool,
     dirty: Dirty,
 }
 
@@ -116,6 +117,7 @@ impl Model {
             has_services: false,
             has_slices: false,
             has_node: false,
+            has_had_node: false,
             dirty: Dirty::default(),
         }
     }
@@ -148,6 +150,12 @@ impl Model {
     /// The names of all Services, and of all that a slice names.
     pub fn service_names(&self) -> impl Iterator<Item = &ObjectName> {
         self.services.keys().chain(self.slices.keys())
+    }
+
+    /// Whether load balancers may send traffic to this node. One whose Node was never there counts as eligible: sources
+    /// need not have Nodes.
+    pub fn is_node_eligible(&self) -> bool {
+        self.node.as_ref().map_or(!self.has_had_node, |node| !node.is_leaving)
     }
 
     /// What was touched since the last call.
@@ -285,6 +293,7 @@ impl Model {
             Change::Apply(_) | Change::Delete(_) => return,
         };
         self.dirty.node |= self.node != node;
+        self.has_had_node |= node.is_some();
         self.node = node;
     }
 }
