@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod frame;
+pub mod http;
 pub mod lab;
 pub mod netns;
 pub mod patience;
