@@ -32,8 +32,8 @@ pub struct Backend<A> {
     pub state: BackendState,
     /// 1 when the pod runs on this node.
     pub is_local: u8,
-    /// Counts how often the id was given to another address and port: a flow that remembers an older one is not for
-    /// this backend.
+    /// Counts how often the id was given to another address and port, or to one that had been gone: a flow that remembers
+    /// an older one is not for this backend.
     pub generation: u32,
 }
 

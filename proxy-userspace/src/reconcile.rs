@@ -116,6 +116,11 @@ impl Reconciler {
         (plan, overflows)
     }
 
+    /// When the next plan has something to write even if nothing happens until then.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.ledger.as_ref().and_then(Ledger::next_deadline)
+    }
+
     fn recompute(&mut self) {
         let Dirty { mut services, node } = self.model.take_dirty();
         if node || self.has_stale_addresses {

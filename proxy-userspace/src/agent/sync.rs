@@ -105,7 +105,8 @@ impl Agent {
             Stage::WaitingForNode(deadline) => Some(deadline),
             _ => None,
         };
-        [self.retry_at, node_deadline, self.prune_at].into_iter().flatten().min()
+        let next_plan = self.reconciler.next_deadline().map(Instant::from_std);
+        [self.retry_at, node_deadline, self.prune_at, next_plan].into_iter().flatten().min()
     }
 
     /// Makes the kernel hold what should be there.

@@ -103,6 +103,11 @@ impl Ledger {
         (Plan { v4, v6, service_cidrs }, overflows)
     }
 
+    /// When there is something to write even if nothing is touched until then.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        [self.v4.backends.next_burial(), self.v6.backends.next_burial()].into_iter().flatten().min()
+    }
+
     /// What to write for the kernel to hold the tables and nothing else.
     pub fn plan_all(&mut self, want: &Tables, now: Instant) -> (Plan, Vec<Overflow>) {
         let touched = Touched { v4: self.v4.everything(&want.v4), v6: self.v6.everything(&want.v6) };
@@ -157,6 +162,9 @@ impl<A: Address + std::fmt::Display> FamilyLedger<A> {
         for target in &touched.targets {
             let desired = want.backends.get(target).copied();
             self.plan_backend(*target, desired, now, &mut steps).unwrap_or_else(|overflow| overflows.push(overflow));
+        }
+        for (id, backend) in std::iter::from_fn(|| self.backends.bury(now)) {
+            steps.put_backend(id, backend);
         }
         self.claim_indexes(want, &touched.frontends);
         for frontend in &touched.frontends {

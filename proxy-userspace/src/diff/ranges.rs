@@ -4,12 +4,16 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use proxy_common::{backend::BackendId, service::Range};
 
 use super::GRACE;
+
+/// How long a range rests when there is no room left otherwise: long enough for the plan that freed it to be carried out,
+/// and a thousand times what a packet needs that has read the range just before.
+const SHORT_REST: Duration = Duration::from_millis(250);
 
 type Content = Arc<[BackendId]>;
 
@@ -77,8 +81,11 @@ impl Ranges {
             held.resting_since = None;
             return Some((Range { first, count }, false));
         }
-        self.wake(now);
-        let first = self.gaps.iter().find(|(_, length)| **length >= count).map(|(first, _)| *first)?;
+        self.wake(now, GRACE);
+        let first = self.gap(count).or_else(|| {
+            self.wake(now, SHORT_REST);
+            self.gap(count)
+        })?;
         let range = Range { first, count };
         self.cut(range);
         let content: Content = content.into();
@@ -90,7 +97,7 @@ impl Ranges {
     /// One use less. The last one lets the range rest before its slots are given to another.
     pub(super) fn release(&mut self, range: Range, now: Instant) {
         // Here, too, or ranges that are found again and again without a search would leave a record of each rest.
-        self.wake(now);
+        self.wake(now, GRACE);
         let Some(held) = self.held.get_mut(&range.first).filter(|held| held.content.len() == range.count as usize)
         else {
             return;
@@ -132,9 +139,13 @@ impl Ranges {
         true
     }
 
-    fn wake(&mut self, now: Instant) {
+    fn gap(&self, count: u32) -> Option<u32> {
+        self.gaps.iter().find(|(_, length)| **length >= count).map(|(first, _)| *first)
+    }
+
+    fn wake(&mut self, now: Instant, rest: Duration) {
         while let Some((since, first)) = self.resting.front().copied() {
-            if now.saturating_duration_since(since) < GRACE {
+            if now.saturating_duration_since(since) < rest {
                 break;
             }
             self.resting.pop_front();
@@ -170,7 +181,7 @@ mod tests {
 
     use proxy_common::service::Range;
 
-    use super::{GRACE, Ranges};
+    use super::{GRACE, Ranges, SHORT_REST};
 
     #[test]
     fn equal_content_is_one_range_written_once() {
@@ -187,6 +198,17 @@ mod tests {
         ranges.release(range, now);
         assert_eq!(ranges.hold(&[4, 5], now), None);
         assert_eq!(ranges.hold(&[4, 5, 6, 7], now + GRACE), Some((Range { first: 0, count: 4 }, true)));
+    }
+
+    #[test]
+    fn a_range_rests_less_when_there_is_no_room_otherwise() {
+        let (mut ranges, now) = (Ranges::new(4), Instant::now());
+        let (first, _) = ranges.hold(&[1], now).unwrap();
+        ranges.release(first, now);
+        assert_eq!(ranges.hold(&[2, 3], now + SHORT_REST), Some((Range { first: 1, count: 2 }, true)), "there is room");
+        assert_eq!(ranges.hold(&[4], now + SHORT_REST), Some((Range { first: 3, count: 1 }, true)));
+        assert_eq!(ranges.hold(&[5], now), None, "the plan that freed it may be this one");
+        assert_eq!(ranges.hold(&[5], now + SHORT_REST), Some((Range { first: 0, count: 1 }, true)));
     }
 
     #[test]

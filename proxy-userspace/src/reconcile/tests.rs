@@ -168,14 +168,24 @@ fn assert_family_equal<A: Address + std::fmt::Debug>(
         let mut users = state.services.values().filter(|service| is_restricted(service));
         assert!(users.any(|service| service.index == *index), "nobody needs {prefix:?} of {index}");
     }
-    let present = state
-        .backends
-        .iter()
-        .filter(|backend| matches!(backend.state, BackendState::Serving | BackendState::NotServing));
-    let present: BTreeMap<_, _> =
-        present.map(|backend| (Target { addr: backend.addr, port: backend.port }, backend.state)).collect();
-    let desired: BTreeMap<_, _> = tables.backends.iter().map(|(target, backend)| (*target, backend.state)).collect();
-    assert_eq!(present, desired);
+    assert_backends_equal(&state.backends, tables);
+}
+
+/// Those that are not wanted are gone, or about to be.
+fn assert_backends_equal<A: Address + std::fmt::Debug>(backends: &[Backend<A>], tables: &FamilyTables<A>) {
+    let mut missing: BTreeMap<_, _> = tables.backends.iter().collect();
+    for backend in backends {
+        let target = Target { addr: backend.addr, port: backend.port };
+        match (backend.state, tables.backends.get(&target)) {
+            (BackendState::Free | BackendState::Gone, _) | (BackendState::NotServing, None) => {}
+            (state, Some(desired)) => {
+                assert_eq!((state, backend.is_local), (desired.state, desired.is_local.into()), "{target:?}");
+                assert!(missing.remove(&target).is_some(), "{target:?} is there twice");
+            }
+            (state, None) => panic!("{target:?} is {state:?}"),
+        }
+    }
+    assert!(missing.is_empty(), "{missing:?}");
 }
 
 #[test]
@@ -194,18 +204,39 @@ fn nothing_is_written_before_the_first_complete_picture() {
 }
 
 #[test]
-fn an_endpoint_that_leaves_is_gone_after_nothing_leads_to_it() {
+fn an_endpoint_that_leaves_serves_nobody_new_and_is_gone_after_a_grace() {
     let (mut kernel, now) = (KernelState::default(), Instant::now());
     let mut reconciler = reconciler(&kernel, SMALL);
     let web = service("web", json!({"clusterIP": "10.96.0.1"}));
-    let both = slice("web-1", "web", &json!([ready("10.0.0.1"), ready("10.0.0.2")]));
-    tell(&mut reconciler, lists(vec![web], vec![both]));
+    let slice =
+        |hosts: &[&str]| slice("web-1", "web", &json!(hosts.iter().map(|host| ready(host)).collect::<Vec<_>>()));
+    let apply = |hosts: &[&str]| Event::EndpointSlices(Change::Apply(Box::new(slice(hosts))));
+    tell(&mut reconciler, lists(vec![web], vec![slice(&["10.0.0.1", "10.0.0.2"])]));
     settle(&mut reconciler, &mut kernel, now);
-    let one = slice("web-1", "web", &json!([ready("10.0.0.2")]));
-    reconciler.absorb(Event::EndpointSlices(Change::Apply(Box::new(one))));
+    let before = kernel.v4.backends[1];
+    assert_eq!(reconciler.next_deadline(), None);
+
+    reconciler.absorb(apply(&["10.0.0.2"]));
     let plan = settle(&mut reconciler, &mut kernel, now);
     assert_eq!(plan.len(), 3, "slots, service, backend: {plan:?}");
+    assert_eq!(kernel.v4.backends[1].state, BackendState::NotServing);
+    assert_eq!(reconciler.next_deadline(), Some(now + GRACE));
+    assert!(settle(&mut reconciler, &mut kernel, now + GRACE / 2).is_empty());
+
+    reconciler.absorb(apply(&["10.0.0.1", "10.0.0.2"]));
+    settle(&mut reconciler, &mut kernel, now + GRACE / 2);
+    assert_eq!((kernel.v4.backends[1], reconciler.next_deadline()), (before, None), "as if nothing had been");
+
+    reconciler.absorb(apply(&["10.0.0.2"]));
+    settle(&mut reconciler, &mut kernel, now + GRACE);
+    let plan = settle(&mut reconciler, &mut kernel, now + 2 * GRACE);
+    assert_eq!(plan.len(), 1, "{plan:?}");
     assert_eq!(kernel.v4.backends[1].state, BackendState::Gone);
+    assert_eq!(reconciler.next_deadline(), None);
+
+    reconciler.absorb(apply(&["10.0.0.1", "10.0.0.2"]));
+    settle(&mut reconciler, &mut kernel, now + 2 * GRACE);
+    assert_eq!(kernel.v4.backends[1].generation, before.generation + 1, "its old connections are over");
 }
 
 #[test]
@@ -567,6 +598,8 @@ impl World {
             self.relist();
         }
         self.settle();
+        self.now += GRACE;
+        self.settle();
     }
 
     fn settle(&mut self) -> Plan {
@@ -625,6 +658,7 @@ proptest! {
         fresh.plan(world.now);
         prop_assert_eq!(world.reconciler.tables(), fresh.tables());
         assert_equal(&world.kernel, world.reconciler.tables());
+        prop_assert_eq!(world.reconciler.next_deadline(), None, "what has left is gone");
     }
 
     #[test]
