@@ -277,11 +277,11 @@ pub enum Command {
     Bind(Target),
     /// So many requests, one after the other, each on a socket of its own. → [`Reply::Answers`]
     Ask(Ask, u32),
-    /// Connects and keeps the connection. → [`Reply::Started`]
+    /// Connects and keeps the connection, or the UDP socket. → [`Reply::Started`]
     Open(Ask),
-    /// One more request on an open connection. → [`Reply::Answers`], of one
+    /// One more request on an open connection or socket. → [`Reply::Answers`], of one
     Again(u64),
-    /// Closes an open connection. → [`Reply::Done`]
+    /// Closes an open connection or socket. → [`Reply::Done`]
     Close(u64),
     /// So many bytes to a server and back, compared byte by byte. → [`Reply::Transferred`]
     Transfer(Ask, u64),

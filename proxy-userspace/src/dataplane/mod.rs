@@ -9,11 +9,13 @@ mod error;
 mod family;
 mod links;
 mod load;
+mod namespaces;
 pub mod netlink;
 mod options;
 mod preflight;
 mod program;
 mod select;
+mod sockets;
 mod syscall;
 mod table;
 
@@ -33,7 +35,10 @@ use proxy_common::{
     node::{LAYOUT, Node, ServiceCidrs, masquerade},
 };
 
-use self::{address_filter::AddressFilter, attach::Attacher, family::FamilyMaps, netlink::NodeNetwork, table::Table};
+use self::{
+    address_filter::AddressFilter, attach::Attacher, family::FamilyMaps, netlink::NodeNetwork, sockets::Sweeper,
+    table::Table,
+};
 pub use self::{
     attach::{AttachProblem, AttachReport, Attachment, Mechanism},
     cleanup::{Removed, cleanup},
@@ -90,6 +95,7 @@ pub struct Dataplane {
     outbound: AddressFilter,
     node_map: Table<u32, Node>,
     node: Node,
+    sweeper: Sweeper,
     /// Locked for as long as this agent lives.
     _lock: File,
 }
@@ -114,6 +120,7 @@ impl Dataplane {
             node: node_map.read(&0)?,
             node_map,
             attacher,
+            sweeper: Sweeper::start(&object)?,
             object,
             _lock: lock,
         };
@@ -142,6 +149,15 @@ impl Dataplane {
 
     /// Carries out a plan, in order. After an error some of it is done: read again before the next.
     pub fn apply(&mut self, plan: &Plan) -> Result<(), Error> {
+        let result = self.write(plan);
+        // Also after an error: what was written does not stand in the next plan.
+        if sockets::may_lose(&plan.v4) || sockets::may_lose(&plan.v6) {
+            self.sweeper.wake();
+        }
+        result
+    }
+
+    fn write(&mut self, plan: &Plan) -> Result<(), Error> {
         family::add_steps(&plan.v4, &mut self.inbound, &mut self.outbound);
         family::add_steps(&plan.v6, &mut self.inbound, &mut self.outbound);
         self.inbound.flush()?;

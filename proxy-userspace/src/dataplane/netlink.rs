@@ -1,7 +1,8 @@
 //! The node's own network, as netlink tells it: links, addresses and which links carry a default route. A watcher
-//! turns the kernel's notifications into [`NetworkEvent`]s.
+//! turns the kernel's notifications into [`NetworkEvent`]s. And the kernel's list of sockets.
 
 mod messages;
+pub(super) mod sockets;
 mod watcher;
 
 use ipnet::IpNet;

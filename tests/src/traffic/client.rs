@@ -1,4 +1,4 @@
-//! Clients: one request, a connection that stays, a large transfer.
+//! Clients: one request, a connection or a UDP socket that stays, a large transfer.
 
 use std::{
     io::{self, BufRead as _, BufReader, Write as _},
@@ -24,28 +24,44 @@ pub fn ask(ask: &Ask) -> Result<Answer, Failure> {
 }
 
 fn ask_by_datagram(ask: &Ask) -> Result<Answer, Failure> {
-    let start = Instant::now();
-    let socket = datagram(ask.source.unwrap_or_else(|| SocketAddr::new(any_like(ask.target.address.ip()), 0)))?;
-    socket.set_read_timeout(Some(ask.timeout))?;
-    if ask.without_checksum {
-        skip_checksum(&socket, true)?;
-        accept_no_checksum(&socket)?;
-    }
-    send(&socket, ask)?;
-    let mut buffer = [0; 2048];
-    let (length, from, _) = receive(&socket, &mut buffer)?;
-    let line = String::from_utf8_lossy(&buffer[..length]);
-    parse(&line, socket.local_addr()?, from.unwrap_or(ask.target.address), start)
+    Conversation::open(ask)?.ask()
 }
 
-fn send(socket: &UdpSocket, ask: &Ask) -> io::Result<()> {
-    if ask.unconnected {
-        socket.send_to(WHO.as_bytes(), ask.target.address)?;
-    } else {
-        socket.connect(ask.target.address)?;
-        socket.send(WHO.as_bytes())?;
+/// A UDP socket that stays open, connected or not.
+#[derive(Debug)]
+pub struct Conversation {
+    socket: UdpSocket,
+    request: Ask,
+}
+
+impl Conversation {
+    /// Makes the socket, and connects it if it is to be.
+    pub fn open(ask: &Ask) -> Result<Self, Failure> {
+        let socket = datagram(ask.source.unwrap_or_else(|| SocketAddr::new(any_like(ask.target.address.ip()), 0)))?;
+        socket.set_read_timeout(Some(ask.timeout))?;
+        if ask.without_checksum {
+            skip_checksum(&socket, true)?;
+            accept_no_checksum(&socket)?;
+        }
+        if !ask.unconnected {
+            socket.connect(ask.target.address)?;
+        }
+        Ok(Self { socket, request: *ask })
     }
-    Ok(())
+
+    /// One request.
+    pub fn ask(&mut self) -> Result<Answer, Failure> {
+        let start = Instant::now();
+        if self.request.unconnected {
+            self.socket.send_to(WHO.as_bytes(), self.request.target.address)?;
+        } else {
+            self.socket.send(WHO.as_bytes())?;
+        }
+        let mut buffer = [0; 2048];
+        let (length, from, _) = receive(&self.socket, &mut buffer)?;
+        let line = String::from_utf8_lossy(&buffer[..length]);
+        parse(&line, self.socket.local_addr()?, from.unwrap_or(self.request.target.address), start)
+    }
 }
 
 /// What the line of a server says. The last word must be what was asked.

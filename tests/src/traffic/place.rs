@@ -119,7 +119,7 @@ impl Place {
         }
     }
 
-    /// A TCP connection that stays open.
+    /// A TCP connection, or a UDP socket, that stays open.
     pub fn open(&self, ask: Ask) -> Result<Activity<'_>> {
         self.start(&Command::Open(ask))
     }
@@ -185,18 +185,20 @@ impl Drop for Pipes {
 }
 
 impl Activity<'_> {
-    /// One more request on an open connection.
+    /// One more request on an open connection or socket.
     pub fn ask(&self) -> Result<Answer> {
+        self.try_ask()?.with_context(|| format!("{} asked on an open connection", self.place.name()))
+    }
+
+    /// One more request, which may fail.
+    pub fn try_ask(&self) -> Result<Result<Answer, Failure>> {
         match self.place.call(&Command::Again(self.number))? {
-            Reply::Answers(mut answers) => {
-                let answer = answers.pop().context("no answer to one request")?;
-                answer.with_context(|| format!("{} asked on an open connection", self.place.name()))
-            }
+            Reply::Answers(mut answers) => answers.pop().context("no answer to one request"),
             reply => self.place.unexpected(reply),
         }
     }
 
-    /// Closes a connection.
+    /// Closes a connection or socket.
     pub fn close(self) -> Result<()> {
         match self.place.call(&Command::Close(self.number))? {
             Reply::Done => Ok(()),

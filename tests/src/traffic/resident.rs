@@ -10,8 +10,8 @@ use std::{
 use anyhow::Result;
 
 use super::{
-    Command, Failure, Reply,
-    client::{Connection, ask, transfer},
+    Command, Failure, Protocol, Reply,
+    client::{Connection, Conversation, ask, transfer},
     rate::Rate,
     server::serve,
     socket::bind,
@@ -22,6 +22,7 @@ use super::{
 #[derive(Debug)]
 enum Activity {
     Open(Connection),
+    Talk(Conversation),
     Stream(Stream, Duration),
     Rate(Rate),
 }
@@ -54,9 +55,13 @@ impl Resident {
             },
             Command::Bind(target) => bind(target).map_or_else(|error| Reply::Failed(error.into()), |()| Reply::Done),
             Command::Ask(request, count) => Reply::Answers((0..count).map(|_| ask(&request)).collect()),
+            Command::Open(request) if request.target.protocol == Protocol::Udp => {
+                self.started(Conversation::open(&request).map(Activity::Talk))
+            }
             Command::Open(request) => self.started(Connection::open(&request).map(Activity::Open)),
             Command::Again(number) => match self.activities.get_mut(&number) {
                 Some(Activity::Open(connection)) => Reply::Answers(vec![connection.ask()]),
+                Some(Activity::Talk(conversation)) => Reply::Answers(vec![conversation.ask()]),
                 _ => unknown(number),
             },
             Command::Close(number) => self.activities.remove(&number).map_or_else(|| unknown(number), |_| Reply::Done),

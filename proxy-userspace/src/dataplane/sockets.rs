@@ -1,0 +1,330 @@
+//! Sockets whose backend has gone. A connected socket passes no hook again, so it would go on talking to nobody: TCP until
+//! its retransmissions end, UDP for ever. Such sockets are destroyed: the application's next system call fails with
+//! ECONNABORTED, and its next `connect` is given another backend. Unconnected UDP sockets choose again by themselves and are
+//! never touched.
+//!
+//! In: `SOCKETS_*` and `BACKENDS_*`, read anew each time, so that nothing depends on having seen a change. It works on a thread
+//! of its own: the tables never wait for it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    io,
+    net::SocketAddr,
+    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    thread,
+    time::Duration,
+};
+
+use aya::{Ebpf, Pod};
+use proxy_common::{
+    addr::{Address, Ipv4, Ipv6, Port, Protocol},
+    backend::{Backend, BackendId, BackendState},
+    socket::{SocketOrigin, SocketPeer, SocketTarget, SocketWay},
+};
+
+use super::{
+    error::{Error, OpenError},
+    family, namespaces,
+    netlink::sockets::{Kind, SocketId, SocketList},
+    syscall,
+    table::Table,
+};
+use crate::diff::Step;
+
+/// Between a sweep and the one that finds what connected while the first was under way.
+const SETTLE: Duration = Duration::from_millis(200);
+
+/// Until a sweep that failed is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// The way to the thread that sweeps. It ends with this handle.
+#[derive(Debug)]
+pub(super) struct Sweeper {
+    wake: SyncSender<()>,
+}
+
+impl Sweeper {
+    /// Starts the thread in the calling thread's network namespace, and wakes it once: a predecessor may have left work.
+    pub(super) fn start(object: &Ebpf) -> Result<Self, OpenError> {
+        let sweep = Sweep {
+            v4: Sockets::new(object, "SOCKETS_V4", "BACKENDS_V4")?,
+            v6: Sockets::new(object, "SOCKETS_V6", "BACKENDS_V6")?,
+            said: BTreeSet::new(),
+        };
+        let (wake, wakes) = sync_channel(1);
+        let spawned = thread::Builder::new().name("sockets".into()).spawn(move || sweep.run(&wakes));
+        spawned.map_err(|source| Error::Kernel { what: "a thread", source })?;
+        let sweeper = Self { wake };
+        sweeper.wake();
+        Ok(sweeper)
+    }
+
+    /// Has it look at the sockets again, as some backend may have gone.
+    pub(super) fn wake(&self) {
+        // If a wake waits already, it will do for both.
+        let _ = self.wake.try_send(());
+    }
+}
+
+/// Whether sockets may lose their backends by a plan.
+pub(super) fn may_lose<A>(steps: &[Step<A>]) -> bool {
+    steps.iter().any(|step| matches!(step, Step::PutBackend(_, backend) if backend.state != BackendState::Serving))
+}
+
+/// A socket whose backend has gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Lost {
+    netns: u64,
+    cookie: u64,
+    protocol: Protocol,
+    /// The backend.
+    peer: SocketAddr,
+}
+
+/// What is done with entries whose sockets are not found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unseen {
+    /// They may be about to connect.
+    Stay,
+    /// They were closed.
+    Go,
+}
+
+/// The thread's own.
+struct Sweep {
+    v4: Sockets<Ipv4>,
+    v6: Sockets<Ipv6>,
+    /// Problems that were logged: each is told once.
+    said: BTreeSet<String>,
+}
+
+impl Sweep {
+    fn run(mut self, wakes: &Receiver<()>) {
+        let mut has_failed = false;
+        loop {
+            let woken = if has_failed { wakes.recv_timeout(RETRY) } else { wakes.recv().map_err(Into::into) };
+            if woken == Err(RecvTimeoutError::Disconnected) {
+                return;
+            }
+            has_failed = !self.sweep(Unseen::Stay);
+            thread::sleep(SETTLE);
+            has_failed |= !self.sweep(Unseen::Go);
+        }
+    }
+
+    /// Says whether all is done that can be.
+    fn sweep(&mut self, unseen: Unseen) -> bool {
+        match self.try_sweep(unseen) {
+            Ok(()) => true,
+            Err(error) => {
+                self.say(format!("sockets of backends that have gone are not ended: {error}"));
+                false
+            }
+        }
+    }
+
+    fn try_sweep(&mut self, unseen: Unseen) -> Result<(), Error> {
+        let mut namespaces: BTreeMap<u64, Vec<Lost>> = BTreeMap::new();
+        for lost in self.v4.lost()?.into_iter().chain(self.v6.lost()?) {
+            namespaces.entry(lost.netns).or_default().push(lost);
+        }
+        let error = |source| Error::Kernel { what: "its sockets", source };
+        let own = syscall::network_namespace_cookie().map_err(error)?;
+        if let Some(lost) = namespaces.remove(&own) {
+            let ended = end(&lost).map_err(error)?;
+            self.forget(&lost, &ended, unseen)?;
+        }
+        if namespaces.is_empty() { Ok(()) } else { self.sweep_pods(&namespaces, unseen) }
+    }
+
+    /// What the agent is not allowed to do in the namespaces of pods, it does not try again before the next change.
+    fn sweep_pods(&mut self, namespaces: &BTreeMap<u64, Vec<Lost>>, unseen: Unseen) -> Result<(), Error> {
+        let mut results = Vec::new();
+        let search = namespaces::visit(&namespaces.keys().copied().collect(), |cookie| {
+            results.push((cookie, end(&namespaces[&cookie])));
+        });
+        for (cookie, result) in results {
+            match result {
+                Ok(ended) => self.forget(&namespaces[&cookie], &ended, unseen)?,
+                Err(error) => self.say(format!("sockets of pods whose backends have gone are not ended: {error}")),
+            }
+        }
+        match search.refused {
+            Some(error) => self.say(format!("sockets of pods whose backends have gone are not all ended: {error}")),
+            // Pods that have gone themselves.
+            None => search.missing.iter().try_for_each(|cookie| self.forget(&namespaces[cookie], &[], unseen))?,
+        }
+        Ok(())
+    }
+
+    fn forget(&self, lost: &[Lost], ended: &[Lost], unseen: Unseen) -> Result<(), Error> {
+        if !ended.is_empty() {
+            tracing::info!(sockets = ended.len(), "ended sockets whose backends have gone");
+        }
+        let gone = if unseen == Unseen::Go { lost } else { ended };
+        gone.iter().try_for_each(|lost| match lost.peer {
+            SocketAddr::V4(peer) => self.v4.forget(lost.cookie, (*peer.ip()).into(), peer.port()),
+            SocketAddr::V6(peer) => self.v6.forget(lost.cookie, (*peer.ip()).into(), peer.port()),
+        })
+    }
+
+    fn say(&mut self, problem: String) {
+        if !self.said.contains(&problem) {
+            tracing::warn!("{problem}");
+            self.said.insert(problem);
+        }
+    }
+}
+
+/// The tables of one family.
+struct Sockets<A> {
+    sockets: Table<SocketPeer<A>, SocketTarget<A>>,
+    backends: Table<BackendId, Backend<A>>,
+}
+
+impl<A> Sockets<A>
+where
+    A: Address + Into<std::net::IpAddr>,
+    SocketPeer<A>: Pod,
+    SocketTarget<A>: Pod,
+    Backend<A>: Pod,
+{
+    fn new(object: &Ebpf, sockets: &'static str, backends: &'static str) -> Result<Self, OpenError> {
+        Ok(Self { sockets: family::table(object, sockets)?, backends: family::table(object, backends)? })
+    }
+
+    /// Connected sockets whose backend has gone.
+    fn lost(&self) -> Result<Vec<Lost>, Error> {
+        let mut connected = Vec::new();
+        self.sockets.visit(|peer, target| {
+            if peer.way == SocketWay::ToFrontend && target.origin == SocketOrigin::Connected {
+                connected.push((peer, target));
+            }
+            true
+        })?;
+        let mut backends = HashMap::new();
+        for (_, target) in &connected {
+            if !backends.contains_key(&target.backend) {
+                backends.insert(target.backend, self.backends.read(&target.backend)?);
+            }
+        }
+        let is_lost = |target: &SocketTarget<A>| is_lost(target, &backends[&target.backend]);
+        let lost = connected.iter().filter(|(_, target)| is_lost(target));
+        Ok(lost.map(|(peer, target)| Lost::new(peer, target)).collect())
+    }
+
+    fn forget(&self, cookie: u64, addr: A, port: u16) -> Result<(), Error> {
+        self.sockets.remove(&SocketPeer::new(cookie, addr, Port::new(port), SocketWay::ToFrontend))
+    }
+}
+
+impl Lost {
+    fn new<A: Address + Into<std::net::IpAddr>>(peer: &SocketPeer<A>, target: &SocketTarget<A>) -> Self {
+        Self {
+            netns: word(target.netns),
+            cookie: word(peer.cookie),
+            protocol: target.proto,
+            peer: SocketAddr::new(peer.addr.into(), peer.port.number()),
+        }
+    }
+}
+
+fn word([low, high]: [u32; 2]) -> u64 {
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// TCP keeps its backend while that stands in a slice, UDP while it serves.
+fn is_lost<A>(target: &SocketTarget<A>, backend: &Backend<A>) -> bool {
+    let keeps = match backend.state {
+        BackendState::Serving => true,
+        BackendState::NotServing => target.proto != Protocol::Udp,
+        BackendState::Free | BackendState::Gone => false,
+    };
+    !keeps || backend.generation != target.backend_generation
+}
+
+/// Destroys those of the sockets that exist in the calling thread's network namespace, and returns them.
+fn end(lost: &[Lost]) -> io::Result<Vec<Lost>> {
+    let list = SocketList::open()?;
+    let mut ended = Vec::new();
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        let wanted = lost.iter().filter(|lost| lost.protocol == protocol);
+        let wanted: HashMap<(u64, SocketAddr), Lost> = wanted.map(|lost| ((lost.cookie, lost.peer), *lost)).collect();
+        if wanted.is_empty() {
+            continue;
+        }
+        for is_v6 in [false, true] {
+            end_kind(&list, Kind { is_v6, protocol }, &wanted, &mut ended)?;
+        }
+    }
+    Ok(ended)
+}
+
+/// A socket may have connected to somebody else since, so the peer must be the backend still.
+fn end_kind(
+    list: &SocketList,
+    kind: Kind,
+    wanted: &HashMap<(u64, SocketAddr), Lost>,
+    ended: &mut Vec<Lost>,
+) -> io::Result<()> {
+    for socket in list.connected(kind, only_port(wanted.values()))? {
+        let peer = SocketAddr::new(socket.destination_address.to_canonical(), socket.destination_port);
+        let Some(lost) = wanted.get(&(cookie(&socket), peer)) else { continue };
+        match list.destroy(kind, socket) {
+            Ok(()) => ended.push(*lost),
+            // It was closed meanwhile.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Two words, the low one first.
+fn cookie(socket: &SocketId) -> u64 {
+    let [a, b, c, d, e, f, g, h] = socket.cookie;
+    word([u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])])
+}
+
+/// The port of all backends, if it is the same: the kernel then lists fewer sockets.
+fn only_port<'a>(lost: impl IntoIterator<Item = &'a Lost>) -> Option<u16> {
+    let ports: BTreeSet<u16> = lost.into_iter().map(|lost| lost.peer.port()).collect();
+    if ports.len() == 1 { ports.into_iter().next() } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use proxy_common::{
+        addr::{Ipv4, Port, Protocol},
+        backend::{Backend, BackendState},
+        socket::{SocketOrigin, SocketTarget},
+    };
+
+    use super::is_lost;
+
+    #[test]
+    fn a_socket_is_lost_when_its_backend_can_do_no_more_for_its_protocol() {
+        let cases = [
+            ("serving", Protocol::Udp, BackendState::Serving, 1, false),
+            ("draining, UDP", Protocol::Udp, BackendState::NotServing, 1, true),
+            ("draining, TCP", Protocol::Tcp, BackendState::NotServing, 1, false),
+            ("gone", Protocol::Tcp, BackendState::Gone, 1, true),
+            ("never written", Protocol::Tcp, BackendState::Free, 1, true),
+            ("another's by now", Protocol::Tcp, BackendState::Serving, 2, true),
+        ];
+        for (name, proto, state, generation, expected) in cases {
+            let target = SocketTarget {
+                addr: Ipv4::default(),
+                port: Port::new(80),
+                proto,
+                origin: SocketOrigin::Connected,
+                backend: 1,
+                backend_generation: 1,
+                service: 1,
+                netns: [0; 2],
+            };
+            let backend = Backend { state, generation, ..Backend::default() };
+            assert_eq!(is_lost(&target, &backend), expected, "{name}");
+        }
+    }
+}
