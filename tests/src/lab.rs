@@ -90,7 +90,8 @@ pub struct Lab {
     pub nodes: [Node; 2],
     /// The client on the wire.
     pub client: Place,
-    _wire: Namespace,
+    /// The switch, and everybody's default gateway. Nothing listens there unless it is told to.
+    pub gateway: Place,
     _cgroup: Cgroup,
 }
 
@@ -121,7 +122,8 @@ impl Lab {
         let wire = topology::wire()?;
         let client = Place::new(topology::client(&wire)?, cgroup.child("outside")?)?;
         let [a, b] = [0, 1].map(|index| Node::new(&NODES[index], options.uplinks[index], &wire, &cgroup, number));
-        Ok(Self { nodes: [a?, b?], client, _wire: wire, _cgroup: cgroup })
+        let gateway = Place::new(wire, cgroup.child("gateway")?)?;
+        Ok(Self { nodes: [a?, b?], client, gateway, _cgroup: cgroup })
     }
 
     /// Starts an agent on each node and waits until both are in sync.

@@ -10,3 +10,6 @@ pub mod picture;
 pub mod sandbox;
 pub mod testbed;
 pub mod traffic;
+
+#[cfg(test)]
+mod traps;

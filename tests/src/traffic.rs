@@ -8,6 +8,7 @@
 //! `<pod> <peer as seen by the server> <TTL or -> <server's port>` and repeat what else stood in the request.
 
 pub mod client;
+pub mod inquiry;
 pub mod place;
 pub mod rate;
 pub mod resident;
@@ -181,6 +182,24 @@ impl From<io::Error> for Failure {
     }
 }
 
+/// Several requests for the same.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Inquiry {
+    /// The first request. If it names its source, each further one comes from the next port.
+    pub ask: Ask,
+    /// How many, unless one fails before.
+    pub times: u16,
+}
+
+/// What became of an [`Inquiry`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Findings {
+    /// Answers until the first failure.
+    pub answers: Vec<Answer>,
+    /// The first failure, and how long it took to show.
+    pub failure: Option<(Failure, Duration)>,
+}
+
 /// A stream of numbered UDP datagrams, each of which the server sends back.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct StreamPlan {
@@ -277,6 +296,8 @@ pub enum Command {
     Bind(Target),
     /// So many requests, one after the other, each on a socket of its own. → [`Reply::Answers`]
     Ask(Ask, u32),
+    /// Inquiries, many at once. → [`Reply::Found`]
+    Inquire(Vec<Inquiry>),
     /// Connects and keeps the connection, or the UDP socket. → [`Reply::Started`]
     Open(Ask),
     /// One more request on an open connection or socket. → [`Reply::Answers`], of one
@@ -302,6 +323,8 @@ pub enum Reply {
     Started(u64),
     /// One per request.
     Answers(Vec<Result<Answer, Failure>>),
+    /// One per inquiry.
+    Found(Vec<Findings>),
     /// The transfer is complete.
     Transferred(TransferReport),
     /// The stream has ended.

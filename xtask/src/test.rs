@@ -41,8 +41,7 @@ pub(crate) enum Suite {
     Netns,
     /// The agent against a fake API server.
     Agent,
-    /// Services behave as kube-proxy's. No test yet.
-    #[value(hide = true)]
+    /// Services behave as kube-proxy's: every row of the rules is a test.
     Parity,
     /// What operators fear: a server that goes, watches that lie, objects that mean harm.
     Scenarios,

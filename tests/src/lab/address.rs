@@ -5,6 +5,8 @@
 //! | wire | 192.0.2.0/24 | `2001:db8::/64` |
 //! | pods of node n | 10.244.n.0/24 | `fd00:10:244:n::/64` |
 //! | Services (routed nowhere) | 10.96.0.0/16 | `fd00:10:96::/112` |
+//! | load balancers (routed nowhere) | 198.51.100.0/24 | `2001:db8:100::/64` |
+//! | external addresses (routed nowhere) | 203.0.113.0/24 | `2001:db8:113::/64` |
 //!
 //! The last part of an IPv6 address has the digits of its IPv4 sibling: 10.244.1.11 and `fd00:10:244:1::11`.
 
@@ -84,6 +86,22 @@ pub fn of_service(host: u8) -> Addresses {
     Addresses { v4: Ipv4Addr::new(10, 96, 0, host), v6: Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, digits(host)) }
 }
 
+/// A load balancer's virtual address.
+pub fn of_balancer(host: u8) -> Addresses {
+    Addresses {
+        v4: Ipv4Addr::new(198, 51, 100, host),
+        v6: Ipv6Addr::new(0x2001, 0xdb8, 0x100, 0, 0, 0, 0, digits(host)),
+    }
+}
+
+/// An external address.
+pub fn external(host: u8) -> Addresses {
+    Addresses {
+        v4: Ipv4Addr::new(203, 0, 113, host),
+        v6: Ipv6Addr::new(0x2001, 0xdb8, 0x113, 0, 0, 0, 0, digits(host)),
+    }
+}
+
 /// The gateway to everywhere else, where packets are swallowed.
 pub const GATEWAY: u8 = 1;
 
@@ -104,6 +122,8 @@ pub enum PodNetwork {
 pub struct NodePlan {
     /// Its Kubernetes name.
     pub name: &'static str,
+    /// Its topology zone.
+    pub zone: &'static str,
     /// The third part of its pods' addresses.
     pub number: u8,
     /// The last part of its address on the wire.
@@ -118,6 +138,7 @@ pub struct NodePlan {
 pub const NODES: [NodePlan; 2] = [
     NodePlan {
         name: "node-a",
+        zone: "zone-a",
         number: 1,
         host: 11,
         pod_network: PodNetwork::Routed,
@@ -125,6 +146,7 @@ pub const NODES: [NodePlan; 2] = [
     },
     NodePlan {
         name: "node-b",
+        zone: "zone-b",
         number: 2,
         host: 12,
         pod_network: PodNetwork::Bridged,

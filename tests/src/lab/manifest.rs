@@ -144,7 +144,9 @@ pub fn write_nodes(directory: &Path) -> Result<()> {
         let pod_cidrs = [format!("{}/24", pods.v4), format!("{}/64", pods.v6)];
         json!({
             "apiVersion": "v1", "kind": "Node",
-            "metadata": { "name": plan.name, "uid": plan.name },
+            "metadata": {
+                "name": plan.name, "uid": plan.name, "labels": { "topology.kubernetes.io/zone": plan.zone },
+            },
             "spec": { "podCIDR": pod_cidrs[0], "podCIDRs": pod_cidrs },
             "status": { "addresses": [
                 { "type": "InternalIP", "address": own.v4 },
@@ -156,8 +158,9 @@ pub fn write_nodes(directory: &Path) -> Result<()> {
     write_documents(directory, "nodes.yaml", &nodes)
 }
 
-/// JSON is YAML, too. Replaced by renaming, as every careful writer does.
-fn write_documents(directory: &Path, file: &str, documents: &[Value]) -> Result<()> {
+/// Writes objects into one file of a directory that an agent watches. JSON is YAML, too. Replaced by renaming, as every
+/// careful writer does.
+pub fn write_documents(directory: &Path, file: &str, documents: &[Value]) -> Result<()> {
     let texts: Vec<_> = documents.iter().map(|document| format!("{document:#}\n")).collect();
     let hidden = directory.join(format!(".{file}.new"));
     fs::write(&hidden, texts.join("---\n")).with_context(|| format!("cannot write {}", hidden.display()))?;

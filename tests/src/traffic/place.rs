@@ -12,7 +12,8 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use super::{
-    Answer, Ask, Command, Failure, RatePlan, RateReport, Reply, StreamPlan, StreamReport, Target, TransferReport,
+    Answer, Ask, Command, Failure, Findings, Inquiry, RatePlan, RateReport, Reply, StreamPlan, StreamReport, Target,
+    TransferReport,
 };
 use crate::{lab::cgroup, netns::Namespace};
 
@@ -119,7 +120,19 @@ impl Place {
         }
     }
 
+<<<<<<< HEAD
     /// A TCP connection, or a UDP socket, that stays open.
+=======
+    /// Many questions at once; what was found about each, in their order.
+    pub fn inquire(&self, inquiries: Vec<Inquiry>) -> Result<Vec<Findings>> {
+        match self.call(&Command::Inquire(inquiries))? {
+            Reply::Found(findings) => Ok(findings),
+            reply => self.unexpected(reply),
+        }
+    }
+
+    /// A TCP connection that stays open.
+>>>>>>> 64d1249 (tests: every row of the rules is a test on real sockets)
     pub fn open(&self, ask: Ask) -> Result<Activity<'_>> {
         self.start(&Command::Open(ask))
     }

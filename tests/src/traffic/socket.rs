@@ -47,6 +47,14 @@ pub fn datagram(local: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
+/// Lets a UDP socket say where each datagram was sent to, from now on.
+pub fn tell_destinations(socket: &UdpSocket) -> io::Result<()> {
+    if socket.local_addr()?.is_ipv4() {
+        return set_option(socket, libc::SOL_IP, libc::IP_PKTINFO, 1);
+    }
+    set_option(socket, libc::SOL_IPV6, libc::IPV6_RECVPKTINFO, 1)
+}
+
 /// Connects within the time, from `source` if there is one.
 pub fn connect(target: SocketAddr, source: Option<SocketAddr>, timeout: Duration) -> io::Result<TcpStream> {
     let socket = socket(target.ip(), Type::STREAM)?;
