@@ -89,24 +89,30 @@ pub(crate) fn transport<P: Packet, F: Family, L: Transport>(
     let key = Tuple::new(saddr, daddr, sport, dport, L::PROTOCOL, stage);
     let Some(node) = service::node() else { return Ok(Verdict::PASS) };
 
+    let mut known = Advance::Afresh;
     if let Some(entry) = flow::confirmed::<F>(&key) {
-        if is_kept::<F, L>(hook, &key, entry, flags, node) {
+        known = advance::<F, L>(hook, &key, entry, flags, node);
+        if known == Advance::Keep {
             return output::send::<P, F, L>(packet, &key, entry, node, offset);
         }
-    } else if let Some(entry) = flow::embryo::<F>(&key)
-        && is_kept::<F, L>(hook, &key, entry, flags, node)
-    {
-        let verdict = output::send::<P, F, L>(packet, &key, entry, node, offset);
-        // Last, because the entry may move.
-        flow::hatch::<F>(hook, &key, entry, flags);
-        return verdict;
+    } else if let Some(entry) = flow::embryo::<F>(&key) {
+        known = advance::<F, L>(hook, &key, entry, flags, node);
+        if known == Advance::Keep {
+            let verdict = output::send::<P, F, L>(packet, &key, entry, node, offset);
+            // Last, because the entry may move.
+            flow::hatch::<F>(hook, &key, entry, flags);
+            return verdict;
+        }
     }
     if matches!(stage, Stage::ToPod | Stage::UplinkOut) {
         return Ok(Verdict::PASS);
     }
+    if known == Advance::Gone {
+        return reject::refuse::<P, F, L>(hook, packet.context(), flags, Outcome::ResetGone);
+    }
     match admit::select::<F>(&key) {
         Admission::NotOurs => return Ok(Verdict::PASS),
-        Admission::Refused(reason) => return reject::refuse::<P, F, L>(hook, packet, &key, flags, reason),
+        Admission::Refused(reason) => return reject::refuse::<P, F, L>(hook, packet.context(), flags, reason),
         Admission::Selected if !admit::claim::<F>(hook, &key) => return Err(Outcome::DropNoPort),
         Admission::Selected => {}
     }
@@ -116,28 +122,30 @@ pub(crate) fn transport<P: Packet, F: Family, L: Transport>(
     }
 }
 
-/// Whether the packet belongs to the flow its tuple is known for. If not, the flow is forgotten.
+/// What the packet means for the flow its tuple is known for. Unless it is kept, the flow is forgotten.
 #[inline(always)]
-fn is_kept<F: Family, L: Transport>(
+fn advance<F: Family, L: Transport>(
     hook: Hook,
     key: &Tuple<F::Addr>,
     entry: Entry<F::Addr>,
     flags: u8,
     node: &Node,
-) -> bool {
-    if flow::advance::<F>(hook, key, entry, flags, node) == Advance::Keep {
-        let flow = entry.flow();
-        // A connection stays with its backend; what has no connection leaves one that no longer serves.
-        if L::HAS_STATE
-            || !matches!(flow.direction, Direction::Original)
-            || service::still_serves::<F>(flow.backend, flow.backend_generation)
-        {
-            return true;
-        }
+) -> Advance {
+    let mut known = flow::advance::<F>(hook, key, entry, flags, node);
+    let flow = entry.flow();
+    // A connection stays with its backend; what has no connection leaves one that no longer serves.
+    if !L::HAS_STATE
+        && known == Advance::Keep
+        && matches!(flow.direction, Direction::Original)
+        && !service::still_serves::<F>(flow.backend, flow.backend_generation)
+    {
         count(hook, Outcome::Moved);
+        known = Advance::Afresh;
     }
-    flow::forget::<F>(key, entry.flow());
-    false
+    if known != Advance::Keep {
+        flow::forget::<F>(key, flow);
+    }
+    known
 }
 
 #[inline(always)]

@@ -73,6 +73,8 @@ pub(crate) enum Advance {
     Keep,
     /// The tuple is used anew: forget the flow and choose again.
     Afresh,
+    /// The connection's backend has left for good: forget the flow and tell the client.
+    Gone,
 }
 
 #[inline(always)]
@@ -290,8 +292,8 @@ pub(crate) fn advance<F: Family>(
         return Advance::Afresh;
     }
     let silent = silence(kernel::jiffies(), entry.flow().last_seen);
-    if silent >= node.jiffies_per_second && refresh::<F>(hook, key, entry.0, silent, node.jiffies_per_second) {
-        return Advance::Afresh;
+    if silent >= node.jiffies_per_second {
+        return refresh::<F>(hook, key, entry.0, silent, node.jiffies_per_second);
     }
     Advance::Keep
 }
@@ -332,34 +334,46 @@ fn note_flags<F: Family>(key: &Tuple<F::Addr>, entry: *mut Flow<F::Addr>, flags:
     false
 }
 
-/// Once a second: last-seen is written, and the other half touched, or rebuilt when it was evicted. `true` when the flow
-/// was silent for longer than it lives, or its reply's key has gone to another flow meanwhile.
+/// Once a second: last-seen is written, and the other half touched, or rebuilt when it was evicted. The tuple is used anew
+/// when the flow was silent for longer than it lives, or its reply's key has gone to another flow meanwhile.
+///
+/// That a connection's backend has gone is looked for here only, because the agent says so long after the fact.
 #[inline(never)]
-fn refresh<F: Family>(hook: Hook, key: &Tuple<F::Addr>, entry: *mut Flow<F::Addr>, silent: u32, second: u32) -> bool {
+fn refresh<F: Family>(
+    hook: Hook,
+    key: &Tuple<F::Addr>,
+    entry: *mut Flow<F::Addr>,
+    silent: u32,
+    second: u32,
+) -> Advance {
     let entry = Entry(entry);
     let flow = entry.flow();
     let lifetime = lifetime_seconds(key.proto, flow.state);
     let is_over = silent > lifetime.saturating_mul(second);
     match flow.direction {
-        Direction::Original if is_over => return true,
+        Direction::Original if is_over => return Advance::Afresh,
         // A backend may break any silence of a connection that nobody has closed.
-        Direction::Reply if is_over && lifetime != lifetime::TCP_ESTABLISHED => return true,
+        Direction::Reply if is_over && lifetime != lifetime::TCP_ESTABLISHED => return Advance::Afresh,
         _ => {}
     }
     let now = kernel::jiffies();
     entry.set_last_seen(now);
     if flow.direction == Direction::Transit {
-        return false;
+        return Advance::Keep;
+    }
+    if key.proto == Protocol::Tcp && service::is_gone::<F>(flow.backend, flow.backend_generation) {
+        // What the backend still sends leaves the other half alone, so that the client's next packet comes here.
+        return if flow.direction == Direction::Original { Advance::Gone } else { Advance::Keep };
     }
     let other = twin_key(key, flow);
     if let Some(other) = half::<F>(&other) {
         if !leads_to::<F>(other, key) {
-            return flow.direction == Direction::Original;
+            return if flow.direction == Direction::Original { Advance::Afresh } else { Advance::Keep };
         }
         other.set_last_seen(now);
-        return false;
+        return Advance::Keep;
     }
-    let Some(draft) = draft::<F>() else { return false };
+    let Some(draft) = draft::<F>() else { return Advance::Keep };
     set_twin(&mut draft.twin, key, flow);
     let is_rebuilt = if flow.state & state::CONFIRMED != 0 {
         F::flows().insert(&other, &draft.twin, u64::from(BPF_ANY)).is_ok()
@@ -369,7 +383,7 @@ fn refresh<F: Family>(hook: Hook, key: &Tuple<F::Addr>, entry: *mut Flow<F::Addr
     if is_rebuilt {
         count(hook, Outcome::Repaired);
     }
-    false
+    Advance::Keep
 }
 
 /// An entry in either tier.

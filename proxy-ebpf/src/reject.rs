@@ -11,7 +11,6 @@ use core::{ffi::c_void, mem};
 use proxy_common::{
     addr::{Address as _, Protocol},
     outcome::{Hook, Outcome},
-    tuple::Tuple,
 };
 
 use crate::{
@@ -24,18 +23,18 @@ use crate::{
 };
 
 /// What becomes of a packet that is not served: an answer if the reason has one and the packet may get one, else nothing.
-#[inline(always)]
+/// Out of line, as everything rare.
+#[inline(never)]
 pub(crate) fn refuse<P: Packet, F: Family, L: Transport>(
     hook: Hook,
-    packet: &mut P,
-    key: &Tuple<F::Addr>,
+    context: *mut c_void,
     flags: u8,
     reason: Outcome,
 ) -> Result<Verdict, Outcome> {
-    if !is_told(reason) || !deserves_answer::<P, F>(packet, key, flags) {
+    let packet = P::from_context(context);
+    if !is_told(reason) || !deserves_answer::<P, F>(&packet, flags) {
         return Err(reason);
     }
-    let context = packet.context();
     let is_built = if L::HAS_STATE { reset::<P, F>(context) } else { unreachable::<P, F>(context) };
     if !is_built {
         return Err(Outcome::DropNotWritable);
@@ -51,21 +50,23 @@ fn is_told(reason: Outcome) -> bool {
 }
 
 /// Neither a RST nor what many have got, or what names no sender, is answered (RFC 9293 §3.10.7.1, RFC 1122 §3.2.2,
-/// RFC 4443 §2.4). Errors and fragments do not come here.
+/// RFC 4443 §2.4), nor a fragment, whose length nobody knows. Errors do not come here.
 #[inline(always)]
-fn deserves_answer<P: Packet, F: Family>(packet: &P, key: &Tuple<F::Addr>, flags: u8) -> bool {
+fn deserves_answer<P: Packet, F: Family>(packet: &P, flags: u8) -> bool {
     const GROUP: u8 = 1;
+    let (Some(ethernet), Some(ip)) = (packet.at::<Ethernet>(0), packet.at::<F::Header>(ETHERNET)) else { return false };
     flags & tcp::RST == 0
-        && key.saddr.is_one_host()
-        && packet.at::<Ethernet>(0).is_some_and(|ethernet| ethernet.dmac.octets[0] & GROUP == 0)
+        && ethernet.dmac.octets[0] & GROUP == 0
+        && F::payload(ip).is_ok()
+        && F::addresses(ip).0.is_one_host()
 }
 
-/// Makes a TCP segment its own RST. Out of line, as everything rare.
+/// Makes a TCP segment its own RST.
 ///
 /// The window means nothing in a RST, so it is what makes the checksum a number that completing does not change. With P
 /// the sum of the pseudo-header, R that of the TCP header without window and checksum, and the window −2P − R: a checksum
 /// of P is right, because P + R + window = −P; and completing gives the complement of R + window + P, which is P again.
-#[inline(never)]
+#[inline(always)]
 fn reset<P: Packet, F: Family>(context: *mut c_void) -> bool {
     const LENGTH: u16 = size_of::<TcpHeader>() as u16;
     let mut packet = P::from_context(context);
@@ -124,7 +125,7 @@ fn tcp_sum(segment: &TcpHeader) -> u32 {
 ///
 /// Completing would write into the quoted UDP checksum, which nobody looks at. With S the sum of the quoted UDP header
 /// without it, it is −S/2: completing gives the complement of S − S/2, which is the same.
-#[inline(never)]
+#[inline(always)]
 fn unreachable<P: Packet, F: Family>(context: *mut c_void) -> bool {
     let mut packet = P::from_context(context);
     let header = size_of::<F::Header>();

@@ -109,3 +109,11 @@ pub(crate) fn still_serves<F: Family>(id: BackendId, generation: u32) -> bool {
         .get(id)
         .is_some_and(|backend| backend.generation == generation && backend.state == BackendState::Serving)
 }
+
+/// Whether a flow's backend has left for good: the endpoint is in no slice any more, or its id is another's.
+#[inline(always)]
+pub(crate) fn is_gone<F: Family>(id: BackendId, generation: u32) -> bool {
+    F::backends().get(id).is_none_or(|backend| {
+        backend.generation != generation || matches!(backend.state, BackendState::Gone | BackendState::Free)
+    })
+}

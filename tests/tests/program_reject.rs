@@ -1,17 +1,22 @@
 //! Answers in the place of nobody: every one is read byte by byte, and every checksum in it computed anew, as it stands
 //! and as it would be if the kernel had still to complete it.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use anyhow::Result;
 use proxy_common::{
     addr::Protocol,
+    backend::BackendState,
     outcome::{Hook, Outcome},
     service::{Service, WhenEmpty},
 };
 use tests::{
     frame::{ETHERNET, Family, Flags, Frame, MACS, Transport},
-    testbed::{CLIENT, NODE, NODE_PORT, POD, PORT, SERVICE, Testbed, action},
+    patience::wait_until,
+    testbed::{CLIENT, NODE, NODE_PORT, POD, PORT, REMOTE, SERVICE, Testbed, action},
 };
 
 /// Hooks that admit new flows, with the way an answer leaves and what a packet without one meets.
@@ -281,5 +286,105 @@ fn a_service_that_is_to_be_silent_is_silent() -> Result<()> {
             assert_eq!(bed.counter(hook, Outcome::DropNoLocalEndpoint)?, 2);
         }
     }
+    Ok(())
+}
+
+/// A connection through a hook to a backend elsewhere, confirmed.
+struct Connection {
+    bed: Testbed,
+    hook: (Hook, i32, i32),
+    family: Family,
+    sent: Frame,
+}
+
+impl Connection {
+    fn new(hook: (Hook, i32, i32), family: Family) -> Result<Self> {
+        let mut bed = Testbed::new()?;
+        let backend = bed.add_backend(REMOTE.address(family), false)?;
+        bed.add_service(SERVICE.address(family), PORT, Protocol::Tcp, &[backend])?;
+        bed.add_service(any(family), NODE_PORT, Protocol::Tcp, &[backend])?;
+        let sent = Frame::read(&bed.run(hook.0, &request(hook.0, family, SYN))?.bytes);
+        let mut connection = Self { bed, hook, family, sent };
+        connection.answer(Flags::SYN_ACK)?;
+        assert_eq!(connection.ask(Flags::ACK)?.destination, connection.sent.destination);
+        Ok(connection)
+    }
+
+    fn ask(&mut self, flags: Flags) -> Result<Frame> {
+        let request = request(self.hook.0, self.family, Transport::Tcp(flags));
+        Ok(Frame::read(&self.bed.run(self.hook.0, &request)?.bytes))
+    }
+
+    fn answer(&mut self, flags: Flags) -> Result<Frame> {
+        let reply = Frame::new(self.sent.destination, self.sent.source, Transport::Tcp(flags));
+        let hook = if self.hook.0 == Hook::PodIn { Hook::PodOut } else { self.hook.0 };
+        Ok(Frame::read(&self.bed.run(hook, &reply)?.bytes))
+    }
+
+    /// Lets the flow's second go by. It lasts one jiffy for it.
+    fn wait_a_second(&mut self) -> Result<()> {
+        self.bed.set_node(|node| node.jiffies_per_second = 1)?;
+        let before = self.bed.jiffies()?;
+        wait_until("the next jiffy", Duration::from_secs(1), || {
+            self.bed.jiffies().is_ok_and(|now| now != before).then_some(())
+        })
+    }
+
+    fn is_reset(&mut self) -> Result<bool> {
+        let answer = self.ask(Flags::ACK)?;
+        Ok(answer.transport == Transport::Tcp(Flags::RST))
+    }
+}
+
+/// Trap 7: a connection is neither cut off while its endpoint drains, nor left hanging once it has gone.
+#[test]
+fn a_connection_is_reset_when_its_backend_has_left_every_slice_and_not_before() -> Result<()> {
+    let cases = [
+        ("serving", BackendState::Serving, 1, false),
+        ("draining", BackendState::NotServing, 1, false),
+        ("gone", BackendState::Gone, 1, true),
+        ("gone, and its id given to another", BackendState::Serving, 2, true),
+    ];
+    for family in Family::BOTH {
+        for hook in HOOKS {
+            for (name, state, generation, is_reset) in cases {
+                let case = format!("{name} at {:?} in {family:?}", hook.0);
+                let mut connection = Connection::new(hook, family)?;
+                connection.bed.set_backend(1, REMOTE.address(family), false, state, generation)?;
+                connection.wait_a_second()?;
+                assert_eq!(connection.is_reset()?, is_reset, "{case}");
+                let count = connection.bed.counter(hook.0, Outcome::ResetGone)?;
+                assert_eq!(count, u64::from(is_reset), "{case}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_reset_of_a_connection_says_what_its_client_expects_and_the_flow_is_forgotten() -> Result<()> {
+    for hook in HOOKS {
+        let mut connection = Connection::new(hook, Family::V4)?;
+        assert_eq!(connection.bed.flows("FLOWS_V4")?.len(), 2);
+        connection.bed.set_backend(1, REMOTE.v4.into(), false, BackendState::Gone, 1)?;
+        connection.wait_a_second()?;
+        let request = request(hook.0, Family::V4, Transport::Tcp(Flags::ACK));
+        let ran = connection.bed.run(hook.0, &request)?;
+        assert_eq!(ran.action, hook.1);
+        let reset = Frame::read(&ran.bytes);
+        assert_eq!((reset.source, reset.destination), (request.destination, request.source));
+        assert_eq!(long(&ran.bytes, ETHERNET + 24), 2_000, "what the client acknowledged");
+        assert_eq!(connection.bed.flows("FLOWS_V4")?.len(), 0);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_backend_that_talks_on_does_not_keep_the_connection_from_being_reset() -> Result<()> {
+    let mut connection = Connection::new(HOOKS[2], Family::V6)?;
+    connection.bed.set_backend(1, REMOTE.v6.into(), false, BackendState::Gone, 1)?;
+    connection.wait_a_second()?;
+    assert_eq!(connection.answer(Flags::ACK)?.source.0, SERVICE.v6, "what it sends is translated");
+    assert!(connection.is_reset()?);
     Ok(())
 }
