@@ -150,7 +150,7 @@ fn advance<F: Family, L: Transport>(
 
 #[inline(always)]
 #[expect(clippy::unnecessary_wraps, reason = "it is what the story returns")]
-pub(crate) fn pass(hook: Hook, reason: Outcome) -> Result<Verdict, Outcome> {
+fn pass(hook: Hook, reason: Outcome) -> Result<Verdict, Outcome> {
     count(hook, reason);
     Ok(Verdict::PASS)
 }

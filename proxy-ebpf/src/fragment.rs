@@ -11,12 +11,14 @@ use proxy_common::{
 };
 
 use crate::{
-    checksum, datapath,
+    checksum,
+    counters::count,
+    datapath,
     family::Family,
     flow,
     output::{self, Verdict},
     packet::Packet,
-    parse::{ETHERNET, Tcp, Udp, UdpHeader},
+    parse::{ETHERNET, Tcp, Transport, Udp, UdpHeader},
 };
 
 /// What a fragment says of itself.
@@ -34,19 +36,65 @@ pub struct Fragment {
 /// The length an UDP header of a fragment may speak of: that of the whole packet, which nobody knows yet.
 const ANY_LENGTH: u16 = u16::MAX;
 
-/// Sends a fragment on.
-#[inline(never)]
+/// Sends a fragment on. In two pieces, one after the other, because together they would not fit the stack.
+#[inline(always)]
 pub(crate) fn run<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P) -> Result<Verdict, Outcome> {
+    let sorted = sort::<P, F>(hook, stage, packet);
+    match sorted.first as u8 {
+        datapath::TCP => first::<P, F, Tcp>(hook, stage, packet, sorted.length as u16),
+        datapath::UDP => first::<P, F, Udp>(hook, stage, packet, ANY_LENGTH),
+        _ if sorted.is_dropped != 0 => Err(Outcome::DropNotWritable),
+        _ => Ok(sorted.verdict),
+    }
+}
+
+/// What is left to do with a fragment.
+struct Sorted {
+    /// The protocol of a first fragment, which goes the way of any packet; 0 for one that has been dealt with.
+    first: u32,
+    /// How many bytes of it follow the IP headers.
+    length: u32,
+    /// What became of a fragment that has been dealt with.
+    verdict: Verdict,
+    is_dropped: u32,
+}
+
+impl Sorted {
+    const PASS: Self = Self { first: 0, length: 0, verdict: Verdict::PASS, is_dropped: 0 };
+}
+
+#[inline(always)]
+fn pass(hook: Hook, reason: Outcome) -> Sorted {
+    count(hook, reason);
+    Sorted::PASS
+}
+
+/// A first fragment, whose transport header stands behind the fragment header if the family has one.
+#[inline(never)]
+fn first<P: Packet, F: Family, L: Transport>(
+    hook: Hook,
+    stage: Stage,
+    packet: &mut P,
+    length: u16,
+) -> Result<Verdict, Outcome> {
+    let Some(header) = packet.at::<F::Header>(ETHERNET) else { return Err(Outcome::DropNotWritable) };
+    let (saddr, daddr) = F::addresses(header);
+    datapath::transport::<P, F, L>(hook, stage, packet, saddr, daddr, length, F::FRAGMENT_TRANSPORT)
+}
+
+/// Remembers the ports of a first fragment, and deals with the others.
+#[inline(never)]
+fn sort<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P) -> Sorted {
     let (Some(header), Some(fragment)) = (packet.at::<F::Header>(ETHERNET), F::fragment(packet)) else {
-        return datapath::pass(hook, Outcome::PassMalformed);
+        return pass(hook, Outcome::PassMalformed);
     };
     if !packet.holds(fragment.end) {
-        return datapath::pass(hook, Outcome::PassMalformed);
+        return pass(hook, Outcome::PassMalformed);
     }
     let proto = match fragment.protocol {
         datapath::TCP => Protocol::Tcp,
         datapath::UDP => Protocol::Udp,
-        _ => return datapath::pass(hook, Outcome::PassProtocol),
+        _ => return pass(hook, Outcome::PassProtocol),
     };
     let (saddr, daddr) = F::addresses(header);
     let key = Fragmented { saddr, daddr, id: fragment.id, proto, stage, pad: [0; 2] };
@@ -57,31 +105,27 @@ pub(crate) fn run<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P
     let (Some(first), Some(length)) =
         (packet.at::<UdpHeader>(F::FRAGMENT_TRANSPORT), fragment.end.checked_sub(F::FRAGMENT_TRANSPORT))
     else {
-        return datapath::pass(hook, Outcome::PassMalformed);
+        return pass(hook, Outcome::PassMalformed);
     };
     if length < size_of::<UdpHeader>() {
-        return datapath::pass(hook, Outcome::PassMalformed);
+        return pass(hook, Outcome::PassMalformed);
     }
     let ports = Ports { sport: first.sport, dport: first.dport };
     let _ = F::fragments().insert(&key, &ports, u64::from(BPF_ANY));
-    if proto == Protocol::Tcp {
-        datapath::transport::<P, F, Tcp>(hook, stage, packet, saddr, daddr, length as u16, F::FRAGMENT_TRANSPORT)
-    } else {
-        datapath::transport::<P, F, Udp>(hook, stage, packet, saddr, daddr, ANY_LENGTH, F::FRAGMENT_TRANSPORT)
-    }
+    Sorted { first: u32::from(fragment.protocol), length: length as u32, ..Sorted::PASS }
 }
 
 /// Sends a later fragment where the first one went.
 #[inline(always)]
-fn follow<P: Packet, F: Family>(hook: Hook, packet: &mut P, key: &Fragmented<F::Addr>) -> Result<Verdict, Outcome> {
+fn follow<P: Packet, F: Family>(hook: Hook, packet: &mut P, key: &Fragmented<F::Addr>) -> Sorted {
     // SAFETY: an entry may be given to another packet after an eviction, not one looked up a moment ago.
     let Some(ports) = (unsafe { F::fragments().get(key) }) else {
-        return datapath::pass(hook, Outcome::PassFragment);
+        return pass(hook, Outcome::PassFragment);
     };
     let tuple = Tuple::new(key.saddr, key.daddr, ports.sport, ports.dport, key.proto, key.stage);
-    let Some(entry) = flow::half::<F>(&tuple) else { return datapath::pass(hook, Outcome::PassFragment) };
+    let Some(entry) = flow::half::<F>(&tuple) else { return pass(hook, Outcome::PassFragment) };
     let flow = entry.flow();
-    let Some(header) = packet.at::<F::Header>(ETHERNET) else { return Err(Outcome::DropNotWritable) };
+    let Some(header) = packet.at::<F::Header>(ETHERNET) else { return Sorted::PASS };
     let to = &flow.rewrite;
     let leaves = output::knows_way::<F>(flow, header);
     // What the kernel has to route keeps its source until it leaves, as its first fragment did.
@@ -92,10 +136,13 @@ fn follow<P: Packet, F: Family>(hook: Hook, packet: &mut P, key: &Fragmented<F::
         packet.account(change);
     }
     let verdict = match flow.output {
-        Output::Stack => return Ok(Verdict::PASS),
+        Output::Stack => return Sorted::PASS,
         Output::Hairpin => output::hairpin::<P, F>(packet),
         Output::Forward if leaves => output::forward::<P, F>(packet, &flow.next_hop),
-        Output::Forward => return Ok(Verdict::PASS),
+        Output::Forward => return Sorted::PASS,
     };
-    verdict.ok_or(Outcome::DropNotWritable)
+    match verdict {
+        Some(verdict) => Sorted { verdict, ..Sorted::PASS },
+        None => Sorted { is_dropped: 1, ..Sorted::PASS },
+    }
 }
