@@ -2,6 +2,7 @@
 //! lead to an absent one.
 
 mod access;
+mod half;
 
 use std::{
     collections::BTreeMap,
