@@ -24,22 +24,7 @@ pub fn ask(ask: &Ask) -> Result<Answer, Failure> {
 }
 
 fn ask_by_datagram(ask: &Ask) -> Result<Answer, Failure> {
-<<<<<<< HEAD
     Conversation::open(ask)?.ask()
-=======
-    let start = Instant::now();
-    let socket = datagram(ask.source.unwrap_or_else(|| SocketAddr::new(any_like(ask.target.address.ip()), 0)))?;
-    socket.set_read_timeout(Some(ask.timeout))?;
-    if ask.without_checksum {
-        skip_checksum(&socket, true)?;
-        accept_no_checksum(&socket)?;
-    }
-    send(&socket, ask)?;
-    let mut buffer = [0; 2048];
-    let Datagram { length, from, .. } = receive(&socket, &mut buffer)?;
-    let line = String::from_utf8_lossy(&buffer[..length]);
-    parse(&line, socket.local_addr()?, from.unwrap_or(ask.target.address), start)
->>>>>>> 64d1249 (tests: every row of the rules is a test on real sockets)
 }
 
 /// A UDP socket that stays open, connected or not.
@@ -73,7 +58,7 @@ impl Conversation {
             self.socket.send(WHO.as_bytes())?;
         }
         let mut buffer = [0; 2048];
-        let (length, from, _) = receive(&self.socket, &mut buffer)?;
+        let Datagram { length, from, .. } = receive(&self.socket, &mut buffer)?;
         let line = String::from_utf8_lossy(&buffer[..length]);
         parse(&line, self.socket.local_addr()?, from.unwrap_or(self.request.target.address), start)
     }

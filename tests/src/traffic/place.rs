@@ -120,9 +120,6 @@ impl Place {
         }
     }
 
-<<<<<<< HEAD
-    /// A TCP connection, or a UDP socket, that stays open.
-=======
     /// Many questions at once; what was found about each, in their order.
     pub fn inquire(&self, inquiries: Vec<Inquiry>) -> Result<Vec<Findings>> {
         match self.call(&Command::Inquire(inquiries))? {
@@ -131,8 +128,7 @@ impl Place {
         }
     }
 
-    /// A TCP connection that stays open.
->>>>>>> 64d1249 (tests: every row of the rules is a test on real sockets)
+    /// A TCP connection, or a UDP socket, that stays open.
     pub fn open(&self, ask: Ask) -> Result<Activity<'_>> {
         self.start(&Command::Open(ask))
     }

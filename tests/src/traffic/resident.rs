@@ -10,14 +10,9 @@ use std::{
 use anyhow::Result;
 
 use super::{
-<<<<<<< HEAD
     Command, Failure, Protocol, Reply,
     client::{Connection, Conversation, ask, transfer},
-=======
-    Command, Failure, Reply,
-    client::{Connection, ask, transfer},
     inquiry::inquire,
->>>>>>> 64d1249 (tests: every row of the rules is a test on real sockets)
     rate::Rate,
     server::serve,
     socket::bind,
@@ -61,13 +56,10 @@ impl Resident {
             },
             Command::Bind(target) => bind(target).map_or_else(|error| Reply::Failed(error.into()), |()| Reply::Done),
             Command::Ask(request, count) => Reply::Answers((0..count).map(|_| ask(&request)).collect()),
-<<<<<<< HEAD
+            Command::Inquire(inquiries) => Reply::Found(inquire(&inquiries)),
             Command::Open(request) if request.target.protocol == Protocol::Udp => {
                 self.started(Conversation::open(&request).map(Activity::Talk))
             }
-=======
-            Command::Inquire(inquiries) => Reply::Found(inquire(&inquiries)),
->>>>>>> 64d1249 (tests: every row of the rules is a test on real sockets)
             Command::Open(request) => self.started(Connection::open(&request).map(Activity::Open)),
             Command::Again(number) => match self.activities.get_mut(&number) {
                 Some(Activity::Open(connection)) => Reply::Answers(vec![connection.ask()]),
