@@ -3,6 +3,7 @@
 //! outcome does not depend on who came first.
 
 mod contribution;
+mod range;
 mod sources;
 
 use std::{
@@ -23,6 +24,7 @@ use proxy_common::{
 pub use sources::Sources;
 
 use crate::{
+    algorithm::AlgorithmName,
     model::{Model, ObjectName, ServicePortName},
     topology::Place,
 };
@@ -171,9 +173,15 @@ pub struct Desired {
     v6: FamilyDesired<Ipv6>,
     tables: Tables,
     touched: Touched,
+    usual: AlgorithmName,
 }
 
 impl Desired {
+    /// Nothing yet. The algorithm is that of Services which name none.
+    pub fn new(usual: AlgorithmName) -> Self {
+        Self { usual, ..Self::default() }
+    }
+
     /// The tables as they should be now.
     pub fn tables(&self) -> &Tables {
         &self.tables
@@ -186,8 +194,10 @@ impl Desired {
 
     /// Computes a Service anew.
     pub fn update(&mut self, name: &ObjectName, model: &Model, place: &Place) {
-        self.v4.update(name, model, place, &mut self.tables.v4, &mut self.touched.v4);
-        self.v6.update(name, model, place, &mut self.tables.v6, &mut self.touched.v6);
+        let v4 = contribution(name, model, place, self.usual);
+        self.v4.update(name, v4, &mut self.tables.v4, &mut self.touched.v4);
+        let v6 = contribution(name, model, place, self.usual);
+        self.v6.update(name, v6, &mut self.tables.v6, &mut self.touched.v6);
     }
 
     /// Says which addresses the node has, with the bits of [`proxy_common::node::local`].
@@ -227,12 +237,11 @@ impl<A: Family> FamilyDesired<A> {
     fn update(
         &mut self,
         name: &ObjectName,
-        model: &Model,
-        place: &Place,
+        contribution: Option<Contribution<A>>,
         tables: &mut FamilyTables<A>,
         touched: &mut FamilyTouched<A>,
     ) {
-        let (frontends, targets) = self.exchange(name, contribution(name, model, place));
+        let (frontends, targets) = self.exchange(name, contribution);
         for frontend in frontends {
             let winner = self.claims.get(&frontend).and_then(BTreeSet::first);
             let contribution = winner.and_then(|claim| self.contributions.get(&claim.service));

@@ -5,6 +5,7 @@ use std::{net::IpAddr, time::Instant};
 
 use crate::{
     addresses::{self, NodePortAddresses, Primary},
+    algorithm::AlgorithmName,
     dataplane::{DevicePattern, netlink::NodeNetwork},
     desired::{Desired, Tables},
     diff::{Capacity, KernelState, Ledger, Overflow, Plan},
@@ -22,6 +23,8 @@ pub struct Settings {
     pub node_port_addresses: NodePortAddresses,
     /// Its uplinks; empty means every device that carries a default route.
     pub uplinks: Vec<DevicePattern>,
+    /// How connections to Services are spread that do not say it.
+    pub algorithm: AlgorithmName,
 }
 
 /// The pure half of the agent.
@@ -46,8 +49,8 @@ impl Reconciler {
         Self {
             place: Place { node: settings.name.clone(), ..Place::default() },
             model: Model::new(settings.name.clone()),
+            desired: Desired::new(settings.algorithm),
             settings,
-            desired: Desired::default(),
             network: None,
             primary: Primary::default(),
             capacity,
@@ -112,7 +115,7 @@ impl Reconciler {
         } else {
             ledger.plan(self.desired.tables(), &touched, now)
         };
-        self.compares_all = !overflows.is_empty();
+        self.compares_all = overflows.iter().any(|overflow| !overflow.is_compromise());
         (plan, overflows)
     }
 

@@ -112,6 +112,7 @@ mod tests {
             is_serving,
             is_terminating,
             is_local: false,
+            name: None,
             hints: Hints::default(),
         }
     }

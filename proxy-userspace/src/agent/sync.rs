@@ -1,6 +1,6 @@
 //! The agent between two events: what it knows, what it has yet to write, and when to try again.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use proxy_common::addr::{Ipv4, Ipv6};
 use tokio::time::Instant;
@@ -39,7 +39,7 @@ pub(super) struct Agent {
     failures: u32,
     retry_at: Option<Instant>,
     stage: Stage,
-    overflows: Vec<Overflow>,
+    overflows: BTreeSet<Overflow>,
     /// When bits of the address filters that nothing needs any more are cleared.
     prune_at: Option<Instant>,
     account: Account,
@@ -70,7 +70,7 @@ impl Agent {
             failures: 0,
             retry_at: None,
             stage: Stage::Incomplete,
-            overflows: Vec::new(),
+            overflows: BTreeSet::new(),
             prune_at: None,
             account,
         }
@@ -189,10 +189,11 @@ impl Agent {
 
     /// What found no room is told once and tried again.
     fn report(&mut self, overflows: Vec<Overflow>) {
+        let overflows: BTreeSet<Overflow> = overflows.into_iter().collect();
         for overflow in overflows.iter().filter(|overflow| !self.overflows.contains(overflow)) {
             error!("{overflow}");
         }
-        if !overflows.is_empty() {
+        if overflows.iter().any(|overflow| !overflow.is_compromise()) {
             self.retry_at = Some(Instant::now() + GRACE);
         }
         self.overflows = overflows;

@@ -15,7 +15,10 @@ use serde::de::DeserializeOwned;
 
 use self::file::{File, Mode};
 use super::{BindAddress, BindAddressError, DetectLocal};
-use crate::addresses::{NodePortAddresses, NodePortAddressesError};
+use crate::{
+    addresses::{NodePortAddresses, NodePortAddressesError},
+    algorithm::AlgorithmName,
+};
 
 const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 const KIND: &str = "KubeProxyConfiguration";
@@ -41,6 +44,8 @@ pub struct KubeProxyConfiguration {
     pub detect_local: DetectLocal,
     /// How often what others may have undone is put right.
     pub sync_period: Option<Duration>,
+    /// How connections are spread.
+    pub algorithm: Option<AlgorithmName>,
     /// As after kube-proxy's `-v`.
     pub verbosity: u32,
     /// Whether the log is JSON.
@@ -118,6 +123,7 @@ impl KubeProxyConfiguration {
         check_kind(&file)?;
         let mut notes = ignored::notes(&file);
         notes.extend(usual_node_ports(&file));
+        notes.extend(unknown_scheduler(&file));
         Ok(Self {
             kubeconfig: given(file.client_connection.kubeconfig.as_ref()).map(PathBuf::from),
             healthz_bind_address: bind_address("healthzBindAddress", file.healthz_bind_address.as_ref())?,
@@ -126,6 +132,7 @@ impl KubeProxyConfiguration {
             node_port_addresses: node_port_addresses(file.node_port_addresses.as_deref())?,
             masquerade_all: masquerade_all(&file),
             sync_period: sync_period(&file)?,
+            algorithm: algorithm(&file),
             verbosity: file.logging.verbosity.unwrap_or_default(),
             logs_json: logs_json(file.logging.format.as_ref())?,
             detect_local: DetectLocal {
@@ -214,6 +221,27 @@ fn sync_period(file: &File) -> Result<Option<Duration>, Problem> {
     let period: jiff::SignedDuration = text.parse().map_err(|error: jiff::Error| wrong(error.to_string()))?;
     let period = Duration::try_from(period).map_err(|error| wrong(error.to_string()))?;
     Ok(Some(period).filter(|period| !period.is_zero()))
+}
+
+/// The algorithm most like a scheduler of IPVS. All endpoints weigh the same there.
+fn algorithm(file: &File) -> Option<AlgorithmName> {
+    if file.mode != Mode::Ipvs {
+        return None;
+    }
+    match given(file.ipvs.scheduler.as_ref()).map_or("rr", String::as_str) {
+        "rr" | "wrr" => Some(AlgorithmName::RoundRobin),
+        "lc" | "wlc" | "sed" | "nq" => Some(AlgorithmName::LeastConnections),
+        "sh" => Some(AlgorithmName::SourceHash),
+        "mh" => Some(AlgorithmName::Maglev),
+        _ => None,
+    }
+}
+
+/// A scheduler for which there is no algorithm.
+fn unknown_scheduler(file: &File) -> Option<Note> {
+    let is_unknown = file.mode == Mode::Ipvs && algorithm(file).is_none();
+    let instead = "there is no such algorithm here; --algorithm names the ones there are";
+    is_unknown.then(|| Note { field: "ipvs.scheduler".into(), instead: instead.into() })
 }
 
 fn logs_json(format: Option<&String>) -> Result<bool, Problem> {

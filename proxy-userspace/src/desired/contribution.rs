@@ -1,6 +1,7 @@
 //! What one Service contributes to the tables of a family: its frontends with what stands behind them, and its endpoints.
 
 use std::{
+    cell::LazyCell,
     collections::BTreeMap,
     net::SocketAddr,
     num::{NonZeroU16, NonZeroU32},
@@ -14,11 +15,11 @@ use proxy_common::{
 };
 
 use super::{
-    DesiredBackend, DesiredService, Family, Target,
+    DesiredBackend, DesiredService, Family, Target, range,
     sources::{self, Sources},
 };
 use crate::{
-    algorithm::{Algorithm as _, Random},
+    algorithm::AlgorithmName,
     model::{self, Endpoint, Model, ObjectName, ServicePort, ServicePortName, SourceScope, TrafficPolicy},
     topology::{self, Lists, Place},
 };
@@ -39,10 +40,15 @@ pub(super) struct Contribution<A: Ord> {
     pub(super) backends: BTreeMap<Target<A>, DesiredBackend>,
 }
 
-pub(super) fn contribution<A: Family>(name: &ObjectName, model: &Model, place: &Place) -> Option<Contribution<A>> {
+pub(super) fn contribution<A: Family>(
+    name: &ObjectName,
+    model: &Model,
+    place: &Place,
+    usual: AlgorithmName,
+) -> Option<Contribution<A>> {
     let backends = backends(name, model);
     let service = model.service(name);
-    let frontends: BTreeMap<_, _> = service.map(|service| frontends(service, model, place)).unwrap_or_default();
+    let frontends: BTreeMap<_, _> = service.map(|service| frontends(service, model, place, usual)).unwrap_or_default();
     let claim = Claim {
         created: service.map_or(0, |service| service.created),
         uid: service.map(|service| service.uid.clone()).unwrap_or_default(),
@@ -63,6 +69,7 @@ fn frontends<A: Family>(
     service: &model::Service,
     model: &Model,
     place: &Place,
+    usual: AlgorithmName,
 ) -> BTreeMap<Frontend<A>, DesiredService<A>> {
     let mut frontends = BTreeMap::new();
     let Some(cluster_ip) = service.cluster_ips.iter().find_map(|address| A::of(*address)) else {
@@ -70,7 +77,7 @@ fn frontends<A: Family>(
     };
     let sources = sources::sources(service, place);
     for port in &service.ports {
-        let [inside, outside] = port_services::<A>(service, port, model, place);
+        let [inside, outside] = port_services::<A>(service, port, model, place, usual);
         let frontend =
             |address: A, number: NonZeroU16| Frontend::new(address, Port::new(number.get()), port.name.protocol);
         frontends.entry(frontend(cluster_ip, port.port)).or_insert(inside);
@@ -124,20 +131,22 @@ fn port_services<A: Family>(
     port: &ServicePort,
     model: &Model,
     place: &Place,
+    usual: AlgorithmName,
 ) -> [DesiredService<A>; 2] {
     let is_joined =
         |candidate: &model::SlicePort| candidate.name == port.name.port && candidate.protocol == port.name.protocol;
-    let is_family = |address: &SocketAddr| A::of(address.ip()).is_some();
+    let weights = &service.spread.weights;
     let mut endpoints = model::endpoints(model.slices(&service.name), is_joined);
-    endpoints.retain(|address, _| is_family(address));
+    endpoints.retain(|address, endpoint| A::of(address.ip()).is_some() && weights.of(endpoint) > 0);
     let lists = topology::select(&endpoints, place);
     let name = Arc::new(port.name.clone());
-    let cluster = range(&lists.cluster);
-    let local = range(&lists.local);
+    let algorithm = service.spread.algorithm.unwrap_or(usual).algorithm();
+    let cluster = LazyCell::new(|| range::range(&lists.cluster, &endpoints, weights, algorithm));
+    let local = LazyCell::new(|| range::range(&lists.local, &endpoints, weights, algorithm));
     let affinity = service.affinity_seconds.map_or(0, |_| flag::AFFINITY);
     let build = |flags: u8, internal: &Arc<[Target<A>]>, external: &Arc<[Target<A>]>| DesiredService {
         port: Arc::clone(&name),
-        pick: Random.pick(),
+        pick: algorithm.pick(),
         flags: flags | affinity,
         affinity_seconds: service.affinity_seconds.map_or(0, NonZeroU32::get),
         sources: Arc::new([]),
@@ -163,12 +172,7 @@ fn when_empty(lists: &Lists) -> WhenEmpty {
     if lists.has_any { WhenEmpty::Drop } else { WhenEmpty::Reject }
 }
 
-fn range<A: Family>(addresses: &[SocketAddr]) -> Arc<[Target<A>]> {
-    let targets: Vec<Target<A>> = addresses.iter().filter_map(|address| target(*address)).collect();
-    Random.fill(&targets).into()
-}
-
-fn target<A: Family>(address: SocketAddr) -> Option<Target<A>> {
+pub(super) fn target<A: Family>(address: SocketAddr) -> Option<Target<A>> {
     Some(Target { addr: A::of(address.ip())?, port: Port::new(address.port()) })
 }
 

@@ -10,7 +10,7 @@ use proxy_common::{
     addr::{Address, Ipv4, Ipv6},
     backend::{Backend, BackendId, BackendState},
     node::ServiceCidrs,
-    service::{Frontend, Range, Service, flag},
+    service::{Frontend, Pick, Range, Service, flag},
 };
 
 use super::{
@@ -44,8 +44,9 @@ impl Default for Capacity {
     }
 }
 
-/// What found no room in the kernel's maps: it stays as it was, and should be tried again.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+/// What found no room in the kernel's maps. But for a [compromise](Self::is_compromise), it stays as it was and should be
+/// tried again.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Overflow {
     /// Every backend id is taken.
     #[error("no room for backend {0}: BACKENDS is full")]
@@ -58,12 +59,30 @@ pub enum Overflow {
         /// How many it needs.
         slots: usize,
     },
+    /// No gap is large enough for a hash table, or none that other Services could do without. It works without.
+    #[error(
+        "no room for the {slots} slots of the hash table of {service}: it has one for each backend until these change \
+         next, and clients may change theirs then"
+    )]
+    Table {
+        /// The Service port.
+        service: ServicePortName,
+        /// How many it needs.
+        slots: usize,
+    },
     /// Every service index, or every entry of the services map, is taken.
     #[error("no room for {0}: SERVICES is full")]
     Service(ServicePortName),
     /// Every entry for ranges of clients is taken.
     #[error("no room for the source ranges of {0}: SOURCES is full")]
     Sources(ServicePortName),
+}
+
+impl Overflow {
+    /// Whether all works, if not as well as it could.
+    pub fn is_compromise(&self) -> bool {
+        matches!(self, Self::Table { .. })
+    }
 }
 
 /// The kernel's maps, as far as the agent owns them.
@@ -179,6 +198,7 @@ impl<A: Address + std::fmt::Display> FamilyLedger<A> {
             self.plan_local_addr(*address, want.local_addrs.get(address).copied(), &mut steps);
         }
         self.sources.tidy(&mut steps.removed_sources);
+        overflows.append(&mut steps.compromises);
         steps.in_order()
     }
 
@@ -305,7 +325,12 @@ impl<A: Address + std::fmt::Display> FamilyLedger<A> {
         now: Instant,
         steps: &mut Phases<A>,
     ) -> Result<Range, Overflow> {
-        let ids: Vec<BackendId> = targets.iter().filter_map(|target| self.backends.id(target)).collect();
+        let mut ids: Vec<BackendId> = targets.iter().filter_map(|target| self.backends.id(target)).collect();
+        if matches!(desired.pick, Pick::Hash | Pick::SourceHash) && !ranges.has_room_for_table(&ids, now) {
+            steps.compromise(Overflow::Table { service: desired.port.as_ref().clone(), slots: ids.len() });
+            ids.sort_unstable();
+            ids.dedup();
+        }
         let Some((range, is_new)) = ranges.hold(&ids, now) else {
             return Err(Overflow::Slots { service: desired.port.as_ref().clone(), slots: ids.len() });
         };
@@ -341,6 +366,8 @@ struct Phases<A> {
     /// Backends that stop serving: after nothing new leads to them.
     leaving: Vec<Step<A>>,
     local_addrs: Vec<Step<A>>,
+    /// What had to be done with less room than wanted.
+    compromises: Vec<Overflow>,
 }
 
 impl<A> Default for Phases<A> {
@@ -354,11 +381,19 @@ impl<A> Default for Phases<A> {
             removed_sources: Vec::new(),
             leaving: Vec::new(),
             local_addrs: Vec::new(),
+            compromises: Vec::new(),
         }
     }
 }
 
 impl<A> Phases<A> {
+    /// Two ranges of a Service may find as little room.
+    fn compromise(&mut self, overflow: Overflow) {
+        if self.compromises.last() != Some(&overflow) {
+            self.compromises.push(overflow);
+        }
+    }
+
     fn put_backend(&mut self, id: BackendId, backend: Backend<A>) {
         let phase = if backend.state == BackendState::Serving { &mut self.arriving } else { &mut self.leaving };
         phase.push(Step::PutBackend(id, backend));

@@ -27,6 +27,8 @@ pub(super) struct Ranges {
     gaps: BTreeMap<u32, u32>,
     /// Ranges nothing leads to any more, in the order of time.
     resting: VecDeque<(Instant, u32)>,
+    /// How many there are, in use or not.
+    slots: u32,
 }
 
 #[derive(Debug)]
@@ -44,6 +46,7 @@ impl Ranges {
             by_content: HashMap::new(),
             gaps: BTreeMap::from([(0, slots)]),
             resting: VecDeque::new(),
+            slots,
         }
     }
 
@@ -92,6 +95,18 @@ impl Ranges {
         self.by_content.insert(Arc::clone(&content), first);
         self.held.insert(first, Held { content, uses: 1, resting_since: None });
         Some((range, true))
+    }
+
+    /// Whether there is room for a hash table, or it is there already. Tables are large and a Service can do without, so
+    /// they leave alone a quarter of the slots, for those who have nothing else.
+    pub(super) fn has_room_for_table(&mut self, content: &[BackendId], now: Instant) -> bool {
+        if self.by_content.contains_key(content) {
+            return true;
+        }
+        self.wake(now, GRACE);
+        let is_large_enough = |length: &u32| *length as usize >= content.len();
+        let free: u32 = self.gaps.values().sum();
+        self.gaps.values().any(is_large_enough) && free as usize >= content.len() + self.slots as usize / 4
     }
 
     /// One use less. The last one lets the range rest before its slots are given to another.
@@ -242,6 +257,17 @@ mod tests {
         assert!(!ranges.adopt(Range { first: 2, count: 2 }, &[1, 2]));
         assert!(!ranges.adopt(Range { first: 4, count: 1 }, &[3]));
         assert!(!ranges.adopt(Range { first: 7, count: 2 }, &[1, 2]));
+    }
+
+    #[test]
+    fn a_hash_table_leaves_a_quarter_of_the_slots_alone() {
+        let (mut ranges, now) = (Ranges::new(8), Instant::now());
+        assert!(ranges.has_room_for_table(&[1, 2, 1, 2, 1, 2], now));
+        assert!(!ranges.has_room_for_table(&[1, 2, 1, 2, 1, 2, 1], now));
+        ranges.hold(&[1, 2, 1, 2, 1, 2], now).unwrap();
+        assert!(!ranges.has_room_for_table(&[1, 2], now));
+        assert!(ranges.has_room_for_table(&[1, 2, 1, 2, 1, 2], now), "it is there already");
+        assert!(ranges.hold(&[1, 2], now).is_some());
     }
 
     #[test]

@@ -114,6 +114,14 @@ pub enum Problem {
     /// Not `all` and not `load-balancer`.
     #[error("annotation service.sluice.dev/source-ranges-scope: {0:?} is not known, load-balancer is assumed")]
     SourceScope(String),
+    /// An annotation of ours, or a part of one, that means nothing.
+    #[error("annotation {name}: {value:?} means nothing and is left out")]
+    Annotation {
+        /// Its name.
+        name: &'static str,
+        /// What stands there.
+        value: String,
+    },
     /// Not `ClientIP` and not `None`.
     #[error("spec.sessionAffinity: {0:?} is not known, None is assumed")]
     Affinity(String),
@@ -144,6 +152,10 @@ impl Problem {
 
     pub(super) fn source_range(value: &str) -> Self {
         Self::SourceRange(excerpt(value))
+    }
+
+    pub(super) fn annotation(name: &'static str, value: &str) -> Self {
+        Self::Annotation { name, value: excerpt(value) }
     }
 
     pub(super) fn source_scope(value: &str) -> Self {

@@ -1,6 +1,7 @@
 //! Where the API's quirks end. In: objects as the API has them. Out: the Services and endpoints of this node's world, in
 //! which nothing is optional that cannot be missing, and the names of the Services an event touched.
 
+mod annotation;
 mod defect;
 mod node;
 mod service;
@@ -13,6 +14,7 @@ use std::{
     sync::Arc,
 };
 
+pub use annotation::{Spread, Weights};
 pub use defect::{Defect, ObjectReference, Problem};
 use k8s_openapi::{
     Metadata as _,

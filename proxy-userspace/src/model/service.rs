@@ -11,6 +11,7 @@ use proxy_common::addr::Protocol;
 
 use super::{
     ObjectName, ServicePortName,
+    annotation::Spread,
     defect::{Defect, ObjectReference, Problem},
     source_ranges::SourceRanges,
 };
@@ -52,6 +53,8 @@ pub struct Service {
     pub source_ranges: SourceRanges,
     /// A client stays with its endpoint until it has opened no connection for so many seconds. None: it does not stay.
     pub affinity_seconds: Option<NonZeroU32>,
+    /// How its connections are spread over its endpoints.
+    pub spread: Spread,
     /// Where the load balancer asks this node for the health of the Service.
     pub health_check_node_port: Option<NonZeroU16>,
     /// For clients of the ClusterIP.
@@ -110,6 +113,7 @@ impl Service {
             balancer_ips,
             source_ranges: SourceRanges::parse(object, |problem| parser.note(problem)),
             affinity_seconds: parser.affinity(spec),
+            spread: Spread::parse(object.metadata.annotations.as_ref(), &mut |problem| parser.note(problem)),
             health_check_node_port: parser.health_check_node_port(spec, external_policy),
             cluster_ips,
             internal_policy: parser.policy("spec.internalTrafficPolicy", spec.internal_traffic_policy.as_deref()),

@@ -56,6 +56,8 @@ pub struct Endpoint {
     pub is_terminating: bool,
     /// It runs on this node.
     pub is_local: bool,
+    /// Name of the pod, or of what else it stands for.
+    pub name: Option<Box<str>>,
     /// Whom it is meant for.
     pub hints: Hints,
 }
@@ -152,6 +154,7 @@ fn parse_endpoint(
         is_serving: conditions.serving.unwrap_or(true),
         is_terminating: conditions.terminating.unwrap_or(false),
         is_local: endpoint.node_name.as_deref() == Some(node_name),
+        name: endpoint.target_ref.as_ref().and_then(|target| target.name.as_deref()).map(Box::from),
         hints: parse_hints(endpoint.hints.as_ref()),
     })
 }

@@ -3,6 +3,7 @@
 
 mod access;
 mod half;
+mod spread;
 
 use std::{
     collections::BTreeMap,

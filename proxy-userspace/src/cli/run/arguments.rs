@@ -6,6 +6,7 @@ use clap::{ArgAction, Args, ValueEnum};
 
 use crate::{
     addresses::NodePortAddresses,
+    algorithm::AlgorithmName,
     cli::logging::{LogFormat, Verbosity},
     config::{
         ApiServer, BindAddress, Config, DetectLocal, DetectLocalError, DetectLocalMode, KubeProxyConfiguration,
@@ -83,6 +84,9 @@ pub(in crate::cli) struct Arguments {
     /// Source ports given to masqueraded flows: no NodePorts, and no ephemeral ports of the host
     #[arg(long, value_name = "FIRST-LAST", default_value_t = PortRange(10_000..=29_999))]
     source_port_range: PortRange,
+    /// How connections are spread to Services without the annotation service.sluice.dev/algorithm [default: random]
+    #[arg(long, value_enum)]
+    algorithm: Option<AlgorithmName>,
     /// Masquerade all that goes to a ClusterIP
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     masquerade_all: Option<bool>,
@@ -172,6 +176,7 @@ impl Arguments {
             node: reconcile::Settings {
                 name: node_name(self.hostname_override.or(file.hostname_override))?,
                 node_port_addresses: self.nodeport_addresses.or(file.node_port_addresses).unwrap_or_default(),
+                algorithm: self.algorithm.or(file.algorithm).unwrap_or_default(),
                 uplinks: self.uplinks,
             },
             source: match self.source {

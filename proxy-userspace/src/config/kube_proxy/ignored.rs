@@ -16,7 +16,7 @@ const PROTOCOL: &str = "the API server is spoken to in JSON";
 const PACE: &str = "a few watches are all that is asked of the API server";
 
 /// Fields that never mean anything here.
-const IGNORED: [(&str, &str); 41] = [
+const IGNORED: [(&str, &str); 40] = [
     ("featureGates", "nothing here is behind a feature gate"),
     ("clientConnection.acceptContentTypes", PROTOCOL),
     ("clientConnection.contentType", PROTOCOL),
@@ -57,13 +57,13 @@ const IGNORED: [(&str, &str); 41] = [
     ("configSyncPeriod", "the API server is watched, nothing is asked for again and again"),
     ("portRange", "kube-proxy does not use it either"),
     ("windowsRunAsService", WINDOWS),
-    ("ipvs.scheduler", "--algorithm and the annotation service.sluice.dev/algorithm say how connections are spread"),
 ];
 
 /// Fields that mean something in one of the modes only.
-const BY_MODE: [(&str, &[Mode]); 5] = [
+const BY_MODE: [(&str, &[Mode]); 6] = [
     ("iptables.masqueradeAll", &[Mode::Unset, Mode::IpTables, Mode::Ipvs]),
     ("iptables.syncPeriod", &[Mode::Unset, Mode::IpTables]),
+    ("ipvs.scheduler", &[Mode::Ipvs]),
     ("ipvs.syncPeriod", &[Mode::Ipvs]),
     ("nftables.masqueradeAll", &[Mode::NfTables]),
     ("nftables.syncPeriod", &[Mode::NfTables]),

@@ -5,7 +5,10 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{File, KubeProxyConfiguration, ignored};
-use crate::config::{DetectLocal, DetectLocalMode};
+use crate::{
+    algorithm::AlgorithmName,
+    config::{DetectLocal, DetectLocalMode},
+};
 
 /// As kubeadm writes it into the ConfigMap `kube-proxy`.
 const KUBEADM: &str = include_str!("kubeadm.yaml");
@@ -104,6 +107,22 @@ fn masquerading_is_read_from_the_section_of_the_mode() {
     let sections = "iptables: {masqueradeAll: true}\nnftables: {masqueradeAll: false}";
     for (mode, expected) in [("''", true), ("iptables", true), ("ipvs", true), ("nftables", false)] {
         assert_eq!(parse(&format!("mode: {mode}\n{sections}")).masquerade_all, expected, "{mode}");
+    }
+}
+
+#[test]
+fn a_scheduler_of_ipvs_becomes_the_algorithm_most_like_it() {
+    let cases = [
+        ("mode: ipvs", Some(AlgorithmName::RoundRobin), "mode"),
+        ("mode: ipvs\nipvs: {scheduler: wlc}", Some(AlgorithmName::LeastConnections), "mode"),
+        ("mode: ipvs\nipvs: {scheduler: mh}", Some(AlgorithmName::Maglev), "mode"),
+        ("mode: ipvs\nipvs: {scheduler: sh}", Some(AlgorithmName::SourceHash), "mode"),
+        ("mode: ipvs\nipvs: {scheduler: dh}", None, "mode ipvs.scheduler"),
+        ("ipvs: {scheduler: mh}", None, "ipvs.scheduler"),
+    ];
+    for (fields, expected, notes) in cases {
+        let configuration = parse(&format!("nodePortAddresses: [all]\n{fields}"));
+        assert_eq!((configuration.algorithm, noted(&configuration).join(" ").as_str()), (expected, notes), "{fields}");
     }
 }
 
