@@ -18,7 +18,7 @@ use ipnet::IpNet;
 use proxy_common::{
     addr::{Address, Ipv4, Ipv6, Port},
     backend::BackendState,
-    node::ServiceCidrs,
+    node::{Cidr, ServiceCidrs},
     service::{Frontend, Pick, WhenEmpty},
 };
 pub use sources::Sources;
@@ -200,11 +200,29 @@ impl Desired {
         self.v6.update(name, v6, &mut self.tables.v6, &mut self.touched.v6);
     }
 
+    /// Says where ClusterIPs are taken from, if that is known; as many ranges of each family as there is room for.
+    pub fn update_service_ranges(&mut self, ranges: Option<&[IpNet]>) {
+        self.tables.service_cidrs = ranges.map(service_cidrs);
+    }
+
     /// Says which addresses the node has, with the bits of [`proxy_common::node::local`].
     pub fn update_addresses(&mut self, addresses: &BTreeMap<IpAddr, u32>) {
         replace_addresses(addresses, &mut self.tables.v4, &mut self.touched.v4);
         replace_addresses(addresses, &mut self.tables.v6, &mut self.touched.v6);
     }
+}
+
+fn service_cidrs(ranges: &[IpNet]) -> ServiceCidrs {
+    let mut cidrs = ServiceCidrs::NONE;
+    let of_v4 = ranges.iter().filter_map(|range| cidr(*range));
+    cidrs.v4.iter_mut().zip(of_v4).for_each(|(place, cidr)| *place = cidr);
+    let of_v6 = ranges.iter().filter_map(|range| cidr(*range));
+    cidrs.v6.iter_mut().zip(of_v6).for_each(|(place, cidr)| *place = cidr);
+    cidrs
+}
+
+fn cidr<A: Family>(range: IpNet) -> Option<Cidr<A>> {
+    Some(Cidr { addr: A::of(range.network())?, mask: A::of(range.netmask())? })
 }
 
 fn replace_addresses<A: Family>(

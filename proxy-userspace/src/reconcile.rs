@@ -134,6 +134,7 @@ impl Reconciler {
             self.place = place;
             services.extend(self.model.service_names().cloned());
         }
+        self.desired.update_service_ranges(self.model.service_ranges());
         for name in &services {
             self.desired.update(name, &self.model, &self.place);
         }

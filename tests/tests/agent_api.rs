@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice, networking::v1::ServiceCIDR};
 use kube::api::{ObjectList, WatchEvent};
 use proxy_userspace::{
     model::{Model, ObjectName, TrafficPolicy},
@@ -24,6 +24,7 @@ const PAGES: [&str; 2] = [
     include_str!("../fixtures/api/list-services-page2.json"),
 ];
 const LIST_SLICES: &str = include_str!("../fixtures/api/list-endpointslices.json");
+const LIST_CIDRS: &str = include_str!("../fixtures/api/list-servicecidrs.json");
 const NODE: &str = include_str!("../fixtures/api/get-node.json");
 const TOO_OLD: &str = include_str!("../fixtures/api/http-watch-too-old.txt");
 const INITIAL_EVENTS: &str = include_str!("../fixtures/api/watch-initial-events.jsonl");
@@ -80,6 +81,11 @@ fn lists_of_a_real_server_are_understood() -> Result<()> {
     model.absorb(Event::EndpointSlices(Change::Replace(slices.items)));
     model.absorb(Event::Nodes(Change::Apply(Box::new(serde_json::from_str(NODE)?))));
     assert!(model.is_complete());
+    assert_eq!(model.service_ranges(), None, "nothing is known of them");
+    let cidrs: ObjectList<ServiceCIDR> = serde_json::from_str(LIST_CIDRS)?;
+    assert_eq!(model.absorb(Event::ServiceCidrs(Change::Replace(cidrs.items))), []);
+    let ranges = ["10.96.0.0/16", "fd00:10:96::/112"].map(|range| range.parse().unwrap());
+    assert_eq!(model.service_ranges(), Some(&ranges[..]));
     assert!(model.service(&web()).is_some());
     for unserved in ["headless", "outside"] {
         let name = ObjectName { name: unserved.into(), ..web() };

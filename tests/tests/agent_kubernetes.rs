@@ -66,6 +66,7 @@ struct Known {
     services: Option<BTreeMap<String, String>>,
     slices: Option<BTreeMap<String, String>>,
     nodes: Option<BTreeMap<String, String>>,
+    cidrs: Option<BTreeMap<String, String>>,
     /// Sizes of the lists of Services that came.
     lists: Vec<usize>,
 }
@@ -75,7 +76,7 @@ impl Known {
         let (sender, events) = channel(QUEUE);
         let server = config::ApiServer { urls: vec![url.to_owned()], ..config::ApiServer::default() };
         kubernetes::start_with(&kubernetes::client(&server).await?, "here", watches, &sender);
-        Ok(Self { events, services: None, slices: None, nodes: None, lists: Vec::new() })
+        Ok(Self { events, services: None, slices: None, nodes: None, cidrs: None, lists: Vec::new() })
     }
 
     /// Takes events in until the condition holds.
@@ -100,6 +101,7 @@ impl Known {
             }
             Event::EndpointSlices(change) => absorb(&mut self.slices, change),
             Event::Nodes(change) => absorb(&mut self.nodes, change),
+            Event::ServiceCidrs(change) => absorb(&mut self.cidrs, change),
         }
     }
 
@@ -259,6 +261,26 @@ fn one_resource_that_is_forbidden_does_not_hold_up_the_others() -> Result<()> {
         assert_eq!(known.nodes, None);
         server.heal();
         known.until("the node", |known| known.nodes.is_some()).await
+    })
+}
+
+#[test]
+fn a_server_without_service_cidrs_does_not_hold_up_the_others_and_may_get_them_later() -> Result<()> {
+    block_on(async {
+        for code in [403, 404] {
+            let server = server()?;
+            server.inject(On::all(Resource::ServiceCidrs), Fault::Refuse(code), usize::MAX);
+            let mut known = Known::from(&server.url(), Watches::default()).await?;
+            let is_known = |known: &Known| known.services.is_some() && known.slices.is_some() && known.nodes.is_some();
+            known.until("all else", is_known).await?;
+            assert_eq!(known.cidrs, None, "{code}");
+            let cidr =
+                json!({"kind": "ServiceCIDR", "metadata": {"name": "kubernetes"}, "spec": {"cidrs": ["10.96.0.0/16"]}});
+            server.apply(cidr)?;
+            server.heal();
+            known.until("the ServiceCIDR", |known| known.cidrs.as_ref().is_some_and(|cidrs| cidrs.len() == 1)).await?;
+        }
+        Ok(())
     })
 }
 

@@ -15,7 +15,7 @@ use tests::{
     sandbox::{Agent, Sandbox},
 };
 
-const ALL: [Resource; 3] = [Resource::Services, Resource::EndpointSlices, Resource::Nodes];
+const ALL: [Resource; 4] = [Resource::Services, Resource::EndpointSlices, Resource::Nodes, Resource::ServiceCidrs];
 
 /// What the agent logs with each plan that writes anything.
 const WRITES: &str = "kernel follows";

@@ -3,6 +3,7 @@
 
 use std::{fmt, net::IpAddr};
 
+use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use proxy_common::addr::Protocol;
 
@@ -111,6 +112,19 @@ pub enum Problem {
     /// Not a range of addresses. An open door is worse than a closed one: nobody is let in by it.
     #[error("spec.loadBalancerSourceRanges: {0:?} is not a range of addresses; the other ranges alone are let in")]
     SourceRange(String),
+    /// Not a range of addresses, or one of all of them.
+    #[error("{field}: {value:?} is not a range of addresses that can be used")]
+    Cidr {
+        /// Path of the field.
+        field: &'static str,
+        /// What stands there.
+        value: String,
+    },
+    /// The datapath looks at few of them.
+    #[error(
+        "spec.cidrs: there are too many ServiceCIDRs for {0}; packets to addresses in it that no Service has are not dropped"
+    )]
+    TooManyCidrs(IpNet),
     /// Not `all` and not `load-balancer`.
     #[error("annotation service.sluice.dev/source-ranges-scope: {0:?} is not known, load-balancer is assumed")]
     SourceScope(String),
@@ -128,6 +142,9 @@ pub enum Problem {
     /// Outside 1..=86400.
     #[error("spec.sessionAffinityConfig.clientIP.timeoutSeconds: {0} is not in 1..=86400, 10800 is assumed")]
     AffinitySeconds(i32),
+    /// The rest of many.
+    #[error("{0} more of its parts are left out")]
+    More(usize),
     /// The object bears no name.
     #[error("metadata.name is missing")]
     Nameless,
@@ -148,6 +165,10 @@ impl Problem {
 
     pub(super) fn address_type(value: &str) -> Self {
         Self::AddressType(excerpt(value))
+    }
+
+    pub(super) fn cidr(field: &'static str, value: &str) -> Self {
+        Self::Cidr { field, value: excerpt(value) }
     }
 
     pub(super) fn source_range(value: &str) -> Self {

@@ -3,79 +3,35 @@
 
 mod annotation;
 mod defect;
+mod defects;
+mod name;
 mod node;
 mod service;
+mod service_cidr;
 mod slice;
 mod source_ranges;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     sync::Arc,
 };
 
 pub use annotation::{Spread, Weights};
 pub use defect::{Defect, ObjectReference, Problem};
+pub use defects::Defects;
+use ipnet::IpNet;
 use k8s_openapi::{
     Metadata as _,
-    api::{core::v1 as core, discovery::v1 as discovery},
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    api::{core::v1 as core, discovery::v1 as discovery, networking::v1 as networking},
 };
+pub use name::{ObjectName, ServicePortName};
 pub use node::Node;
-use proxy_common::addr::Protocol;
 pub use service::{Service, ServicePort, TrafficPolicy};
+use service_cidr::ServiceCidr;
 pub use slice::{Endpoint, Hints, Slice, SlicePort, endpoints};
 pub use source_ranges::{SourceRanges, SourceScope};
 
 use crate::source::{Change, Event};
-
-/// Namespace and name of an object.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ObjectName {
-    /// Empty for a Node.
-    pub namespace: String,
-    /// Unique in its namespace, per kind.
-    pub name: String,
-}
-
-impl ObjectName {
-    /// The name in an object's metadata.
-    pub fn of(metadata: &ObjectMeta) -> Self {
-        let namespace = metadata.namespace.clone().unwrap_or_default();
-        Self { namespace, name: metadata.name.clone().unwrap_or_default() }
-    }
-}
-
-impl fmt::Display for ObjectName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Escaped: a name that no API server would accept must not reach a terminal as it is.
-        if self.namespace.is_empty() {
-            return write!(f, "{}", self.name.escape_debug());
-        }
-        write!(f, "{}/{}", self.namespace.escape_debug(), self.name.escape_debug())
-    }
-}
-
-/// Which port of which Service. A Service may have one name with several protocols.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ServicePortName {
-    /// The Service.
-    pub service: ObjectName,
-    /// Empty for the only port of a Service.
-    pub port: String,
-    /// Its protocol.
-    pub protocol: Protocol,
-}
-
-impl fmt::Display for ServicePortName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.service)?;
-        if !self.port.is_empty() {
-            write!(f, ":{}", self.port.escape_debug())?;
-        }
-        write!(f, "/{}", self.protocol)
-    }
-}
 
 /// What was touched since it was last asked for.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -99,6 +55,10 @@ pub struct Model {
     /// is another.
     outlived: BTreeMap<bool, ObjectName>,
     node: Option<Node>,
+    service_cidrs: BTreeMap<ObjectName, ServiceCidr>,
+    /// The ranges of all of them; none while no list was complete.
+    service_ranges: Option<Vec<IpNet>>,
+    defects: Defects,
     has_services: bool,
     has_slices: bool,
     has_node: bool,
@@ -116,6 +76,9 @@ impl Model {
             slice_owner: BTreeMap::new(),
             outlived: BTreeMap::new(),
             node: None,
+            service_cidrs: BTreeMap::new(),
+            service_ranges: None,
+            defects: Defects::default(),
             has_services: false,
             has_slices: false,
             has_node: false,
@@ -165,37 +128,49 @@ impl Model {
         std::mem::take(&mut self.dirty)
     }
 
-    /// Takes an event in. What was wrong with the objects it carries is returned, for the log.
-    pub fn absorb(&mut self, event: Event) -> Vec<Defect> {
-        let mut defects = Vec::new();
-        match event {
-            Event::Services(change) => self.absorb_services(change, &mut defects),
-            Event::EndpointSlices(change) => self.absorb_slices(change, &mut defects),
-            Event::Nodes(change) => self.absorb_nodes(change, &mut defects),
-        }
-        defects
+    /// Ranges of addresses that only Services have; none while that is not known.
+    pub fn service_ranges(&self) -> Option<&[IpNet]> {
+        self.service_ranges.as_deref()
     }
 
-    fn absorb_services(&mut self, change: Change<core::Service>, defects: &mut Vec<Defect>) {
+    /// Takes an event in. What is wrong with the objects it carries, and was not before, is returned.
+    pub fn absorb(&mut self, event: Event) -> Vec<Defect> {
+        match event {
+            Event::Services(change) => self.absorb_services(change),
+            Event::EndpointSlices(change) => self.absorb_slices(change),
+            Event::Nodes(change) => self.absorb_nodes(change),
+            Event::ServiceCidrs(change) => self.absorb_service_cidrs(change),
+        }
+        self.defects.take_news()
+    }
+
+    fn absorb_services(&mut self, change: Change<core::Service>) {
         match change {
             Change::Replace(objects) => {
                 self.has_services = true;
                 let kept: BTreeSet<_> = objects.iter().map(|object| ObjectName::of(object.metadata())).collect();
+                self.defects.retain("Service", &kept);
                 let gone: Vec<_> = self.services.keys().filter(|name| !kept.contains(name)).cloned().collect();
                 for name in gone {
                     self.put_service(name, None);
                 }
                 for object in &objects {
-                    self.apply_service(object, defects);
+                    self.apply_service(object);
                 }
             }
-            Change::Apply(object) => self.apply_service(&object, defects),
-            Change::Delete(name) => self.put_service(name, None),
+            Change::Apply(object) => self.apply_service(&object),
+            Change::Delete(name) => {
+                self.defects.replace("Service", &name, Vec::new());
+                self.put_service(name, None);
+            }
         }
     }
 
-    fn apply_service(&mut self, object: &core::Service, defects: &mut Vec<Defect>) {
-        self.put_service(ObjectName::of(object.metadata()), Service::parse(object, defects));
+    fn apply_service(&mut self, object: &core::Service) {
+        let (name, mut defects) = (ObjectName::of(object.metadata()), Vec::new());
+        let service = Service::parse(object, &mut defects);
+        self.defects.replace("Service", &name, defects);
+        self.put_service(name, service);
     }
 
     fn put_service(&mut self, name: ObjectName, service: Option<Service>) {
@@ -209,27 +184,33 @@ impl Model {
         self.dirty.services.insert(name);
     }
 
-    fn absorb_slices(&mut self, change: Change<discovery::EndpointSlice>, defects: &mut Vec<Defect>) {
+    fn absorb_slices(&mut self, change: Change<discovery::EndpointSlice>) {
         match change {
             Change::Replace(objects) => {
                 self.has_slices = true;
                 let kept: BTreeSet<_> = objects.iter().map(|object| ObjectName::of(object.metadata())).collect();
+                self.defects.retain("EndpointSlice", &kept);
                 let gone: Vec<_> = self.slice_owner.keys().filter(|name| !kept.contains(name)).cloned().collect();
                 for name in gone {
                     self.put_slice(&name, None);
                 }
                 for object in &objects {
-                    self.apply_slice(object, defects);
+                    self.apply_slice(object);
                 }
             }
-            Change::Apply(object) => self.apply_slice(&object, defects),
-            Change::Delete(name) => self.put_slice(&name, None),
+            Change::Apply(object) => self.apply_slice(&object),
+            Change::Delete(name) => {
+                self.defects.replace("EndpointSlice", &name, Vec::new());
+                self.put_slice(&name, None);
+            }
         }
     }
 
-    fn apply_slice(&mut self, object: &discovery::EndpointSlice, defects: &mut Vec<Defect>) {
-        let slice = Slice::parse(object, &self.node_name, defects);
-        self.put_slice(&ObjectName::of(object.metadata()), slice);
+    fn apply_slice(&mut self, object: &discovery::EndpointSlice) {
+        let (name, mut defects) = (ObjectName::of(object.metadata()), Vec::new());
+        let slice = Slice::parse(object, &self.node_name, &mut defects);
+        self.defects.replace("EndpointSlice", &name, defects);
+        self.put_slice(&name, slice);
     }
 
     fn put_slice(&mut self, name: &ObjectName, slice: Option<Slice>) {
@@ -283,20 +264,54 @@ impl Model {
         self.dirty.services.insert(owner);
     }
 
-    fn absorb_nodes(&mut self, change: Change<core::Node>, defects: &mut Vec<Defect>) {
-        let is_own = |object: &core::Node| object.metadata.name.as_deref() == Some(self.node_name.as_str());
-        let node = match change {
+    fn absorb_nodes(&mut self, change: Change<core::Node>) {
+        let is_own = |object: &&core::Node| object.metadata.name.as_deref() == Some(self.node_name.as_str());
+        let object = match &change {
             Change::Replace(objects) => {
                 self.has_node = true;
-                objects.iter().find(|object| is_own(object)).map(|object| Node::parse(object, defects))
+                objects.iter().find(is_own)
             }
-            Change::Apply(object) if is_own(&object) => Some(Node::parse(&object, defects)),
+            Change::Apply(object) if is_own(&object.as_ref()) => Some(object.as_ref()),
             Change::Delete(name) if name.name == self.node_name => None,
             Change::Apply(_) | Change::Delete(_) => return,
         };
+        let mut defects = Vec::new();
+        let node = object.map(|object| Node::parse(object, &mut defects));
+        let name = ObjectName { namespace: String::new(), name: self.node_name.clone() };
+        self.defects.replace("Node", &name, defects);
         self.dirty.node |= self.node != node;
         self.has_had_node |= node.is_some();
         self.node = node;
+    }
+
+    fn absorb_service_cidrs(&mut self, change: Change<networking::ServiceCIDR>) {
+        match change {
+            Change::Replace(objects) => {
+                let kept = objects.iter().map(|object| ObjectName::of(object.metadata())).collect();
+                self.defects.retain("ServiceCIDR", &kept);
+                self.service_cidrs.clear();
+                self.service_ranges = Some(Vec::new());
+                objects.iter().for_each(|object| self.apply_service_cidr(object));
+            }
+            Change::Apply(object) => self.apply_service_cidr(&object),
+            Change::Delete(name) => {
+                self.defects.replace("ServiceCIDR", &name, Vec::new());
+                self.service_cidrs.remove(&name);
+            }
+        }
+        let mut defects = Vec::new();
+        if self.service_ranges.is_some() {
+            self.service_ranges = Some(service_cidr::ranges(self.service_cidrs.values(), &mut defects));
+        }
+        // No object's own: which of them find no room depends on all.
+        self.defects.replace("ServiceCIDRs", &ObjectName::default(), defects);
+    }
+
+    fn apply_service_cidr(&mut self, object: &networking::ServiceCIDR) {
+        let mut defects = Vec::new();
+        let cidr = ServiceCidr::parse(object, &mut defects);
+        self.defects.replace("ServiceCIDR", cidr.name(), defects);
+        self.service_cidrs.insert(cidr.name().clone(), cidr);
     }
 }
 

@@ -141,6 +141,7 @@ fn sources<A: Address>(state: &FamilyState<A>, index: u32) -> Vec<Prefix<A>> {
 fn assert_equal(kernel: &KernelState, tables: &Tables) {
     assert_family_equal(&kernel.v4, &kernel.slots, &tables.v4);
     assert_family_equal(&kernel.v6, &kernel.slots, &tables.v6);
+    assert_eq!(kernel.service_cidrs, tables.service_cidrs.unwrap_or(kernel.service_cidrs));
 }
 
 fn assert_family_equal<A: Address + std::fmt::Debug>(

@@ -151,6 +151,9 @@ impl Source {
         if sent.is_none_or(|sent| sent.nodes != objects.nodes) {
             events.push(Event::Nodes(Change::Replace(objects.nodes.values().cloned().collect())));
         }
+        if sent.is_none_or(|sent| sent.service_cidrs != objects.service_cidrs) {
+            events.push(Event::ServiceCidrs(Change::Replace(objects.service_cidrs.values().cloned().collect())));
+        }
         if sent.is_none_or(|sent| sent.services != objects.services) {
             events.push(Event::Services(Change::Replace(objects.services.values().cloned().collect())));
         }
@@ -277,12 +280,13 @@ mod tests {
     async fn all_kinds_are_complete_at_once_and_endpoints_come_first() {
         let directory = TempDir::new().unwrap();
         let mut receiver = watched(directory.path());
-        let kinds = [receiver.recv().await, receiver.recv().await, receiver.recv().await];
+        let kinds = [receiver.recv().await, receiver.recv().await, receiver.recv().await, receiver.recv().await];
         assert_eq!(
             kinds.map(Option::unwrap),
             [
                 Event::EndpointSlices(Change::Replace(vec![])),
                 Event::Nodes(Change::Replace(vec![])),
+                Event::ServiceCidrs(Change::Replace(vec![])),
                 Event::Services(Change::Replace(vec![])),
             ]
         );

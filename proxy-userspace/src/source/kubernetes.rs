@@ -1,4 +1,5 @@
-//! Objects from a Kubernetes API server: Services, EndpointSlices and this node's own Node, each by a watch of its own.
+//! Objects from a Kubernetes API server: Services, EndpointSlices, ServiceCIDRs and this node's own Node, each by a watch
+//! of its own, so that one that is refused does not hold up the others.
 //!
 //! A list replaces what was known only once it is complete; until then, and while the server cannot be reached, what was
 //! known last counts. A list is asked for as a stream first, and in pages from servers that refuse. An object that cannot
@@ -64,6 +65,7 @@ pub fn start_with(client: &Client, node_name: &str, watches: Watches, sender: &S
     let config = watcher::Config::default().page_size(watches.page_size).timeout(watches.timeout);
     let services = config.clone().labels(SERVICES.0).fields(SERVICES.1);
     let slices = config.clone().labels(SLICES);
+    spawn(Api::all(client.clone()), config.clone(), Event::ServiceCidrs, sender);
     let nodes = config.fields(&format!("metadata.name={node_name}"));
     spawn(Api::all(client.clone()), services, Event::Services, sender);
     spawn(Api::all(client.clone()), slices, Event::EndpointSlices, sender);

@@ -6,6 +6,7 @@ pub mod kubernetes;
 use k8s_openapi::api::{
     core::v1::{Node, Service},
     discovery::v1::EndpointSlice,
+    networking::v1::ServiceCIDR,
 };
 
 use crate::model::ObjectName;
@@ -19,6 +20,8 @@ pub enum Event {
     EndpointSlices(Change<EndpointSlice>),
     /// Of Nodes; only this agent's own one matters.
     Nodes(Change<Node>),
+    /// Of ServiceCIDRs.
+    ServiceCidrs(Change<ServiceCIDR>),
 }
 
 /// A change to the objects of one kind.

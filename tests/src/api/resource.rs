@@ -14,6 +14,8 @@ pub enum Resource {
     EndpointSlices,
     /// Nodes.
     Nodes,
+    /// ServiceCIDRs.
+    ServiceCidrs,
 }
 
 /// How objects are asked for.
@@ -32,12 +34,15 @@ impl Resource {
             "/api/v1/services" => Some(Self::Services),
             "/apis/discovery.k8s.io/v1/endpointslices" => Some(Self::EndpointSlices),
             "/api/v1/nodes" => Some(Self::Nodes),
+            "/apis/networking.k8s.io/v1/servicecidrs" => Some(Self::ServiceCidrs),
             _ => None,
         }
     }
 
     pub(super) fn of_kind(kind: &str) -> Option<Self> {
-        [Self::Services, Self::EndpointSlices, Self::Nodes].into_iter().find(|resource| resource.kind() == kind)
+        [Self::Services, Self::EndpointSlices, Self::Nodes, Self::ServiceCidrs]
+            .into_iter()
+            .find(|resource| resource.kind() == kind)
     }
 
     pub(super) fn kind(self) -> &'static str {
@@ -45,6 +50,7 @@ impl Resource {
             Self::Services => "Service",
             Self::EndpointSlices => "EndpointSlice",
             Self::Nodes => "Node",
+            Self::ServiceCidrs => "ServiceCIDR",
         }
     }
 
@@ -52,6 +58,7 @@ impl Resource {
         match self {
             Self::Services | Self::Nodes => "v1",
             Self::EndpointSlices => "discovery.k8s.io/v1",
+            Self::ServiceCidrs => "networking.k8s.io/v1",
         }
     }
 
@@ -60,6 +67,7 @@ impl Resource {
         match self {
             Self::Services => json!({"spec": {}, "status": {"loadBalancer": {}}}),
             Self::EndpointSlices => json!({"addressType": "", "endpoints": null, "ports": null}),
+            Self::ServiceCidrs => json!({"spec": {"cidrs": null}, "status": {}}),
             Self::Nodes => json!({"spec": {}, "status": {"daemonEndpoints": {"kubeletEndpoint": {"Port": 0}}}}),
         }
     }

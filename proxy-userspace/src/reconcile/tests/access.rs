@@ -2,6 +2,7 @@
 
 use proxy_common::{
     addr::{Ipv4, Port, Protocol::Tcp},
+    node::ServiceCidrs,
     service::{
         Frontend,
         flag::{AFFINITY, EXTERNAL, SOURCE_KEPT, SOURCE_RANGES},
@@ -214,4 +215,28 @@ fn a_node_that_may_use_a_restricted_address_may_bear_it_too() {
         agent.settle();
         assert_eq!(agent.sources(), sources, "{address}");
     }
+}
+
+#[test]
+fn ranges_of_cluster_ips_are_written_when_they_are_known_and_kept_until_then() {
+    let cidr = |range: &str| -> Event {
+        let cidr = object(json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": [range]}}));
+        Event::ServiceCidrs(Change::Replace(vec![cidr]))
+    };
+    let mut agent = Agent::new(of_every_kind(json!({}), json!({})));
+    assert_eq!(agent.kernel.service_cidrs, ServiceCidrs::NONE);
+    agent.reconciler.absorb(cidr("10.96.0.0/12"));
+    let plan = agent.settle();
+    assert_eq!(plan.len(), 1);
+    let first = agent.kernel.service_cidrs.v4[0];
+    assert_eq!((first.addr.octets, first.mask.octets), ([10, 96, 0, 0], [255, 240, 0, 0]));
+    assert_eq!(agent.kernel.service_cidrs.v4[1..], ServiceCidrs::NONE.v4[1..]);
+    assert_eq!(agent.kernel.service_cidrs.v6, ServiceCidrs::NONE.v6);
+
+    agent.reconciler = reconciler(&agent.kernel, SMALL);
+    tell(&mut agent.reconciler, lists(vec![of_every_kind(json!({}), json!({}))], vec![]));
+    assert!(agent.settle().is_empty(), "a new agent that has not heard of them leaves them");
+    agent.reconciler.absorb(Event::ServiceCidrs(Change::Replace(vec![])));
+    agent.settle();
+    assert_eq!(agent.kernel.service_cidrs, ServiceCidrs::NONE);
 }

@@ -7,6 +7,7 @@ use k8s_openapi::{
     api::{
         core::v1::{Node, Service},
         discovery::v1::EndpointSlice,
+        networking::v1::ServiceCIDR,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -21,6 +22,7 @@ pub(super) struct Objects {
     pub(super) services: BTreeMap<ObjectName, Service>,
     pub(super) slices: BTreeMap<ObjectName, EndpointSlice>,
     pub(super) nodes: BTreeMap<ObjectName, Node>,
+    pub(super) service_cidrs: BTreeMap<ObjectName, ServiceCIDR>,
 }
 
 /// A document, or an item of a list in it, that is left out.
@@ -105,6 +107,7 @@ fn add(value: Value, item_kind: Option<&str>, objects: &mut Objects, note: &mut 
         "Service" => add_object(value, "Service", "v1", "default", &mut objects.services),
         "EndpointSlice" => add_object(value, "EndpointSlice", "discovery.k8s.io/v1", "default", &mut objects.slices),
         "Node" => add_object(value, "Node", "v1", "", &mut objects.nodes),
+        "ServiceCIDR" => add_object(value, "ServiceCIDR", "networking.k8s.io/v1", "", &mut objects.service_cidrs),
         _ => Ok(()),
     };
     added.unwrap_or_else(note);
@@ -147,6 +150,7 @@ mod tests {
         let broken = read(text, &mut objects).iter().map(ToString::to_string).collect();
         let services = objects.services.keys();
         let names = services.chain(objects.slices.keys()).chain(objects.nodes.keys());
+        let names = names.chain(objects.service_cidrs.keys());
         (names.map(ToString::to_string).collect(), broken)
     }
 
@@ -186,6 +190,9 @@ mod tests {
         let list = format!("apiVersion: v1\nkind: List\nitems: [{item}, {{kind: Service, spec: {{}}}}]\n");
         let (found, broken) = names(&list);
         assert_eq!((found, broken.len()), (vec!["n/a".to_owned()], 1));
+        let cidr =
+            "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: c}\nspec: {cidrs: [10.96.0.0/16]}\n";
+        assert_eq!(names(cidr), (vec!["c".to_owned()], vec![]));
         let typed = "kind: NodeList\nitems: [{metadata: {name: node-a}}]\n";
         assert_eq!(names(typed).0, ["node-a"]);
     }

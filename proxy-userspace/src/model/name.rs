@@ -1,0 +1,54 @@
+//! How objects and their parts are named.
+
+use std::fmt;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use proxy_common::addr::Protocol;
+
+/// Namespace and name of an object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectName {
+    /// Empty for a Node.
+    pub namespace: String,
+    /// Unique in its namespace, per kind.
+    pub name: String,
+}
+
+impl ObjectName {
+    /// The name in an object's metadata.
+    pub fn of(metadata: &ObjectMeta) -> Self {
+        let namespace = metadata.namespace.clone().unwrap_or_default();
+        Self { namespace, name: metadata.name.clone().unwrap_or_default() }
+    }
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Escaped: a name that no API server would accept must not reach a terminal as it is.
+        if self.namespace.is_empty() {
+            return write!(f, "{}", self.name.escape_debug());
+        }
+        write!(f, "{}/{}", self.namespace.escape_debug(), self.name.escape_debug())
+    }
+}
+
+/// Which port of which Service. A Service may have one name with several protocols.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServicePortName {
+    /// The Service.
+    pub service: ObjectName,
+    /// Empty for the only port of a Service.
+    pub port: String,
+    /// Its protocol.
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for ServicePortName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.service)?;
+        if !self.port.is_empty() {
+            write!(f, ":{}", self.port.escape_debug())?;
+        }
+        write!(f, "/{}", self.protocol)
+    }
+}
