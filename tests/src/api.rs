@@ -12,6 +12,7 @@ mod resource;
 mod selector;
 mod status;
 mod store;
+mod tls;
 mod watch;
 
 use std::{
@@ -25,16 +26,17 @@ use anyhow::{Context as _, Result};
 use axum::{
     Router,
     extract::{RawQuery, State},
-    http::Uri,
+    http::{HeaderMap, Uri, header},
     response::Response,
 };
 use serde_json::Value;
 use tokio::sync::{oneshot, watch as signal};
 
-use self::{fault::Faults, resource::Query, store::Store};
+use self::{fault::Faults, resource::Query, store::Store, tls::Listener};
 pub use self::{
     fault::{Fault, On},
     resource::{Resource, Verb},
+    tls::Authority,
 };
 
 /// A running server.
@@ -80,6 +82,10 @@ struct World {
     refuses_streaming_lists: bool,
     /// Objects per page of a list, whatever is asked for.
     largest_page: Option<usize>,
+    /// Who does not bear it is refused.
+    token: Option<String>,
+    /// Whose certificate new connections are shown; none without TLS.
+    authority: Option<Authority>,
     /// Raised to end every watch that began before.
     watch_epoch: u64,
 }
@@ -108,7 +114,15 @@ impl ApiServer {
 
     /// A server at an address of the calling thread's network namespace.
     pub fn start_at(address: SocketAddr) -> Result<Self> {
-        let shared = Arc::new(Shared { world: Mutex::default(), version: signal::Sender::new(0) });
+        Self::over(Arc::new(Shared { world: Mutex::default(), version: signal::Sender::new(0) }), address)
+    }
+
+    /// Another server of the same cluster, at an address of the calling thread's network namespace.
+    pub fn replica(&self, address: SocketAddr) -> Result<Self> {
+        Self::over(Arc::clone(&self.shared), address)
+    }
+
+    fn over(shared: Arc<Shared>, address: SocketAddr) -> Result<Self> {
         let mut server = Self { address, shared, running: None };
         server.resume()?;
         Ok(server)
@@ -131,9 +145,10 @@ impl ApiServer {
         self.address = listener.local_addr()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = oneshot::channel();
-        let router = Router::new().fallback(answer).with_state(Arc::clone(&self.shared));
+        let shared = Arc::clone(&self.shared);
+        let router = Router::new().fallback(answer).with_state(Arc::clone(&shared));
         let serve = async move {
-            let listener = tokio::net::TcpListener::from_std(listener)?;
+            let listener = Listener::new(tokio::net::TcpListener::from_std(listener)?, shared);
             tokio::select! {
                 served = axum::serve(listener, router) => served,
                 _ = stopped => Ok(()),
@@ -155,7 +170,18 @@ impl ApiServer {
 
     /// Its URL.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = if self.shared.world().authority.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// Shows new connections a certificate of this authority. Those that are open stay as they are.
+    pub fn secure(&self, authority: &Authority) {
+        self.shared.change(|world| world.authority = Some(authority.clone()));
+    }
+
+    /// Refuses whoever does not bear this token from now on.
+    pub fn require_token(&self, token: &str) {
+        self.shared.change(|world| world.token = Some(token.to_owned()));
     }
 
     /// Writes a kubeconfig that leads to it.
@@ -227,8 +253,11 @@ impl Drop for ApiServer {
     }
 }
 
-async fn answer(State(shared): State<Arc<Shared>>, uri: Uri, RawQuery(raw): RawQuery) -> Response {
+async fn answer(State(shared): State<Arc<Shared>>, headers: HeaderMap, uri: Uri, RawQuery(raw): RawQuery) -> Response {
     let raw = raw.unwrap_or_default();
+    if !is_known(&shared, &headers) {
+        return status::refusal(401);
+    }
     let Some(resource) = Resource::at(uri.path()) else { return status::not_found(uri.path()) };
     let query = match Query::parse(&raw) {
         Ok(query) => query,
@@ -248,4 +277,9 @@ async fn answer(State(shared): State<Arc<Shared>>, uri: Uri, RawQuery(raw): RawQ
         Verb::List => list::answer(&shared, resource, &query, fault),
         Verb::Watch => watch::answer(&shared, resource, &query, fault),
     }
+}
+
+fn is_known(shared: &Shared, headers: &HeaderMap) -> bool {
+    let Some(token) = &shared.world().token else { return true };
+    headers.get(header::AUTHORIZATION).is_some_and(|value| value.as_bytes() == format!("Bearer {token}").as_bytes())
 }
