@@ -50,6 +50,8 @@ fn kill_and_restart(cluster: &Cluster, pause: Duration) -> Result<()> {
 }
 
 /// Connections from outside by XDP and by TC, and from a node by its sockets; a stream from a pod by its device.
+///
+/// Trap 19: an agent that ends and starts adopts what is there, and never detaches to attach.
 #[test]
 fn killing_the_agent_and_starting_it_again_loses_nothing() -> Result<()> {
     let service = Service::new("echo", 10, &["a1", "b1", "b2"]);

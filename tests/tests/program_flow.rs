@@ -115,6 +115,7 @@ fn a_udp_flow_is_confirmed_by_the_reply() -> Result<()> {
     Ok(())
 }
 
+/// Trap 11: half of a pair is evicted.
 #[test]
 fn the_half_of_a_pair_that_was_evicted_is_rebuilt_from_the_other_within_a_second() -> Result<()> {
     for lost in [Direction::Original, Direction::Reply] {
@@ -142,6 +143,7 @@ fn the_half_of_a_pair_that_was_evicted_is_rebuilt_from_the_other_within_a_second
     Ok(())
 }
 
+/// Trap 11: and it is the one that chose the backend.
 #[test]
 fn an_original_half_that_was_evicted_finds_its_reply_half_again() -> Result<()> {
     let mut talk = Talk::new(Protocol::Tcp)?;
@@ -171,6 +173,7 @@ fn last_seen_is_written_once_a_second_and_in_both_halves() -> Result<()> {
     Ok(())
 }
 
+/// Trap 4: a client port that is used again before the old connection is forgotten.
 #[test]
 fn a_syn_on_a_connection_that_is_over_starts_afresh() -> Result<()> {
     for (name, ends) in [("two FINs", [Some(FIN), Some(FIN)]), ("a RST", [Some(RST), None])] {
@@ -200,6 +203,19 @@ fn a_fin_in_one_direction_does_not_end_the_connection() -> Result<()> {
     assert!(talk.bed.flows("FLOWS_V4")?.iter().all(|(_, flow)| flow.state & state::FIN_ORIGINAL != 0));
     assert_eq!(talk.ask(SYN)?, backend);
     assert_eq!(talk.bed.counter(Hook::PodIn, Outcome::Opened)?, 1);
+    Ok(())
+}
+
+/// Trap 1: no window is checked, so whatever a backend sends on a live connection leaves under the frontend's name: flags that
+/// make no sense, and a RST from nowhere too.
+#[test]
+fn every_packet_of_a_reply_is_translated_whatever_its_flags() -> Result<()> {
+    // FIN is 1, SYN 2, RST 4, ACK 16.
+    for flags in [0, 1, 2, 3, 4, 16 | 4] {
+        let mut talk = Talk::new(Protocol::Tcp)?;
+        let backend = talk.establish()?;
+        assert!(talk.answer(backend, Transport::Tcp(Flags(flags)))?, "flags {flags:#04x}");
+    }
     Ok(())
 }
 
@@ -267,6 +283,7 @@ fn a_syn_leaves_a_backend_that_no_longer_serves() -> Result<()> {
     Ok(())
 }
 
+/// Trap 5: a backend id that belongs to another Service now.
 #[test]
 fn an_id_given_to_another_backend_does_not_serve_an_old_flow() -> Result<()> {
     let mut talk = Talk::new(Protocol::Udp)?;
@@ -411,6 +428,7 @@ fn a_slot_that_leads_nowhere_is_a_counted_drop() -> Result<()> {
     must_drop(&mut bed, Hook::PodIn, &request, Outcome::DropNoBackend)
 }
 
+/// Trap 9: when every source port towards a backend is taken, the new flow is dropped and counted.
 #[test]
 fn a_flow_for_which_no_source_port_is_left_is_a_counted_drop_and_disturbs_nobody() -> Result<()> {
     let mut bed = Testbed::new()?;
@@ -471,6 +489,7 @@ fn a_change_of_routes_makes_a_flow_look_up_its_next_hop_anew() -> Result<()> {
     Ok(())
 }
 
+/// Trap 10: source ports are of a range that is neither that of NodePorts nor that of the node's own sockets.
 #[test]
 fn a_masquerading_flow_stands_apart_from_the_nodes_own_ports() -> Result<()> {
     let mut bed = Testbed::new()?;
