@@ -109,8 +109,8 @@ pub struct Flow<A> {
     pub direction: Direction,
     /// Bits of [`state`].
     pub state: u8,
-    /// Zero.
-    pub pad: u8,
+    /// That many packets more are added to `STATS_*` at once.
+    pub eager: u8,
     /// Packets since they were last added to `STATS_*`. Two CPUs that count at the same instant may lose one.
     pub packets: u16,
     /// Bytes of these packets, from the IP header on.

@@ -19,7 +19,7 @@ use crate::{
     output::{self, Verdict},
     packet::Packet,
     parse::{ETHERNET, Ethernet, Ipv6Header, Tcp, TcpHeader, Transport, Udp, ethertype},
-    reject, service,
+    reject, service, stats,
 };
 
 /// The longest run of headers that is looked at.
@@ -60,12 +60,26 @@ fn internet<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P) -> R
     if !packet.holds(ETHERNET + size_of::<F::Header>() + payload.length as usize) {
         return pass(hook, Outcome::PassMalformed);
     }
-    let offset = ETHERNET + size_of::<F::Header>();
+    let extent = Extent {
+        offset: ETHERNET + size_of::<F::Header>(),
+        payload: payload.length,
+        bytes: size_of::<F::Header>() as u32 + u32::from(payload.length),
+    };
     match payload.protocol {
-        TCP => transport::<P, F, Tcp>(hook, stage, packet, saddr, daddr, payload.length, offset),
-        UDP => transport::<P, F, Udp>(hook, stage, packet, saddr, daddr, payload.length, offset),
+        TCP => transport::<P, F, Tcp>(hook, stage, packet, saddr, daddr, extent),
+        UDP => transport::<P, F, Udp>(hook, stage, packet, saddr, daddr, extent),
         _ => pass(hook, Outcome::PassProtocol),
     }
+}
+
+/// Where a transport header is, and how much follows it.
+pub(crate) struct Extent {
+    /// Where it stands in the frame.
+    pub(crate) offset: usize,
+    /// Bytes from it on.
+    pub(crate) payload: u16,
+    /// Bytes from the IP header on.
+    pub(crate) bytes: u32,
 }
 
 #[inline(always)]
@@ -75,9 +89,9 @@ pub(crate) fn transport<P: Packet, F: Family, L: Transport>(
     packet: &mut P,
     saddr: F::Addr,
     daddr: F::Addr,
-    payload: u16,
-    offset: usize,
+    extent: Extent,
 ) -> Result<Verdict, Outcome> {
+    let Extent { offset, payload, bytes } = extent;
     let Some(header) = packet.at::<L::Header>(offset) else {
         return pass(hook, Outcome::PassMalformed);
     };
@@ -93,11 +107,13 @@ pub(crate) fn transport<P: Packet, F: Family, L: Transport>(
     if let Some(entry) = flow::confirmed::<F>(&key) {
         known = advance::<F, L>(hook, &key, entry, flags, node);
         if known == Advance::Keep {
+            stats::note::<F>(entry, bytes);
             return output::send::<P, F, L>(packet, &key, entry, node, offset);
         }
     } else if let Some(entry) = flow::embryo::<F>(&key) {
         known = advance::<F, L>(hook, &key, entry, flags, node);
         if known == Advance::Keep {
+            stats::note_at_once::<F>(entry, bytes);
             let verdict = output::send::<P, F, L>(packet, &key, entry, node, offset);
             // Last, because the entry may move.
             flow::hatch::<F>(hook, &key, entry, flags);
@@ -117,7 +133,11 @@ pub(crate) fn transport<P: Packet, F: Family, L: Transport>(
         Admission::Selected => {}
     }
     match flow::half::<F>(&key) {
-        Some(entry) => output::send::<P, F, L>(packet, &key, entry, node, offset),
+        Some(entry) => {
+            stats::opened::<F>(entry.flow().service, entry.flow().backend);
+            stats::note_at_once::<F>(entry, bytes);
+            output::send::<P, F, L>(packet, &key, entry, node, offset)
+        }
         None => Err(Outcome::DropTableFull),
     }
 }
@@ -143,6 +163,7 @@ fn advance<F: Family, L: Transport>(
         known = Advance::Afresh;
     }
     if known != Advance::Keep {
+        stats::add_up::<F>(entry);
         flow::forget::<F>(key, flow);
     }
     known

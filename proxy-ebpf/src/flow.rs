@@ -11,7 +11,7 @@ use proxy_common::{
     tuple::{Stage, Tuple},
 };
 
-use crate::{checksum, counters::count, family::Family, kernel, parse::tcp, service};
+use crate::{checksum, counters::count, family::Family, kernel, parse::tcp, service, stats};
 
 /// An entry of a flow table. The kernel may give the memory to another flow after an eviction, which takes the least
 /// recently used: not one that was looked up a moment ago. An insert under the same key does not write in place but frees
@@ -37,6 +37,49 @@ impl<A: Copy> Entry<A> {
     fn add_state(self, bits: u8) {
         // SAFETY: as in `flow`. Two CPUs may lose one of two bits set at the same instant; the next packet sets it again.
         unsafe { (*self.0).state |= bits };
+    }
+
+    /// The entry at an address that [`Self::address`] gave.
+    #[inline(always)]
+    pub(crate) const fn at(address: *mut Flow<A>) -> Self {
+        Self(address)
+    }
+
+    /// What functions out of line take.
+    #[inline(always)]
+    pub(crate) const fn address(self) -> *mut Flow<A> {
+        self.0
+    }
+
+    /// Notes a packet. `true` when what was noted is to be added up now.
+    #[inline(always)]
+    pub(crate) fn note(self, bytes: u32) -> bool {
+        /// Before the number overflows; that of bytes does not before it, because a packet has no more than 65,535.
+        const MANY: u16 = 0x8000;
+        const ENDS: u8 = state::FIN_ORIGINAL | state::FIN_REPLY | state::RESET;
+        // SAFETY: as in `flow`. Two CPUs may lose one of two packets noted at the same instant.
+        let flow = unsafe { &mut *self.0 };
+        flow.packets = flow.packets.wrapping_add(1);
+        flow.bytes = flow.bytes.wrapping_add(bytes);
+        u32::from(flow.state & ENDS) | u32::from(flow.eager) | u32::from(flow.packets & MANY) != 0
+    }
+
+    /// Packets and bytes that were noted; they are noted no more.
+    #[inline(always)]
+    pub(crate) fn take_noted(self) -> (u16, u32) {
+        // SAFETY: as in `note`.
+        let flow = unsafe { &mut *self.0 };
+        let noted = (flow.packets, flow.bytes);
+        (flow.packets, flow.bytes) = (0, 0);
+        flow.eager = flow.eager.saturating_sub(1);
+        noted
+    }
+
+    /// Lets the next packets be added up at once.
+    #[inline(always)]
+    fn set_eager(self, packets: u8) {
+        // SAFETY: as in `note`.
+        unsafe { (*self.0).eager = packets };
     }
 
     /// Keeps a next hop. The generation is written last: a reader that sees it sees the rest.
@@ -65,6 +108,10 @@ mod lifetime {
     /// A UDP flow without; `nf_conntrack`'s `udp_timeout`.
     pub(super) const UDP_UNREPLIED: u32 = 30;
 }
+
+/// Packets each way of a confirmed UDP flow that are added up at once: few exchanges are longer, and none says that it is
+/// over.
+const EAGER: u8 = 8;
 
 /// What a known tuple's packet means for its flow.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -170,7 +217,7 @@ pub(crate) fn set_twin<A: Copy>(twin: &mut Flow<A>, key: &Tuple<A>, flow: &Flow<
         _ => Direction::Original,
     };
     twin.state = flow.state;
-    twin.pad = 0;
+    twin.eager = flow.eager;
     twin.packets = 0;
     twin.bytes = 0;
 }
@@ -246,6 +293,7 @@ pub(crate) fn vacate<F: Family>() -> bool {
     let silent = silence(kernel::jiffies(), flow.last_seen);
     let is_over = silent > silence_to_be_over(key.proto, flow.state).saturating_mul(node.jiffies_per_second);
     if is_over {
+        stats::add_up::<F>(holder);
         forget::<F>(key, flow);
     }
     is_over
@@ -358,6 +406,7 @@ fn refresh<F: Family>(
     }
     let now = kernel::jiffies();
     entry.set_last_seen(now);
+    entry.set_eager(1);
     if flow.direction == Direction::Transit {
         return Advance::Keep;
     }
@@ -371,6 +420,7 @@ fn refresh<F: Family>(
             return if flow.direction == Direction::Original { Advance::Afresh } else { Advance::Keep };
         }
         other.set_last_seen(now);
+        stats::add_up::<F>(other);
         return Advance::Keep;
     }
     let Some(draft) = draft::<F>() else { return Advance::Keep };
@@ -421,6 +471,7 @@ pub(crate) fn hatch<F: Family>(hook: Hook, key: &Tuple<F::Addr>, entry: Entry<F:
     draft.flow = *flow;
     draft.flow.state |= bits;
     draft.flow.last_seen = kernel::jiffies();
+    draft.flow.eager = if key.proto == Protocol::Udp { EAGER } else { 0 };
     set_twin(&mut draft.twin, key, &draft.flow);
     // First enter, then leave: see `open`.
     let has_entered = F::flows().insert(&draft.twin_key, &draft.twin, u64::from(BPF_ANY)).is_ok()
@@ -459,7 +510,7 @@ mod tests {
             twin_stage: Stage::ToPod,
             direction: Direction::Original,
             state: 0,
-            pad: 0,
+            eager: 0,
             packets: 0,
             bytes: 0,
         };

@@ -13,12 +13,13 @@ use proxy_common::{
 use crate::{
     checksum,
     counters::count,
-    datapath,
+    datapath::{self, Extent},
     family::Family,
     flow,
     output::{self, Verdict},
     packet::Packet,
     parse::{ETHERNET, Tcp, Transport, Udp, UdpHeader},
+    stats,
 };
 
 /// What a fragment says of itself.
@@ -42,7 +43,7 @@ pub(crate) fn run<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P
     let sorted = sort::<P, F>(hook, stage, packet);
     match sorted.first as u8 {
         datapath::TCP => first::<P, F, Tcp>(hook, stage, packet, sorted.length as u16),
-        datapath::UDP => first::<P, F, Udp>(hook, stage, packet, ANY_LENGTH),
+        datapath::UDP => first::<P, F, Udp>(hook, stage, packet, sorted.length as u16),
         _ if sorted.is_dropped != 0 => Err(Outcome::DropNotWritable),
         _ => Ok(sorted.verdict),
     }
@@ -79,7 +80,12 @@ fn first<P: Packet, F: Family, L: Transport>(
 ) -> Result<Verdict, Outcome> {
     let Some(header) = packet.at::<F::Header>(ETHERNET) else { return Err(Outcome::DropNotWritable) };
     let (saddr, daddr) = F::addresses(header);
-    datapath::transport::<P, F, L>(hook, stage, packet, saddr, daddr, length, F::FRAGMENT_TRANSPORT)
+    let extent = Extent {
+        offset: F::FRAGMENT_TRANSPORT,
+        payload: if L::HAS_STATE { length } else { ANY_LENGTH },
+        bytes: (F::FRAGMENT_TRANSPORT - ETHERNET) as u32 + u32::from(length),
+    };
+    datapath::transport::<P, F, L>(hook, stage, packet, saddr, daddr, extent)
 }
 
 /// Remembers the ports of a first fragment, and deals with the others.
@@ -99,7 +105,7 @@ fn sort<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P) -> Sorte
     let (saddr, daddr) = F::addresses(header);
     let key = Fragmented { saddr, daddr, id: fragment.id, proto, stage, pad: [0; 2] };
     if !fragment.is_first {
-        return follow::<P, F>(hook, packet, &key);
+        return follow::<P, F>(hook, packet, &key, fragment.end);
     }
     // TCP has its ports where UDP has them.
     let (Some(first), Some(length)) =
@@ -117,7 +123,7 @@ fn sort<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P) -> Sorte
 
 /// Sends a later fragment where the first one went.
 #[inline(always)]
-fn follow<P: Packet, F: Family>(hook: Hook, packet: &mut P, key: &Fragmented<F::Addr>) -> Sorted {
+fn follow<P: Packet, F: Family>(hook: Hook, packet: &mut P, key: &Fragmented<F::Addr>, end: usize) -> Sorted {
     // SAFETY: an entry may be given to another packet after an eviction, not one looked up a moment ago.
     let Some(ports) = (unsafe { F::fragments().get(key) }) else {
         return pass(hook, Outcome::PassFragment);
@@ -126,6 +132,7 @@ fn follow<P: Packet, F: Family>(hook: Hook, packet: &mut P, key: &Fragmented<F::
     let Some(entry) = flow::half::<F>(&tuple) else { return pass(hook, Outcome::PassFragment) };
     let flow = entry.flow();
     let Some(header) = packet.at::<F::Header>(ETHERNET) else { return Sorted::PASS };
+    stats::note::<F>(entry, (end - ETHERNET) as u32);
     let to = &flow.rewrite;
     let leaves = output::knows_way::<F>(flow, header);
     // What the kernel has to route keeps its source until it leaves, as its first fragment did.

@@ -11,6 +11,10 @@ pub static SOCKET_LB: Global<u8> = Global::new(2);
 #[unsafe(no_mangle)]
 pub static HOST_NETNS_COOKIE: Global<u64> = Global::new(1);
 
+/// Whether packets and bytes are counted per Service and backend: 0 takes all of that out of the programs.
+#[unsafe(no_mangle)]
+pub static STATS: Global<u8> = Global::new(1);
+
 /// The low 32 bits of jiffies. Inlined by the kernel to one load.
 #[inline(always)]
 pub fn jiffies() -> u32 {

@@ -31,3 +31,4 @@ mod peer;
 mod reject;
 mod service;
 pub mod socket;
+mod stats;

@@ -18,6 +18,7 @@ use crate::{
     kernel::{HOST_NETNS_COOKIE, SOCKET_LB},
     peer::{self, Peer, mapped, peer4, peer6, set_mapped_peer, set_peer4, set_peer6},
     service::{self, Client},
+    stats,
 };
 
 /// Whether the system call goes on.
@@ -161,6 +162,7 @@ fn translate<F: Family>(
     }
     set_peer(context, Peer { addr: backend.addr, port: backend.port });
     count(hook, Outcome::Opened);
+    stats::opened::<F>(service.index, chosen.id);
     GO_ON
 }
 

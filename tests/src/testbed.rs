@@ -18,6 +18,7 @@ use proxy_common::{
     node::{LAYOUT, Node, local},
     outcome::{self, Hook, Outcome},
     service::{Frontend, Range, Service},
+    stats::Stats,
     tuple::Tuple,
 };
 use proxy_userspace::dataplane::OBJECT;
@@ -382,6 +383,11 @@ impl Testbed {
             }
         }
         Ok(seen)
+    }
+
+    /// What was counted under an index: `SERVICE_STATS_4` and `_6`, `BACKEND_STATS_4` and `_6`.
+    pub fn stats(&mut self, map: &str, index: u32) -> Result<Stats> {
+        Ok(Array::<_, Stats>::try_from(self.map(map)?)?.get(&index, 0)?)
     }
 
     /// The IPv4 flows of a tier: `FLOWS_V4` or `EMBRYOS_V4`.

