@@ -14,7 +14,7 @@ use crate::{
         self, Dataplane, NodeSettings,
         netlink::{NetworkEvent, NodeNetwork},
     },
-    diff::{Capacity, GRACE, Overflow},
+    diff::{Capacity, GRACE, KernelState, Overflow},
     reconcile::Reconciler,
     source::Event,
 };
@@ -43,6 +43,8 @@ pub(super) struct Agent {
     /// When bits of the address filters that nothing needs any more are cleared.
     prune_at: Option<Instant>,
     account: Account,
+    /// What the kernel held when the agent started, until it is known whose it is.
+    adopted: Option<KernelState>,
 }
 
 /// How far the agent has come.
@@ -73,6 +75,7 @@ impl Agent {
             overflows: BTreeSet::new(),
             prune_at: None,
             account,
+            adopted: None,
         }
     }
 
@@ -127,7 +130,9 @@ impl Agent {
             self.account.begin(began);
         }
         if self.is_blind {
-            self.reconciler.adopt(self.dataplane.read()?, std::time::Instant::now());
+            let state = self.dataplane.read()?;
+            self.adopted = (self.stage != Stage::InSync).then(|| state.clone());
+            self.reconciler.adopt(state, std::time::Instant::now());
             self.is_blind = false;
         }
         if self.has_new_routes {
@@ -165,6 +170,10 @@ impl Agent {
     fn write_tables(&mut self) -> Result<(), dataplane::Error> {
         let began = Instant::now();
         let (plan, overflows) = self.reconciler.plan(began.into_std());
+        if let Some(state) = self.adopted.take() {
+            self.account.adopt(&state, self.reconciler.tables());
+        }
+        self.account.follow(&plan, self.reconciler.tables());
         self.dataplane.put_node(&self.node_settings())?;
         if !plan.is_empty() {
             self.dataplane.apply(&plan)?;
