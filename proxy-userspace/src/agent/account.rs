@@ -28,6 +28,8 @@ pub(super) struct Account {
     kernel: Arc<Kernel>,
     /// Something has changed that the kernel does not have yet.
     has_news: bool,
+    /// The kernel was read anew, so that everything is compared.
+    is_full: bool,
 }
 
 impl Account {
@@ -46,7 +48,7 @@ impl Account {
             tokio::spawn(http::serve_at(address, "/metrics, /proxyMode and /configz", router));
         }
         tokio::spawn(recount(Arc::clone(&kernel)));
-        Ok(Self { progress, metrics, kernel, has_news: true })
+        Ok(Self { progress, metrics, kernel, has_news: true, is_full: true })
     }
 
     /// The kernel's state was read anew, and the tables are computed that it should hold.
@@ -82,6 +84,12 @@ impl Account {
         self.has_news = true;
     }
 
+    /// The kernel's state is not known any more.
+    pub(super) fn note_failure(&mut self) {
+        self.has_news = true;
+        self.is_full = true;
+    }
+
     /// What is new is going to be written now, or waits for the next attempt.
     pub(super) fn begin(&self, now: Instant) {
         if self.has_news {
@@ -91,7 +99,8 @@ impl Account {
     }
 
     /// Everything is in the kernel.
-    pub(super) fn finish(&mut self, took: Duration, is_full: bool) {
+    pub(super) fn finish(&mut self, took: Duration) {
+        let is_full = std::mem::take(&mut self.is_full);
         if std::mem::take(&mut self.has_news) {
             let now = Timestamp::now();
             for family in IpFamily::ALL {

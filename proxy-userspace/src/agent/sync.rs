@@ -125,7 +125,7 @@ impl Agent {
     }
 
     fn try_sync(&mut self) -> Result<(), dataplane::Error> {
-        let (began, is_full) = (Instant::now(), self.is_blind);
+        let began = Instant::now();
         if self.has_begun() {
             self.account.begin(began);
         }
@@ -145,7 +145,7 @@ impl Agent {
         self.account.begin(began);
         self.write_tables()?;
         self.attach()?;
-        self.account.finish(began.elapsed(), is_full);
+        self.account.finish(began.elapsed());
         self.announce();
         self.prune()
     }
@@ -234,6 +234,7 @@ impl Agent {
 
     fn fail(&mut self, error: &dataplane::Error) {
         self.is_blind = true;
+        self.account.note_failure();
         self.failures = self.failures.saturating_add(1);
         let wait = RETRY.0.saturating_mul(1 << self.failures.min(16)).min(RETRY.1);
         self.retry_at = Some(Instant::now() + wait);
