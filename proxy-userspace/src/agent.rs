@@ -65,7 +65,7 @@ pub async fn run(config: Config) -> Result<(), StartError> {
         Source::Kubernetes(server) => source::kubernetes::start(server, &config.node.name, sender).await?,
     }
     let dataplane = Dataplane::open(&config.dataplane)?;
-    let account = Account::open(&config);
+    let account = Account::open(&config).map_err(OpenError::from)?;
     let mut agent = Agent::new(dataplane, config, account);
     let mut network = netlink::watch();
     loop {

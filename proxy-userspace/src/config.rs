@@ -13,7 +13,7 @@ pub use self::{
     kube_proxy::{KubeProxyConfiguration, Note, ReadError},
     port_range::{PortRange, PortRangeError},
 };
-use crate::{dataplane, reconcile};
+use crate::{dataplane, metrics::PerBackend, reconcile};
 
 /// Everything an agent needs to know before it starts.
 #[derive(Clone, Debug)]
@@ -34,6 +34,8 @@ pub struct Config {
     pub healthz: Option<SocketAddr>,
     /// Where metrics are served; none means nowhere.
     pub metrics: Option<SocketAddr>,
+    /// Whether each backend has series of its own.
+    pub metrics_per_backend: PerBackend,
     /// How often what others may have undone is put right. A change that waits for twice as long is a sign of ill health.
     pub sync_period: Duration,
 }

@@ -3,8 +3,11 @@
 //!
 //! Cloning is cheap and every clone counts into the same numbers.
 
+mod kernel;
 mod labels;
+mod owners;
 mod process;
+mod server;
 
 use std::{
     sync::{Arc, atomic::AtomicU64},
@@ -23,8 +26,13 @@ use prometheus_client::{
     registry::Registry,
 };
 
-pub use self::labels::Policy;
 use self::labels::{CodeLabel, FamilyLabel, PolicyLabel};
+pub use self::{
+    kernel::{Kernel, PerBackend},
+    labels::Policy,
+    owners::Owners,
+    server::{configuration, router},
+};
 use crate::progress::IpFamily;
 
 type Seconds = Family<FamilyLabel, Gauge<f64, AtomicU64>>;
@@ -183,6 +191,13 @@ impl Metrics {
         let mut registry = Registry::default();
         self.handles.register(&mut registry);
         registry.register_collector(Box::new(process::Process));
+        registry
+    }
+
+    /// And of the kernel's maps.
+    pub fn registry_with(&self, kernel: Arc<Kernel>) -> Registry {
+        let mut registry = self.registry();
+        registry.register_collector(Box::new(kernel));
         registry
     }
 

@@ -8,31 +8,65 @@ use tokio::time::Instant;
 
 use crate::{
     config::Config,
+    dataplane::{self, Observer},
+    desired::Tables,
+    diff::{KernelState, Plan},
     health, http,
-    metrics::Metrics,
+    metrics::{self, Kernel, Metrics},
     progress::{IpFamily, Progress},
     source::{Change, Event},
 };
+
+/// Between two counts of connections, for Services that go by them.
+const RECOUNT: Duration = Duration::from_secs(30);
 
 /// What others may know of the loop.
 #[derive(Debug)]
 pub(super) struct Account {
     progress: Arc<Progress>,
     metrics: Metrics,
+    kernel: Arc<Kernel>,
     /// Something has changed that the kernel does not have yet.
     has_news: bool,
+    /// The kernel was read anew, so that everything is compared.
+    is_full: bool,
 }
 
 impl Account {
     /// Starts to answer.
-    pub(super) fn open(config: &Config) -> Self {
+    pub(super) fn open(config: &Config) -> Result<Self, dataplane::Error> {
         let progress = Arc::new(Progress::new(health::patience(config.sync_period)));
         let metrics = Metrics::default();
+        let kernel = Arc::new(Kernel::new(Observer::open(&config.dataplane.pin_path)?, config.metrics_per_backend));
         if let Some(address) = config.healthz {
             let router = health::router(Arc::clone(&progress), metrics.clone());
             tokio::spawn(http::serve_at(address, "/healthz, /livez and /readyz", router));
         }
-        Self { progress, metrics, has_news: true }
+        if let Some(address) = config.metrics {
+            let registry = metrics.registry_with(Arc::clone(&kernel));
+            let router = metrics::router(registry, &metrics::configuration(config));
+            tokio::spawn(http::serve_at(address, "/metrics, /proxyMode and /configz", router));
+        }
+        tokio::spawn(recount(Arc::clone(&kernel)));
+        Ok(Self { progress, metrics, kernel, has_news: true, is_full: true })
+    }
+
+    /// The kernel's state was read anew, and the tables are computed that it should hold.
+    pub(super) fn adopt(&self, state: &KernelState, tables: &Tables) {
+        let (v4, v6) = (self.kernel.owners(IpFamily::V4), self.kernel.owners(IpFamily::V6));
+        let port_v4 = |frontend: &_| tables.v4.services.get(frontend).map(|service| Arc::clone(&service.port));
+        let port_v6 = |frontend: &_| tables.v6.services.get(frontend).map(|service| Arc::clone(&service.port));
+        v4.adopt(&state.v4, &port_v4, &self.kernel.counts(IpFamily::V4));
+        v6.adopt(&state.v6, &port_v6, &self.kernel.counts(IpFamily::V6));
+    }
+
+    /// This is going to be written.
+    pub(super) fn follow(&self, plan: &Plan, tables: &Tables) {
+        let (v4, v6) = (self.kernel.owners(IpFamily::V4), self.kernel.owners(IpFamily::V6));
+        let port_v4 = |frontend: &_| tables.v4.services.get(frontend).map(|service| Arc::clone(&service.port));
+        let port_v6 = |frontend: &_| tables.v6.services.get(frontend).map(|service| Arc::clone(&service.port));
+        v4.follow(&plan.v4, &port_v4, &self.kernel.counts(IpFamily::V4));
+        v6.follow(&plan.v6, &port_v6, &self.kernel.counts(IpFamily::V6));
     }
 
     /// A source has said something.
@@ -50,6 +84,12 @@ impl Account {
         self.has_news = true;
     }
 
+    /// The kernel's state is not known any more.
+    pub(super) fn note_failure(&mut self) {
+        self.has_news = true;
+        self.is_full = true;
+    }
+
     /// What is new is going to be written now, or waits for the next attempt.
     pub(super) fn begin(&self, now: Instant) {
         if self.has_news {
@@ -59,7 +99,8 @@ impl Account {
     }
 
     /// Everything is in the kernel.
-    pub(super) fn finish(&mut self, took: Duration, is_full: bool) {
+    pub(super) fn finish(&mut self, took: Duration) {
+        let is_full = std::mem::take(&mut self.is_full);
         if std::mem::take(&mut self.has_news) {
             let now = Timestamp::now();
             for family in IpFamily::ALL {
@@ -73,6 +114,17 @@ impl Account {
     /// Whether load balancers may send traffic to this node.
     pub(super) fn set_node_eligible(&self, is_eligible: bool) {
         self.progress.set_node_eligible(is_eligible);
+    }
+}
+
+/// Corrects what the programs believe about how many connections backends have, for as long as the agent runs.
+async fn recount(kernel: Arc<Kernel>) {
+    loop {
+        tokio::time::sleep(RECOUNT).await;
+        let kernel = Arc::clone(&kernel);
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || kernel.recount()).await {
+            tracing::warn!("connections could not be counted: {error}");
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
         self, Dataplane, NodeSettings,
         netlink::{NetworkEvent, NodeNetwork},
     },
-    diff::{Capacity, GRACE, Overflow},
+    diff::{Capacity, GRACE, KernelState, Overflow},
     reconcile::Reconciler,
     source::Event,
 };
@@ -43,6 +43,8 @@ pub(super) struct Agent {
     /// When bits of the address filters that nothing needs any more are cleared.
     prune_at: Option<Instant>,
     account: Account,
+    /// What the kernel held when the agent started, until it is known whose it is.
+    adopted: Option<KernelState>,
 }
 
 /// How far the agent has come.
@@ -73,6 +75,7 @@ impl Agent {
             overflows: BTreeSet::new(),
             prune_at: None,
             account,
+            adopted: None,
         }
     }
 
@@ -122,12 +125,14 @@ impl Agent {
     }
 
     fn try_sync(&mut self) -> Result<(), dataplane::Error> {
-        let (began, is_full) = (Instant::now(), self.is_blind);
+        let began = Instant::now();
         if self.has_begun() {
             self.account.begin(began);
         }
         if self.is_blind {
-            self.reconciler.adopt(self.dataplane.read()?, std::time::Instant::now());
+            let state = self.dataplane.read()?;
+            self.adopted = (self.stage != Stage::InSync).then(|| state.clone());
+            self.reconciler.adopt(state, std::time::Instant::now());
             self.is_blind = false;
         }
         if self.has_new_routes {
@@ -140,7 +145,7 @@ impl Agent {
         self.account.begin(began);
         self.write_tables()?;
         self.attach()?;
-        self.account.finish(began.elapsed(), is_full);
+        self.account.finish(began.elapsed());
         self.announce();
         self.prune()
     }
@@ -165,6 +170,10 @@ impl Agent {
     fn write_tables(&mut self) -> Result<(), dataplane::Error> {
         let began = Instant::now();
         let (plan, overflows) = self.reconciler.plan(began.into_std());
+        if let Some(state) = self.adopted.take() {
+            self.account.adopt(&state, self.reconciler.tables());
+        }
+        self.account.follow(&plan, self.reconciler.tables());
         self.dataplane.put_node(&self.node_settings())?;
         if !plan.is_empty() {
             self.dataplane.apply(&plan)?;
@@ -225,6 +234,7 @@ impl Agent {
 
     fn fail(&mut self, error: &dataplane::Error) {
         self.is_blind = true;
+        self.account.note_failure();
         self.failures = self.failures.saturating_add(1);
         let wait = RETRY.0.saturating_mul(1 << self.failures.min(16)).min(RETRY.1);
         self.retry_at = Some(Instant::now() + wait);

@@ -11,6 +11,7 @@ mod links;
 mod load;
 mod namespaces;
 pub mod netlink;
+mod observer;
 mod options;
 mod preflight;
 mod program;
@@ -44,6 +45,7 @@ pub use self::{
     cleanup::{Removed, cleanup},
     error::{Error, OpenError},
     load::OBJECT,
+    observer::{Active, FamilyObserver, Fill, KnownBackend, Observer, Survey},
     options::{ClassifierMode, DevicePattern, Options, PatternError, SocketLb, UplinkMode},
     program::ProgramName,
 };

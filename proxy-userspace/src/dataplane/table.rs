@@ -33,6 +33,11 @@ impl<K: Pod, V: Pod> Table<K, V> {
         Ok(Self { name, fd, capacity: info.max_entries(), entry: PhantomData })
     }
 
+    /// The map's name.
+    pub(super) fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// How many entries fit.
     pub(super) fn capacity(&self) -> u32 {
         self.capacity

@@ -13,6 +13,7 @@ use crate::{
         Masquerade, PortRange, Source, SourceName,
     },
     dataplane::{self, DevicePattern},
+    metrics::PerBackend,
     reconcile,
 };
 
@@ -99,6 +100,9 @@ pub(in crate::cli) struct Arguments {
     /// Where metrics are served; empty: nowhere [default: 127.0.0.1:10249]
     #[arg(long, value_name = "ADDRESS[:PORT]")]
     metrics_bind_address: Option<BindAddress>,
+    /// Whether each backend has metrics of its own, of which there may be very many
+    #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, default_value_t = true)]
+    metrics_per_backend: bool,
     /// Take everything out of the kernel that agents have put there, and end: the same as the command `cleanup`
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(super) cleanup: Option<bool>,
@@ -167,6 +171,7 @@ impl Arguments {
         Ok(Config {
             healthz: self.healthz(&file),
             metrics: self.metrics(&file),
+            metrics_per_backend: if self.metrics_per_backend { PerBackend::Yes } else { PerBackend::No },
             masquerade: Masquerade {
                 all: self.masquerade_all.unwrap_or(file.masquerade_all),
                 local_backends: self.masquerade_local_backends,

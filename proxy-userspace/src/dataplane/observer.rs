@@ -1,0 +1,385 @@
+//! Reads what the programs count and how full their maps are, through descriptors of its own: it may be asked from any
+//! thread, and the loop that writes the maps does not wait for it.
+
+use std::{collections::HashMap, fmt::Debug, net::SocketAddr, path::Path};
+
+use aya::{
+    Pod,
+    maps::{Map, MapData, PerCpuArray, lpm_trie::Key},
+};
+use proxy_common::{
+    addr::{Address, Ipv4, Ipv6, Protocol},
+    backend::{Backend, BackendState},
+    flow::{Direction, Flow, state},
+    outcome::{Hook, Outcome, counter},
+    service::{Affinity, Client, Frontend, Pick, Service, Source},
+    socket::{SocketOrigin, SocketPeer, SocketTarget, SocketWay},
+    stats::Stats,
+    tuple::Tuple,
+};
+
+use super::{
+    error::Error,
+    load::{jiffies_per_second, maps_directory},
+    table::Table,
+};
+
+/// Reads the maps of both families.
+pub struct Observer {
+    counters: PerCpuArray<MapData, u64>,
+    slots: Table<u32, u32>,
+    v4: FamilyObserver<Ipv4>,
+    v6: FamilyObserver<Ipv6>,
+}
+
+impl Debug for Observer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Observer").finish_non_exhaustive()
+    }
+}
+
+/// Reads the maps of one family.
+pub struct FamilyObserver<A> {
+    services: Table<Frontend<A>, Service>,
+    backends: Table<u32, Backend<A>>,
+    local_addrs: Table<A, u32>,
+    sources: Table<Key<Source<A>>, u32>,
+    affinity: Table<Client<A>, Affinity>,
+    flows: [Table<Tuple<A>, Flow<A>>; 2],
+    sockets: Table<SocketPeer<A>, SocketTarget<A>>,
+    service_stats: Table<u32, Stats>,
+    backend_stats: Table<u32, Stats>,
+    active: Table<u32, u32>,
+}
+
+/// How full a map is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fill {
+    /// Its name.
+    pub map: &'static str,
+    /// Entries in use.
+    pub entries: usize,
+    /// Entries that fit.
+    pub capacity: u32,
+}
+
+/// Connections that go on, by Service port and by backend.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Active {
+    /// By [`Service::index`].
+    pub services: HashMap<u32, u32>,
+    /// By backend id.
+    pub backends: HashMap<u32, u32>,
+}
+
+/// What one look at the maps of a family has shown.
+#[derive(Clone, Debug, Default)]
+pub struct Survey {
+    /// How full they are.
+    pub fills: Vec<Fill>,
+    /// Connections that go on.
+    pub active: Active,
+}
+
+/// A backend that is in use, or was until lately.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownBackend {
+    /// Its id.
+    pub id: u32,
+    /// Where it is.
+    pub address: SocketAddr,
+    /// How often the id was given to another one.
+    pub generation: u32,
+    /// It is in a slice.
+    pub is_present: bool,
+}
+
+fn open<K: Pod, V: Pod>(directory: &Path, name: &'static str) -> Result<Table<K, V>, Error> {
+    Table::new(name, &pinned(directory, name)?)
+}
+
+fn pinned(directory: &Path, name: &'static str) -> Result<MapData, Error> {
+    let error = |source| Error::Map { operation: "open", map: name, source: std::io::Error::other(source) };
+    MapData::from_pin(directory.join(name)).map_err(error)
+}
+
+impl Observer {
+    /// Opens the maps pinned under a path.
+    pub fn open(pin_path: &Path) -> Result<Self, Error> {
+        let directory = maps_directory(pin_path);
+        let shape = |_| Error::MapShape { map: "COUNTERS" };
+        Ok(Self {
+            counters: Map::PerCpuArray(pinned(&directory, "COUNTERS")?).try_into().map_err(shape)?,
+            slots: open(&directory, "SLOTS")?,
+            v4: FamilyObserver::open(&directory, &V4)?,
+            v6: FamilyObserver::open(&directory, &V6)?,
+        })
+    }
+
+    /// What was counted, over all CPUs.
+    pub fn counters(&self) -> Vec<(Hook, Outcome, u64)> {
+        let read = |hook, outcome| {
+            let values = self.counters.get(&counter(hook, outcome), 0).ok()?;
+            Some((hook, outcome, values.iter().sum()))
+        };
+        Hook::ALL.into_iter().flat_map(|hook| Outcome::ALL.map(|outcome| read(hook, outcome))).flatten().collect()
+    }
+
+    /// How full the array of slots is.
+    pub fn slots(&self) -> Result<Fill, Error> {
+        let slots = self.slots.values(self.slots.capacity() as usize)?;
+        let entries = slots.iter().filter(|backend| **backend != 0).count();
+        Ok(Fill { map: "SLOTS", entries, capacity: self.slots.capacity() })
+    }
+
+    /// The maps of IPv4.
+    pub fn v4(&self) -> &FamilyObserver<Ipv4> {
+        &self.v4
+    }
+
+    /// The maps of IPv6.
+    pub fn v6(&self) -> &FamilyObserver<Ipv6> {
+        &self.v6
+    }
+}
+
+/// The names of one family's maps.
+struct Names {
+    services: &'static str,
+    backends: &'static str,
+    local_addrs: &'static str,
+    sources: &'static str,
+    affinity: &'static str,
+    flows: [&'static str; 2],
+    sockets: &'static str,
+    stats: [&'static str; 2],
+    active: &'static str,
+}
+
+const V4: Names = Names {
+    services: "SERVICES_V4",
+    backends: "BACKENDS_V4",
+    local_addrs: "LOCAL_ADDRS_V4",
+    sources: "SOURCES_V4",
+    affinity: "AFFINITY_V4",
+    flows: ["EMBRYOS_V4", "FLOWS_V4"],
+    sockets: "SOCKETS_V4",
+    stats: ["SERVICE_STATS_4", "BACKEND_STATS_4"],
+    active: "ACTIVE_V4",
+};
+
+const V6: Names = Names {
+    services: "SERVICES_V6",
+    backends: "BACKENDS_V6",
+    local_addrs: "LOCAL_ADDRS_V6",
+    sources: "SOURCES_V6",
+    affinity: "AFFINITY_V6",
+    flows: ["EMBRYOS_V6", "FLOWS_V6"],
+    sockets: "SOCKETS_V6",
+    stats: ["SERVICE_STATS_6", "BACKEND_STATS_6"],
+    active: "ACTIVE_V6",
+};
+
+impl<A> FamilyObserver<A>
+where
+    A: Address + Pod + Into<std::net::IpAddr>,
+    Frontend<A>: Pod,
+    Backend<A>: Pod + Default + PartialEq,
+    Source<A>: Pod,
+    Client<A>: Pod,
+    Tuple<A>: Pod,
+    Flow<A>: Pod,
+    SocketPeer<A>: Pod,
+    SocketTarget<A>: Pod,
+{
+    fn open(directory: &Path, names: &Names) -> Result<Self, Error> {
+        let [embryos, flows] = names.flows;
+        let [service_stats, backend_stats] = names.stats;
+        Ok(Self {
+            services: open(directory, names.services)?,
+            backends: open(directory, names.backends)?,
+            local_addrs: open(directory, names.local_addrs)?,
+            sources: open(directory, names.sources)?,
+            affinity: open(directory, names.affinity)?,
+            // Embryos first: a flow that moves on meanwhile is seen twice rather than not at all.
+            flows: [open(directory, embryos)?, open(directory, flows)?],
+            sockets: open(directory, names.sockets)?,
+            service_stats: open(directory, service_stats)?,
+            backend_stats: open(directory, backend_stats)?,
+            active: open(directory, names.active)?,
+        })
+    }
+
+    /// Looks at every entry of every map. Takes a tenth of a second when all are full.
+    pub fn survey(&self) -> Result<Survey, Error> {
+        let mut active = Active::default();
+        let [embryos, flows] = &self.flows;
+        let fills = vec![
+            fill(embryos, |key, flow| active.add_flow(key, flow))?,
+            fill(flows, |key, flow| active.add_flow(key, flow))?,
+            fill(&self.sockets, |peer, target| active.add_socket(peer, target))?,
+            fill(&self.services, |_, _| ())?,
+            fill(&self.local_addrs, |_, _| ())?,
+            fill(&self.sources, |_, _| ())?,
+            fill(&self.affinity, |_, _| ())?,
+            Fill { map: self.backends.name(), entries: self.backends()?.len(), capacity: self.backends.capacity() },
+        ];
+        Ok(Survey { fills, active })
+    }
+
+    /// Connections that go on.
+    pub fn active(&self) -> Result<Active, Error> {
+        let mut active = Active::default();
+        for table in &self.flows {
+            fill(table, |key, flow| active.add_flow(key, flow))?;
+        }
+        fill(&self.sockets, |peer, target| active.add_socket(peer, target))?;
+        Ok(active)
+    }
+
+    /// Whether a Service goes by how many connections its backends have.
+    pub fn needs_active(&self) -> Result<bool, Error> {
+        let mut needs = false;
+        self.services.visit(|_, service| {
+            needs = service.pick == Pick::LeastConnections;
+            !needs
+        })?;
+        Ok(needs)
+    }
+
+    /// Tells the programs how many connections each backend has.
+    pub fn put_active(&self, active: &Active) -> Result<(), Error> {
+        let found = self.active.values(self.backends_end()?)?;
+        let wanted = |id: u32| active.backends.get(&id).copied().unwrap_or(0);
+        let differing = (0_u32..).zip(found).filter(|(id, count)| wanted(*id) != *count);
+        let (ids, counts): (Vec<u32>, Vec<u32>) = differing.map(|(id, _)| (id, wanted(id))).unzip();
+        self.active.put_all(&ids, &counts)
+    }
+
+    /// Counts of a Service port.
+    pub fn service_stats(&self, index: u32) -> Result<Stats, Error> {
+        self.service_stats.read(&index)
+    }
+
+    /// Counts of a backend.
+    pub fn backend_stats(&self, id: u32) -> Result<Stats, Error> {
+        self.backend_stats.read(&id)
+    }
+
+    /// Counts of every Service port below an index.
+    pub fn all_service_stats(&self, end: u32) -> Result<Vec<Stats>, Error> {
+        self.service_stats.values(end as usize)
+    }
+
+    /// Counts of every backend below an id.
+    pub fn all_backend_stats(&self, end: u32) -> Result<Vec<Stats>, Error> {
+        self.backend_stats.values(end as usize)
+    }
+
+    /// The indexes of Service ports that have a frontend.
+    pub fn indexes(&self) -> Result<Vec<u32>, Error> {
+        let mut indexes = Vec::new();
+        self.services.visit(|_, service| {
+            indexes.push(service.index);
+            true
+        })?;
+        indexes.sort_unstable();
+        indexes.dedup();
+        Ok(indexes)
+    }
+
+    /// Every backend that has an id.
+    pub fn backends(&self) -> Result<Vec<KnownBackend>, Error> {
+        let entries = self.backends.values(self.backends.capacity() as usize)?;
+        let used = (0_u32..).zip(entries).filter(|(_, backend)| backend.state != BackendState::Free);
+        Ok(used
+            .map(|(id, backend)| KnownBackend {
+                id,
+                address: SocketAddr::new(backend.addr.into(), backend.port.number()),
+                generation: backend.generation,
+                is_present: backend.state != BackendState::Gone,
+            })
+            .collect())
+    }
+
+    fn backends_end(&self) -> Result<usize, Error> {
+        Ok(self.backends()?.last().map_or(0, |backend| backend.id as usize + 1))
+    }
+}
+
+fn fill<K: Pod, V: Pod>(table: &Table<K, V>, mut each: impl FnMut(&K, &V)) -> Result<Fill, Error> {
+    let mut entries = 0;
+    table.visit(|key, value| {
+        each(&key, &value);
+        entries += 1;
+        true
+    })?;
+    Ok(Fill { map: table.name(), entries, capacity: table.capacity() })
+}
+
+impl Active {
+    fn add_flow<A>(&mut self, key: &Tuple<A>, flow: &Flow<A>) {
+        if flow.direction == Direction::Original && goes_on(key.proto, flow.state, silence(flow.last_seen)) {
+            self.add(flow.service, flow.backend);
+        }
+    }
+
+    fn add_socket<A>(&mut self, peer: &SocketPeer<A>, target: &SocketTarget<A>) {
+        if peer.way == SocketWay::ToFrontend && target.origin == SocketOrigin::Connected {
+            self.add(target.service, target.backend);
+        }
+    }
+
+    fn add(&mut self, service: u32, backend: u32) {
+        *self.services.entry(service).or_default() += 1;
+        *self.backends.entry(backend).or_default() += 1;
+    }
+}
+
+/// Seconds since a time in jiffies. The kernel's jiffies began five minutes before they overflowed (`INITIAL_JIFFIES` in
+/// include/linux/jiffies.h) and follow the monotonic clock since.
+fn silence(last_seen: u32) -> u32 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let frequency = i64::from(jiffies_per_second());
+    let ticks = now.tv_sec * frequency + now.tv_nsec * frequency / 1_000_000_000 - 300 * frequency;
+    let passed = (ticks as u32).wrapping_sub(last_seen);
+    // A flow seen a moment ago may seem to lie ahead: the clocks began a moment apart.
+    if passed > u32::MAX / 2 { 0 } else { passed / frequency as u32 }
+}
+
+/// Whether a flow counts as a connection: neither closed nor silent for longer than its state allows.
+fn goes_on(proto: Protocol, bits: u8, silence: u32) -> bool {
+    const BOTH: u8 = state::FIN_ORIGINAL | state::FIN_REPLY;
+    let is_closing = bits & state::RESET != 0 || bits & BOTH == BOTH;
+    let lifetime = match proto {
+        Protocol::Udp if bits & state::REPLIED != 0 => 120,
+        Protocol::Udp => 30,
+        _ if bits & state::CONFIRMED != 0 => 86_400,
+        _ => 120,
+    };
+    silence <= lifetime && (proto == Protocol::Udp || !is_closing)
+}
+
+#[cfg(test)]
+mod tests {
+    use proxy_common::{addr::Protocol, flow::state};
+
+    use super::goes_on;
+
+    #[test]
+    fn a_connection_goes_on_until_it_is_closed_or_silent_for_too_long() {
+        let established = state::CONFIRMED | state::REPLIED;
+        let cases = [
+            ("established and silent for hours", Protocol::Tcp, established, 80_000, true),
+            ("half closed", Protocol::Tcp, established | state::FIN_REPLY, 0, true),
+            ("closed", Protocol::Tcp, established | state::FIN_REPLY | state::FIN_ORIGINAL, 0, false),
+            ("reset", Protocol::Tcp, established | state::RESET, 0, false),
+            ("never answered", Protocol::Tcp, 0, 121, false),
+            ("datagrams that were answered", Protocol::Udp, established, 119, true),
+            ("datagrams that were not", Protocol::Udp, 0, 31, false),
+        ];
+        for (name, proto, bits, silence, expected) in cases {
+            assert_eq!(goes_on(proto, bits, silence), expected, "{name}");
+        }
+    }
+}
