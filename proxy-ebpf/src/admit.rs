@@ -12,10 +12,10 @@ use proxy_common::{
 };
 
 use crate::{
+    choose::{Chosen, choose, is_internal},
     counters::count,
     family::Family,
-    flow, kernel,
-    service::{self, Chosen, Client},
+    flow, kernel, service,
 };
 
 /// Source ports tried before the flow is dropped. Each is random, so the chance that all are taken is the share of ports
@@ -54,12 +54,11 @@ pub(crate) fn select<F: Family>(key: &Tuple<F::Addr>) -> Admission {
     let Some(service) = service::find::<F>(key.daddr, key.dport, key.proto) else {
         return service::refusal::<F>(key.daddr).map_or(Admission::NotOurs, Admission::Refused);
     };
-    let client = if matches!(key.stage, Stage::UplinkIn) { Client::External } else { Client::Internal };
-    let chosen = match service::choose::<F>(service, client) {
+    let chosen = match choose::<F>(service, key) {
         Ok(chosen) => chosen,
         Err(outcome) => return Admission::Refused(outcome),
     };
-    let way = way::<F>(node, key, client, &chosen);
+    let way = way::<F>(node, key, &chosen);
     if way.is_masqueraded && way.saddr == F::Addr::ANY {
         return Admission::Refused(Outcome::DropNoMasquerade);
     }
@@ -132,23 +131,19 @@ unsafe extern "C" fn attempt<F: Family>(_: u64, claim: *mut Claim<F::Addr>) -> i
 }
 
 #[inline(always)]
-fn way<F: Family>(node: &Node, key: &Tuple<F::Addr>, client: Client, chosen: &Chosen<F::Addr>) -> Way<F::Addr> {
+fn way<F: Family>(node: &Node, key: &Tuple<F::Addr>, chosen: &Chosen<F::Addr>) -> Way<F::Addr> {
     let masquerade = F::masquerade(node);
-    match client {
+    match is_internal(key) {
         // A pod that picked itself would answer itself directly: it must believe that the node asks.
-        Client::Internal if chosen.backend.addr == key.saddr => {
+        true if chosen.backend.addr == key.saddr => {
             Way { saddr: masquerade, is_masqueraded: true, output: Output::Hairpin, twin_stage: Stage::FromPod }
         }
-        Client::Internal => {
-            Way { saddr: key.saddr, is_masqueraded: false, output: Output::Stack, twin_stage: Stage::ToPod }
-        }
-        Client::External if service::is_local::<F>(chosen.backend) => {
+        true => Way { saddr: key.saddr, is_masqueraded: false, output: Output::Stack, twin_stage: Stage::ToPod },
+        false if service::is_local::<F>(chosen.backend) => {
             Way { saddr: key.saddr, is_masqueraded: false, output: Output::Stack, twin_stage: Stage::UplinkOut }
         }
         // The other node would answer the client directly: replies must come back this way.
-        Client::External => {
-            Way { saddr: masquerade, is_masqueraded: true, output: Output::Forward, twin_stage: Stage::UplinkIn }
-        }
+        false => Way { saddr: masquerade, is_masqueraded: true, output: Output::Forward, twin_stage: Stage::UplinkIn },
     }
 }
 

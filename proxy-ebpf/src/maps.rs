@@ -62,6 +62,8 @@ pub(crate) type ServiceStats = Array<Stats, SERVICES>;
 pub(crate) type BackendStats = Array<Stats, BACKENDS>;
 /// Active flows by backend id. The agent counts anew now and then, because flows that end in silence are not seen.
 pub(crate) type Active = Array<u32, BACKENDS>;
+/// How often a Service port was picked from, by its index, on each CPU by itself.
+pub(crate) type Turns = PerCpuArray<u32, SERVICES>;
 
 #[btf_map]
 pub(crate) static SERVICES_V4: Services<Ipv4> = HashMap::new();
@@ -132,8 +134,7 @@ pub(crate) static BACKEND_STATS_6: BackendStats = Array::new();
 pub(crate) static ACTIVE_V4: Active = Array::new();
 #[btf_map]
 pub(crate) static ACTIVE_V6: Active = Array::new();
-/// How often a Service port was picked from, by its index, on each CPU by itself.
 #[btf_map]
-pub(crate) static TURNS_V4: PerCpuArray<u32, SERVICES> = PerCpuArray::new();
+pub(crate) static TURNS_V4: Turns = PerCpuArray::new();
 #[btf_map]
-pub(crate) static TURNS_V6: PerCpuArray<u32, SERVICES> = PerCpuArray::new();
+pub(crate) static TURNS_V6: Turns = PerCpuArray::new();
