@@ -4,6 +4,7 @@
 use crate::{
     addr::{Ipv4, Ipv6, Mac, Port},
     backend::BackendId,
+    service::Service,
     tuple::{Stage, Tuple},
 };
 
@@ -109,8 +110,8 @@ pub struct Flow<A> {
     pub direction: Direction,
     /// Bits of [`state`].
     pub state: u8,
-    /// Zero.
-    pub pad: u8,
+    /// 1 for the pair that only replaces the source of a flow that another pair is for: that one is counted, and starts anew.
+    pub is_mask: u8,
     /// Packets since they were last added to `STATS_*`. Two CPUs that count at the same instant may lose one.
     pub packets: u16,
     /// Bytes of these packets, from the IP header on.
@@ -130,10 +131,16 @@ pub struct Draft<A> {
     pub twin_key: Tuple<A>,
     /// The other half.
     pub twin: Flow<A>,
+    /// The Service of a flow that is being admitted.
+    pub service: Service,
+    /// Where the node's address takes the place of its source, if it is to.
+    pub mask_stage: Stage,
+    /// Zero.
+    pub pad: [u8; 3],
 }
 
-crate::no_padding!(Draft<Ipv4>: Tuple<Ipv4>, Flow<Ipv4>, Tuple<Ipv4>, Flow<Ipv4>);
-crate::no_padding!(Draft<Ipv6>: Tuple<Ipv6>, Flow<Ipv6>, Tuple<Ipv6>, Flow<Ipv6>);
+crate::no_padding!(Draft<Ipv4>: Tuple<Ipv4>, Flow<Ipv4>, Tuple<Ipv4>, Flow<Ipv4>, Service, Stage, [u8; 3]);
+crate::no_padding!(Draft<Ipv6>: Tuple<Ipv6>, Flow<Ipv6>, Tuple<Ipv6>, Flow<Ipv6>, Service, Stage, [u8; 3]);
 crate::no_padding!(Rewrite<Ipv4>: Ipv4, Ipv4, Port, Port, u16, u16);
 crate::no_padding!(Rewrite<Ipv6>: Ipv6, Ipv6, Port, Port, u16, u16);
 crate::no_padding!(NextHop: u32, u32, Mac, Mac);

@@ -5,7 +5,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::{bindings::BPF_ANY, helpers::generated as helpers};
 use proxy_common::{
-    backend::BackendId,
+    backend::{Backend, BackendId},
     service::{Affinity, Client, Range, Service},
     tuple::Tuple,
 };
@@ -13,12 +13,12 @@ use proxy_common::{
 use crate::{clock::silence, family::Family, kernel, maps::SLOTS, pick, service};
 
 /// The slot for a new flow: that of the backend the client has, else one picked and remembered. The range must not be empty.
-#[inline(never)]
+/// In line, and its steps are not: so they share one place on the stack.
+#[inline(always)]
 pub(crate) fn slot<F: Family>(service: &Service, range: Range, key: &Tuple<F::Addr>) -> u32 {
-    let client = Client { addr: key.saddr, service: service.index, pad: 0 };
-    let known = recall::<F>(&client, service.affinity_seconds, range);
+    let known = recall::<F>(service, range, &key.saddr);
     let slot = if known == NONE { pick::slot::<F>(service, range, key) } else { known };
-    remember::<F>(&client, slot);
+    remember::<F>(service, slot, &key.saddr);
     slot
 }
 
@@ -27,14 +27,17 @@ const NONE: u32 = u32::MAX;
 
 /// The slot in the range that holds the backend the client has, or [`NONE`].
 #[inline(never)]
-fn recall<F: Family>(client: &Client<F::Addr>, seconds: u32, range: Range) -> u32 {
+fn recall<F: Family>(service: &Service, range: Range, client: &F::Addr) -> u32 {
     let Some(node) = service::node() else { return NONE };
     // SAFETY: an entry may be given to another client after an eviction, not one looked up a moment ago.
-    let Some(known) = (unsafe { F::affinities().get(client) }) else { return NONE };
-    if silence(kernel::jiffies(), known.last_used) > seconds.saturating_mul(node.jiffies_per_second) {
+    let Some(known) = (unsafe { F::affinities().get(&Client { addr: *client, service: service.index, pad: 0 }) })
+    else {
+        return NONE;
+    };
+    if silence(kernel::jiffies(), known.last_used) > service.affinity_seconds.saturating_mul(node.jiffies_per_second) {
         return NONE;
     }
-    let is_same = |backend: &proxy_common::backend::Backend<F::Addr>| backend.generation == known.backend_generation;
+    let is_same = |backend: &Backend<F::Addr>| backend.generation == known.backend_generation;
     if !F::backends().get(known.backend).is_some_and(is_same) {
         return NONE;
     }
@@ -75,9 +78,10 @@ unsafe extern "C" fn step(index: u64, search: *mut Search) -> i64 {
 
 /// Keeps the client with the backend of a slot, from now.
 #[inline(never)]
-fn remember<F: Family>(client: &Client<F::Addr>, slot: u32) {
+fn remember<F: Family>(service: &Service, slot: u32, client: &F::Addr) {
     let Some(&backend) = SLOTS.get(slot) else { return };
     let Some(target) = F::backends().get(backend) else { return };
     let affinity = Affinity { backend, backend_generation: target.generation, slot, last_used: kernel::jiffies() };
-    let _ = F::affinities().insert(client, &affinity, u64::from(BPF_ANY));
+    let client = Client { addr: *client, service: service.index, pad: 0 };
+    let _ = F::affinities().insert(&client, &affinity, u64::from(BPF_ANY));
 }

@@ -9,12 +9,6 @@ use proxy_common::{
 
 use crate::{affinity, family::Family, maps::SLOTS, pick, source};
 
-/// A backend that was chosen.
-pub(crate) struct Chosen<A: 'static> {
-    pub(crate) id: BackendId,
-    pub(crate) backend: &'static Backend<A>,
-}
-
 /// Whether the client is a pod or process of this node; others are beyond an uplink.
 #[inline(always)]
 pub(crate) fn is_internal<A>(key: &Tuple<A>) -> bool {
@@ -23,7 +17,16 @@ pub(crate) fn is_internal<A>(key: &Tuple<A>) -> bool {
 
 /// Chooses a backend for a new flow, or says why it gets none.
 #[inline(always)]
-pub(crate) fn choose<F: Family>(service: &'static Service, key: &Tuple<F::Addr>) -> Result<Chosen<F::Addr>, Outcome> {
+pub(crate) fn choose<F: Family>(
+    service: &Service,
+    key: &Tuple<F::Addr>,
+) -> Result<(BackendId, &'static Backend<F::Addr>), Outcome> {
+    backend::<F>(slot::<F>(service, key)?)
+}
+
+/// Chooses a slot for a new flow, or says why it gets none.
+#[inline(always)]
+pub(crate) fn slot<F: Family>(service: &Service, key: &Tuple<F::Addr>) -> Result<u32, Outcome> {
     if service.flags & flag::SOURCE_RANGES != 0 && !source::is_allowed::<F>(service.index, key) {
         return Err(Outcome::DropSource);
     }
@@ -38,15 +41,20 @@ pub(crate) fn choose<F: Family>(service: &'static Service, key: &Tuple<F::Addr>)
             WhenEmpty::Drop => Outcome::DropNoLocalEndpoint,
         });
     }
-    let slot = if service.flags & flag::AFFINITY == 0 {
+    Ok(if service.flags & flag::AFFINITY == 0 {
         pick::slot::<F>(service, range, key)
     } else {
         affinity::slot::<F>(service, range, key)
-    };
+    })
+}
+
+/// The backend in a slot.
+#[inline(always)]
+pub(crate) fn backend<F: Family>(slot: u32) -> Result<(BackendId, &'static Backend<F::Addr>), Outcome> {
     let id = *SLOTS.get(slot).ok_or(Outcome::DropNoBackend)?;
     let backend = F::backends().get(id).ok_or(Outcome::DropNoBackend)?;
     if backend.state == BackendState::Free {
         return Err(Outcome::DropNoBackend);
     }
-    Ok(Chosen { id, backend })
+    Ok((id, backend))
 }

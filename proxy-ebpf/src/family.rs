@@ -53,6 +53,8 @@ pub trait Family: 'static {
     fn sources() -> &'static maps::Sources<Self::Addr>;
     fn active() -> &'static maps::Active;
     fn turns() -> &'static maps::Turns;
+    /// Whether ClusterIPs may be taken from where an address is.
+    fn is_in_service_cidrs(addr: &Self::Addr) -> bool;
     /// The address the node's own traffic bears.
     fn masquerade(node: &Node) -> Self::Addr;
 
@@ -152,6 +154,11 @@ impl Family for V4 {
                  AFFINITY_V4 SOURCES_V4 ACTIVE_V4 TURNS_V4);
 
     #[inline(always)]
+    fn is_in_service_cidrs(addr: &Ipv4) -> bool {
+        maps::SERVICE_CIDRS.get(0).is_some_and(|cidrs| cidrs.v4.iter().any(|cidr| cidr.contains(addr)))
+    }
+
+    #[inline(always)]
     fn masquerade(node: &Node) -> Ipv4 {
         node.masquerade_v4
     }
@@ -246,6 +253,11 @@ impl Family for V6 {
 
     family_maps!(SERVICES_V6 BACKENDS_V6 LOCAL_ADDRS_V6 FLOWS_V6 EMBRYOS_V6 DRAFTS_V6 FRAGMENTS_V6 SOCKETS_V6
                  AFFINITY_V6 SOURCES_V6 ACTIVE_V6 TURNS_V6);
+
+    #[inline(always)]
+    fn is_in_service_cidrs(addr: &Ipv6) -> bool {
+        maps::SERVICE_CIDRS.get(0).is_some_and(|cidrs| cidrs.v6.iter().any(|cidr| cidr.contains(addr)))
+    }
 
     #[inline(always)]
     fn masquerade(node: &Node) -> Ipv6 {

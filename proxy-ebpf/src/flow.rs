@@ -116,6 +116,13 @@ pub(crate) fn draft<F: Family>() -> Option<&'static mut Draft<F::Addr>> {
     F::drafts().get_ptr_mut(0).map(|draft| unsafe { &mut *draft })
 }
 
+/// Room for the key of the pair that replaces a flow's source.
+#[inline(always)]
+pub(crate) fn mask_key<F: Family>() -> Option<&'static mut Tuple<F::Addr>> {
+    // SAFETY: as in `draft`; and it is another element than that one's.
+    F::drafts().get_ptr_mut(1).map(|draft| unsafe { &mut (*draft).to })
+}
+
 /// The rewrite from one set of addresses and ports to another.
 #[inline(always)]
 pub(crate) fn set_rewrite<F: Family>(place: &mut Rewrite<F::Addr>, from: &Tuple<F::Addr>, to: &Tuple<F::Addr>) {
@@ -159,9 +166,15 @@ pub(crate) fn set_twin<A: Copy>(twin: &mut Flow<A>, key: &Tuple<A>, flow: &Flow<
         _ => Direction::Original,
     };
     twin.state = flow.state;
-    twin.pad = 0;
+    twin.is_mask = flow.is_mask;
     twin.packets = 0;
     twin.bytes = 0;
+}
+
+/// Whether a pair is the one by which its flow is counted.
+#[inline(always)]
+fn counts<A>(flow: &Flow<A>) -> bool {
+    flow.is_mask == 0 && flow.direction != Direction::Transit
 }
 
 /// Enters a new pair, whose original half is `draft.flow`. The reply's key is claimed first and must be free in both tiers:
@@ -201,7 +214,7 @@ pub(crate) fn open<F: Family>(key: &Tuple<F::Addr>, draft: &mut Draft<F::Addr>) 
     }
     // Another CPU may have opened the same flow a moment ago: then its backend counts, and the reply claimed here is
     // never used.
-    if F::embryos().insert(key, &draft.flow, u64::from(BPF_NOEXIST)).is_ok() {
+    if F::embryos().insert(key, &draft.flow, u64::from(BPF_NOEXIST)).is_ok() && counts(&draft.flow) {
         active::raise::<F>(draft.flow.backend);
     }
     true
@@ -258,11 +271,29 @@ pub(crate) fn cut<F: Family>(key: &Tuple<F::Addr>, flow: &Flow<F::Addr>, draft: 
     set_rewrite::<F>(&mut draft.flow.rewrite, key, &draft.twin_key);
 }
 
+/// Forgets the pair of a key, if there is one.
+#[inline(never)]
+pub(crate) fn forget_key<F: Family>(key: &Tuple<F::Addr>) {
+    if let Some(entry) = half::<F>(key) {
+        forget::<F>(key, entry.flow());
+    }
+}
+
+/// Whether a key's flow is there, not closing, and not silent for longer than it lives.
+#[inline(always)]
+pub(crate) fn is_alive<F: Family>(key: &Tuple<F::Addr>, node: &Node) -> bool {
+    half::<F>(key).is_some_and(|entry| {
+        let flow = entry.flow();
+        let lifetime = lifetime_seconds(key.proto, flow.state).saturating_mul(node.jiffies_per_second);
+        !is_closing(flow.state) && silence(kernel::jiffies(), flow.last_seen) <= lifetime
+    })
+}
+
 /// Forgets a pair, wherever its halves are.
 #[inline(never)]
 pub(crate) fn forget<F: Family>(key: &Tuple<F::Addr>, flow: &Flow<F::Addr>) {
     let other = twin_key(key, flow);
-    if !is_closing(flow.state) && flow.direction != Direction::Transit {
+    if !is_closing(flow.state) && counts(flow) {
         active::lower::<F>(flow.backend);
     }
     if half::<F>(&other).is_none_or(|half| leads_to::<F>(half, key)) {
@@ -300,6 +331,7 @@ fn note_flags<F: Family>(key: &Tuple<F::Addr>, entry: *mut Flow<F::Addr>, flags:
     let flow = entry.flow();
     if flags & (tcp::SYN | tcp::ACK) == tcp::SYN
         && flow.direction == Direction::Original
+        && flow.is_mask == 0
         && (is_closing(flow.state) || !service::still_serves::<F>(flow.backend, flow.backend_generation))
     {
         return true;
@@ -318,7 +350,7 @@ fn note_flags<F: Family>(key: &Tuple<F::Addr>, entry: *mut Flow<F::Addr>, flags:
         bits |= if flow.direction == Direction::Reply { state::FIN_REPLY } else { state::FIN_ORIGINAL };
     }
     if bits & !flow.state != 0 {
-        if is_closing(flow.state | bits) && !is_closing(flow.state) {
+        if is_closing(flow.state | bits) && !is_closing(flow.state) && counts(flow) {
             active::lower::<F>(flow.backend);
         }
         entry.add_state(bits);
@@ -346,7 +378,8 @@ fn refresh<F: Family>(
     let entry = Entry(entry);
     let flow = entry.flow();
     let lifetime = lifetime_seconds(key.proto, flow.state);
-    let is_over = silent > lifetime.saturating_mul(second);
+    // What replaces the source of another pair lives as long as that one.
+    let is_over = silent > lifetime.saturating_mul(second) && flow.is_mask == 0;
     match flow.direction {
         Direction::Original if is_over => return Advance::Afresh,
         // A backend may break any silence of a connection that nobody has closed.
@@ -456,7 +489,7 @@ mod tests {
             twin_stage: Stage::ToPod,
             direction: Direction::Original,
             state: 0,
-            pad: 0,
+            is_mask: 0,
             packets: 0,
             bytes: 0,
         };

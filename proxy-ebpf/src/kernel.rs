@@ -39,3 +39,18 @@ pub(crate) fn add(place: *mut u32, value: u32) {
         *place = (*place).wrapping_add(value);
     }
 }
+
+/// Sets bits of a word that other CPUs set bits of.
+#[inline(always)]
+pub(crate) fn or(place: *mut u64, bits: u64) {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: callers pass a word of a map.
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({place} + 0) |= {bits}", place = in(reg) place, bits = in(reg) bits);
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: as above.
+    unsafe {
+        *place |= bits;
+    }
+}

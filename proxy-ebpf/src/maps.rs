@@ -46,8 +46,8 @@ pub(crate) type LocalAddrs<A> = HashMap<A, u32, LOCAL_ADDRS, NO_PREALLOC>;
 pub(crate) type Flows<A> = LruHashMap<Tuple<A>, Flow<A>, FLOWS>;
 /// A table of flows not yet confirmed.
 pub(crate) type Embryos<A> = LruHashMap<Tuple<A>, Flow<A>, EMBRYOS>;
-/// Room for a pair in the making.
-pub(crate) type Drafts<A> = PerCpuArray<Draft<A>, 1>;
+/// Room for a pair in the making; and, in the second one, for the key of one that is made for a flow already drafted.
+pub(crate) type Drafts<A> = PerCpuArray<Draft<A>, 2>;
 /// A table of fragmented packets and their ports.
 pub(crate) type Fragments<A> = LruHashMap<Fragmented<A>, Ports, FRAGMENTS>;
 /// A table of translated sockets.
@@ -105,6 +105,9 @@ pub(crate) static INBOUND: Array<Filter, 1> = Array::new();
 /// Could a packet from this address, on its way out, be ours?
 #[btf_map]
 pub(crate) static OUTBOUND: Array<Filter, 1> = Array::new();
+/// Could a packet from this address to a pod have to bear the node's? Written by the programs.
+#[btf_map]
+pub(crate) static MASKED: Array<Filter, 1> = Array::new();
 #[btf_map]
 pub(crate) static NODE: Array<Node, 1> = Array::new();
 /// Devices, by index, that take frames from XDP. The value is 1.

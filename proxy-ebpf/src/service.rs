@@ -2,7 +2,7 @@
 
 use proxy_common::{
     addr::{Address as _, Port, Protocol},
-    backend::{Backend, BackendId, BackendState},
+    backend::{BackendId, BackendState},
     node::{Node, local},
     outcome::Outcome,
     service::{Frontend, Service},
@@ -36,24 +36,47 @@ pub(crate) fn find<F: Family>(daddr: F::Addr, dport: Port, proto: Protocol) -> O
 }
 
 /// Why a packet to a destination that no Service has goes no further, if it does not: its address is a ClusterIP, and the
-/// port is none of its Service's.
+/// port is none of its Service's; or it could be a ClusterIP, and is none.
 #[inline(always)]
-pub(crate) fn refusal<F: Family>(daddr: F::Addr) -> Option<Outcome> {
+pub(crate) fn refusal<F: Family>(daddr: &F::Addr) -> Option<Outcome> {
+    if is_cluster_ip::<F>(daddr) {
+        Some(Outcome::RejectNoPort)
+    } else if F::is_in_service_cidrs(daddr) {
+        Some(Outcome::DropUnallocated)
+    } else {
+        None
+    }
+}
+
+/// Whether an address could be a ClusterIP, and is none.
+#[inline(always)]
+pub(crate) fn is_unallocated<F: Family>(daddr: &F::Addr) -> bool {
+    F::is_in_service_cidrs(daddr) && !is_cluster_ip::<F>(daddr)
+}
+
+#[inline(never)]
+fn is_cluster_ip<F: Family>(addr: &F::Addr) -> bool {
     // SAFETY: as in `find`.
-    unsafe { F::services().get(Frontend::whole(daddr)) }.map(|_| Outcome::RejectNoPort)
+    unsafe { F::services().get(Frontend::whole(*addr)) }.is_some()
+}
+
+/// Whether an address is one of the node's own.
+#[inline(always)]
+pub(crate) fn is_of_node<F: Family>(addr: &F::Addr) -> bool {
+    // SAFETY: as in `find`.
+    unsafe { F::local_addrs().get(addr) }.is_some()
+}
+
+/// Whether nobody beyond an uplink can have an address: it is the node's, or a ClusterIP.
+#[inline(always)]
+pub(crate) fn is_of_this_side<F: Family>(addr: &F::Addr) -> bool {
+    is_of_node::<F>(addr) || is_cluster_ip::<F>(addr)
 }
 
 /// Whether a port is in the range that NodePorts are taken from.
 #[inline(always)]
 pub(crate) fn may_be_node_port(node: &Node, port: Port) -> bool {
     (node.node_port_first.number()..=node.node_port_last.number()).contains(&port.number())
-}
-
-/// Whether a backend runs on this node. Slices made by hand name no node, and then its address tells, if it is the node's.
-#[inline(always)]
-pub(crate) fn is_local<F: Family>(backend: &Backend<F::Addr>) -> bool {
-    // SAFETY: as in `find`.
-    backend.is_local != 0 || unsafe { F::local_addrs().get(&backend.addr) }.is_some()
 }
 
 /// Whether a flow's backend may still get packets of flows that can choose again.

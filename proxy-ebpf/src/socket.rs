@@ -135,13 +135,13 @@ fn translate<F: Family>(
     set_peer: fn(&SockAddrContext, Peer<F::Addr>),
 ) -> Answer {
     let Some(service) = service::find::<F>(peer.addr, peer.port, caller.protocol) else {
-        return service::refusal::<F>(peer.addr).map_or(GO_ON, |reason| refuse(hook, reason));
+        return service::refusal::<F>(&peer.addr).map_or(GO_ON, |reason| refuse(hook, reason));
     };
     if !caller.is_node && takes_packets(service) {
         return GO_ON;
     }
     let Some(key) = question::<F>(&peer, caller.protocol) else { return GO_ON };
-    let chosen = match choose::<F>(service, &key) {
+    let (id, chosen) = match choose::<F>(service, &key) {
         Ok(chosen) => chosen,
         Err(reason) => return refuse(hook, reason),
     };
@@ -150,12 +150,12 @@ fn translate<F: Family>(
         port: peer.port,
         proto: caller.protocol,
         origin: if matches!(hook, Hook::Sendmsg) { SocketOrigin::Sent } else { SocketOrigin::Connected },
-        backend: chosen.id,
-        backend_generation: chosen.backend.generation,
+        backend: id,
+        backend_generation: chosen.generation,
         service: service.index,
         netns: netns(context),
     };
-    let backend = SocketTarget { addr: chosen.backend.addr, port: chosen.backend.port, ..frontend };
+    let backend = SocketTarget { addr: chosen.addr, port: chosen.port, ..frontend };
     let cookie = cookie(context);
     let from_backend = SocketPeer::new(cookie, backend.addr, backend.port, SocketWay::ToFrontend);
     let _ = F::sockets().insert(&from_backend, &frontend, u64::from(BPF_ANY));
@@ -211,7 +211,8 @@ fn name_peer<F: Family>(context: &SockAddrContext, peer: Peer<F::Addr>, set_peer
 #[inline(always)]
 fn refuse(hook: Hook, reason: Outcome) -> Answer {
     count(hook, reason);
-    let error = if matches!(reason, Outcome::DropNoLocalEndpoint) { EHOSTUNREACH } else { ECONNREFUSED };
+    let is_rejected = matches!(reason, Outcome::RejectNoEndpoint | Outcome::RejectNoPort);
+    let error = if is_rejected { ECONNREFUSED } else { EHOSTUNREACH };
     // SAFETY: takes a number.
     unsafe { helpers::bpf_set_retval(-error) };
     Answer::Refuse
