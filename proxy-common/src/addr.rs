@@ -27,6 +27,9 @@ pub trait Address: Copy + Eq + Ord + Default {
     /// Whether it never leaves a host: 127.0.0.0/8 and `::1`.
     fn is_loopback(&self) -> bool;
 
+    /// Whether it is `prefix` where the mask has ones.
+    fn is_in(&self, prefix: &Self, mask: &Self) -> bool;
+
     /// Whether it can name one host that has sent something: not the unspecified address, and no group.
     fn is_one_host(&self) -> bool;
 }
@@ -67,6 +70,11 @@ impl Address for Ipv4 {
     }
 
     #[inline(always)]
+    fn is_in(&self, prefix: &Self, mask: &Self) -> bool {
+        self.word() & mask.word() == prefix.word()
+    }
+
+    #[inline(always)]
     fn is_one_host(&self) -> bool {
         // Multicast, reserved and broadcast addresses are the upper eighth.
         self.octets[0] != 0 && self.octets[0] < 224
@@ -85,6 +93,12 @@ impl Address for Ipv6 {
     #[inline(always)]
     fn is_loopback(&self) -> bool {
         self.words() == [0, 0, 0, 1_u32.to_be()]
+    }
+
+    #[inline(always)]
+    fn is_in(&self, prefix: &Self, mask: &Self) -> bool {
+        let ([a, b, c, d], [e, f, g, h]) = (self.words(), mask.words());
+        [a & e, b & f, c & g, d & h] == prefix.words()
     }
 
     #[inline(always)]

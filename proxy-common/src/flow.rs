@@ -4,6 +4,7 @@
 use crate::{
     addr::{Ipv4, Ipv6, Mac, Port},
     backend::BackendId,
+    service::Service,
     tuple::{Stage, Tuple},
 };
 
@@ -80,6 +81,8 @@ pub mod state {
     pub const FIN_REPLY: u8 = 8;
     /// Either side has sent RST.
     pub const RESET: u8 = 16;
+    /// The pair only replaces the source of a flow that another pair is for: that one is counted, and starts anew.
+    pub const MASK: u8 = 32;
 }
 
 /// One direction of a tracked connection. The other half's key and rewrite follow from this entry's key and rewrite and
@@ -117,6 +120,14 @@ pub struct Flow<A> {
     pub bytes: u32,
 }
 
+impl<A> Flow<A> {
+    /// Whether the pair only replaces the source of another pair's flow.
+    #[inline(always)]
+    pub const fn is_mask(&self) -> bool {
+        self.state & state::MASK != 0
+    }
+}
+
 /// Room for a pair that is being made: value of `DRAFTS_V4` and `DRAFTS_V6`, one for each CPU. It is too large for a BPF
 /// program's stack, and means nothing between two runs.
 #[repr(C)]
@@ -130,10 +141,16 @@ pub struct Draft<A> {
     pub twin_key: Tuple<A>,
     /// The other half.
     pub twin: Flow<A>,
+    /// The Service of a flow that is being admitted.
+    pub service: Service,
+    /// Where the node's address takes the place of its source, if it is to.
+    pub mask_stage: Stage,
+    /// Zero.
+    pub pad: [u8; 3],
 }
 
-crate::no_padding!(Draft<Ipv4>: Tuple<Ipv4>, Flow<Ipv4>, Tuple<Ipv4>, Flow<Ipv4>);
-crate::no_padding!(Draft<Ipv6>: Tuple<Ipv6>, Flow<Ipv6>, Tuple<Ipv6>, Flow<Ipv6>);
+crate::no_padding!(Draft<Ipv4>: Tuple<Ipv4>, Flow<Ipv4>, Tuple<Ipv4>, Flow<Ipv4>, Service, Stage, [u8; 3]);
+crate::no_padding!(Draft<Ipv6>: Tuple<Ipv6>, Flow<Ipv6>, Tuple<Ipv6>, Flow<Ipv6>, Service, Stage, [u8; 3]);
 crate::no_padding!(Rewrite<Ipv4>: Ipv4, Ipv4, Port, Port, u16, u16);
 crate::no_padding!(Rewrite<Ipv6>: Ipv6, Ipv6, Port, Port, u16, u16);
 crate::no_padding!(NextHop: u32, u32, Mac, Mac);

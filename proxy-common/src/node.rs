@@ -1,6 +1,6 @@
 //! What the programs must know of the node itself: the one entry of `NODE`, and the value of `LOCAL_ADDRS_V4/6`.
 
-use crate::addr::{Ipv4, Ipv6, Port};
+use crate::addr::{Address, Ipv4, Ipv6, Port};
 
 /// Version of all map types together. A pin that carries another one is left alone.
 pub const LAYOUT: u32 = 2;
@@ -52,6 +52,14 @@ pub struct Cidr<A> {
     pub addr: A,
     /// Ones where the address counts.
     pub mask: A,
+}
+
+impl<A: Address> Cidr<A> {
+    /// Whether an address is in the range. An entry of zeros, which nobody has written yet, holds none either.
+    #[inline(always)]
+    pub fn contains(&self, addr: &A) -> bool {
+        self.addr != A::ANY && addr.is_in(&self.addr, &self.mask)
+    }
 }
 
 /// The one entry of `SERVICE_CIDRS`: where ClusterIPs are taken from. Packets to an address in them that no Service has are

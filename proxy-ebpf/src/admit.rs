@@ -1,166 +1,160 @@
-//! A new flow: from a tuple nobody knows to a pair of entries.
+//! A new flow: from a tuple nobody knows to entries in the flow table. Find the Service, choose a slot, draft the flow, claim
+//! a pair for it; and for what is masqueraded on its way through the kernel a second one.
+//!
+//! Every step is out of line and leaves what the next one needs in the draft: together they do not fit the stack.
 
-use core::ffi::c_void;
-
-use aya_ebpf::helpers::generated as helpers;
 use proxy_common::{
-    addr::{Address as _, Mac, Port},
-    flow::{Direction, NextHop, Output},
-    node::Node,
+    addr::{Address as _, Mac},
+    backend::Backend,
+    flow::{Direction, NextHop, Output, state},
     outcome::{Hook, Outcome},
     tuple::{Stage, Tuple},
 };
 
 use crate::{
+    choose::{self, is_internal},
+    claim::{Claimed, claim, source_port},
     counters::count,
     family::Family,
-    flow, kernel,
-    service::{self, Chosen, Client},
+    filter, flow, kernel, service,
+    way::{Place, Way, mask_stage, way},
 };
-
-/// Source ports tried before the flow is dropped. Each is random, so the chance that all are taken is the share of ports
-/// in use, to this power.
-const ATTEMPTS: u32 = 16;
 
 /// What a new tuple is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Admission {
     /// It is not addressed to a Service.
     NotOurs,
-    /// It has a backend, noted in the draft.
-    Selected,
+    /// Its flow stands in the table.
+    Admitted,
+    /// Nothing was found against it yet.
+    GoOn,
+    /// As before, and the node's address must take the place of its source on the way out.
+    GoOnMasked,
     /// It is to be dropped.
     Refused(Outcome),
 }
 
-/// How a flow travels, which follows from where its client and its backend are.
-struct Way<A> {
-    /// Source address towards the backend.
-    saddr: A,
-    /// The client's source port need not be kept.
-    is_masqueraded: bool,
-    output: Output,
-    twin_stage: Stage,
+/// Admits a new flow, or says why not.
+#[inline(never)]
+pub(crate) fn admit<F: Family>(hook: Hook, key: &Tuple<F::Addr>) -> Admission {
+    let found = find::<F>(key);
+    if found != Admission::GoOn {
+        return found;
+    }
+    let Some(draft) = flow::draft::<F>() else { return Admission::NotOurs };
+    let slot = match choose::slot::<F>(&draft.service, key) {
+        Ok(slot) => slot,
+        Err(outcome) => return Admission::Refused(outcome),
+    };
+    let planned = plan::<F>(key, slot);
+    if let Admission::Refused(_) = planned {
+        return planned;
+    }
+    match claim::<F>(key) {
+        Claimed::Nothing => return Admission::Refused(Outcome::DropNoPort),
+        Claimed::AsDrafted => {}
+        Claimed::WithAnotherPort => count(hook, Outcome::PortChanged),
+    }
+    if planned == Admission::GoOnMasked && !mask::<F>() {
+        flow::forget_key::<F>(key);
+        return Admission::Refused(Outcome::DropNoPort);
+    }
+    count(hook, Outcome::Opened);
+    Admission::Admitted
 }
 
-/// Finds the Service of a tuple, chooses a backend, and drafts the flow but for its rewrite.
+/// Finds the Service of a tuple and keeps it in the draft.
 #[inline(never)]
-pub(crate) fn select<F: Family>(key: &Tuple<F::Addr>) -> Admission {
-    // NodePorts of loopback addresses are for the node's own sockets, which never come this way.
-    if key.saddr.is_loopback() || key.daddr.is_loopback() {
+fn find<F: Family>(key: &Tuple<F::Addr>) -> Admission {
+    let Some(service) = service::find::<F>(key.daddr, key.dport, key.proto) else {
+        return service::refusal::<F>(&key.daddr).map_or(Admission::NotOurs, Admission::Refused);
+    };
+    if !is_internal(key) && service::is_of_this_side::<F>(&key.saddr) {
         return Admission::Refused(Outcome::DropMartian);
     }
-    let Some(node) = service::node() else { return Admission::NotOurs };
-    let Some(service) = service::find::<F>(key.daddr, key.dport, key.proto) else {
-        return service::refusal::<F>(key.daddr).map_or(Admission::NotOurs, Admission::Refused);
-    };
-    let client = if matches!(key.stage, Stage::UplinkIn) { Client::External } else { Client::Internal };
-    let chosen = match service::choose::<F>(service, client) {
+    let Some(draft) = flow::draft::<F>() else { return Admission::NotOurs };
+    draft.service = *service;
+    Admission::GoOn
+}
+
+/// Drafts the flow to the backend of a slot, but for its rewrite.
+#[inline(never)]
+fn plan<F: Family>(key: &Tuple<F::Addr>, slot: u32) -> Admission {
+    let (Some(node), Some(draft)) = (service::node(), flow::draft::<F>()) else { return Admission::NotOurs };
+    let (id, backend) = match choose::backend::<F>(slot) {
         Ok(chosen) => chosen,
         Err(outcome) => return Admission::Refused(outcome),
     };
-    let way = way::<F>(node, key, client, &chosen);
-    if way.is_masqueraded && way.saddr == F::Addr::ANY {
+    let place = place::<F>(key, backend);
+    let way = way(is_internal(key), place, draft.service.flags, node.flags);
+    let masquerade = F::masquerade(node);
+    if way != Way::Direct && masquerade == F::Addr::ANY {
         return Admission::Refused(Outcome::DropNoMasquerade);
     }
-    let Some(draft) = flow::draft::<F>() else { return Admission::Refused(Outcome::DropNoBackend) };
-    draft.to = Tuple::new(way.saddr, chosen.backend.addr, key.sport, chosen.backend.port, key.proto, key.stage);
-    if way.is_masqueraded && !is_source_port(node, key.sport) {
-        draft.to.sport = random_source_port(node);
+    draft.to = Tuple::new(key.saddr, backend.addr, key.sport, backend.port, key.proto, key.stage);
+    if matches!(way, Way::Hairpin | Way::Forward) {
+        draft.to.saddr = masquerade;
+        draft.to.sport = source_port(node, key.sport);
     }
-    draft.flow.backend = chosen.id;
-    draft.flow.backend_generation = chosen.backend.generation;
-    draft.flow.service = service.index;
-    draft.flow.last_seen = kernel::jiffies();
-    draft.flow.output = way.output;
-    draft.flow.twin_output = way.output;
-    draft.flow.twin_stage = way.twin_stage;
-    draft.flow.direction = Direction::Original;
-    draft.flow.state = 0;
-    draft.flow.packets = 0;
-    draft.flow.bytes = 0;
-    draft.flow.next_hop = NextHop { ifindex: 0, generation: 0, dmac: Mac::ZERO, smac: Mac::ZERO };
-    Admission::Selected
-}
-
-/// A claim in progress, as the loop hands it to each attempt.
-struct Claim<A> {
-    key: *const Tuple<A>,
-    /// The first attempt failed. Not a count: for the verifier every value would be another loop to look at.
-    is_retry: u32,
-    is_settled: u32,
-}
-
-/// Enters the drafted pair, under another source port if another flow has the reply's tuple. Out of line and apart from
-/// `select`, because the two together do not fit the stack.
-#[inline(never)]
-pub(crate) fn claim<F: Family>(hook: Hook, key: &Tuple<F::Addr>) -> bool {
-    let mut claim = Claim { key, is_retry: 0, is_settled: 0 };
-    // A loop of the kernel's: the verifier looks at one attempt, not at all of them in a row.
-    // SAFETY: the callback has the signature the helper asks for, and the claim outlives the call.
-    unsafe {
-        let attempt: unsafe extern "C" fn(u64, *mut Claim<F::Addr>) -> i64 = attempt::<F>;
-        helpers::bpf_loop(ATTEMPTS, attempt as *mut c_void, (&raw mut claim).cast(), 0)
+    let (output, twin_stage) = match way {
+        Way::Hairpin => (Output::Hairpin, Stage::FromPod),
+        Way::Forward => (Output::Forward, Stage::UplinkIn),
+        _ if is_internal(key) => (Output::Stack, Stage::ToPod),
+        _ => (Output::Stack, Stage::UplinkOut),
     };
-    if claim.is_settled == 0 {
+    let flow = &mut draft.flow;
+    flow.backend = id;
+    flow.backend_generation = backend.generation;
+    flow.service = draft.service.index;
+    flow.last_seen = kernel::jiffies();
+    flow.output = output;
+    flow.twin_output = output;
+    flow.twin_stage = twin_stage;
+    flow.direction = Direction::Original;
+    flow.state = 0;
+    flow.packets = 0;
+    flow.bytes = 0;
+    flow.next_hop = NextHop { ifindex: 0, generation: 0, dmac: Mac::ZERO, smac: Mac::ZERO };
+    if way != Way::Masked {
+        return Admission::GoOn;
+    }
+    draft.mask_stage = mask_stage(place);
+    Admission::GoOnMasked
+}
+
+#[inline(always)]
+fn place<F: Family>(key: &Tuple<F::Addr>, backend: &Backend<F::Addr>) -> Place {
+    if F::words(backend.addr) == F::words(key.saddr) {
+        Place::Client
+    } else if service::is_of_node::<F>(&backend.addr) {
+        Place::Node
+    } else if backend.is_local != 0 {
+        Place::Pod
+    } else {
+        Place::Elsewhere
+    }
+}
+
+/// Claims the pair that replaces the source of the flow that was just claimed, where it leaves for its backend. One that is
+/// there and alive belongs to this very flow, of which only the first pair had been evicted.
+#[inline(never)]
+fn mask<F: Family>() -> bool {
+    let (Some(node), Some(draft), Some(key)) = (service::node(), flow::draft::<F>(), flow::mask_key::<F>()) else {
         return false;
+    };
+    *key = draft.to;
+    key.stage = draft.mask_stage;
+    if flow::is_alive::<F>(key, node) {
+        return true;
     }
-    count(hook, Outcome::Opened);
-    if claim.is_retry != 0 {
-        count(hook, Outcome::PortChanged);
-    }
-    true
-}
-
-/// One attempt. 1 ends the loop.
-unsafe extern "C" fn attempt<F: Family>(_: u64, claim: *mut Claim<F::Addr>) -> i64 {
-    // SAFETY: this is what `claim` put on its stack, and nobody else looks at it during the loop.
-    let claim = unsafe { &mut *claim };
-    // SAFETY: the caller of `claim` keeps the key.
-    let key = unsafe { &*claim.key };
-    let (Some(node), Some(draft)) = (service::node(), flow::draft::<F>()) else { return 1 };
-    flow::set_rewrite::<F>(&mut draft.flow.rewrite, key, &draft.to);
-    if flow::open::<F>(key, draft) {
-        claim.is_settled = 1;
-        return 1;
-    }
-    if !flow::vacate::<F>() {
-        claim.is_retry = 1;
-        draft.to.sport = random_source_port(node);
-    }
-    0
-}
-
-#[inline(always)]
-fn way<F: Family>(node: &Node, key: &Tuple<F::Addr>, client: Client, chosen: &Chosen<F::Addr>) -> Way<F::Addr> {
-    let masquerade = F::masquerade(node);
-    match client {
-        // A pod that picked itself would answer itself directly: it must believe that the node asks.
-        Client::Internal if chosen.backend.addr == key.saddr => {
-            Way { saddr: masquerade, is_masqueraded: true, output: Output::Hairpin, twin_stage: Stage::FromPod }
-        }
-        Client::Internal => {
-            Way { saddr: key.saddr, is_masqueraded: false, output: Output::Stack, twin_stage: Stage::ToPod }
-        }
-        Client::External if service::is_local::<F>(chosen.backend) => {
-            Way { saddr: key.saddr, is_masqueraded: false, output: Output::Stack, twin_stage: Stage::UplinkOut }
-        }
-        // The other node would answer the client directly: replies must come back this way.
-        Client::External => {
-            Way { saddr: masquerade, is_masqueraded: true, output: Output::Forward, twin_stage: Stage::UplinkIn }
-        }
-    }
-}
-
-#[inline(always)]
-fn is_source_port(node: &Node, port: Port) -> bool {
-    let port = port.number();
-    port >= node.source_port_first.number() && port <= node.source_port_last.number()
-}
-
-#[inline(always)]
-fn random_source_port(node: &Node) -> Port {
-    let first = u32::from(node.source_port_first.number());
-    let count = u32::from(node.source_port_last.number()).wrapping_sub(first).wrapping_add(1);
-    Port::new(first.wrapping_add((kernel::random() >> 16).wrapping_mul(count) >> 16) as u16)
+    flow::forget_key::<F>(key);
+    filter::let_through::<F::Addr>(&key.saddr);
+    draft.to.saddr = F::masquerade(node);
+    draft.to.sport = source_port(node, key.sport);
+    draft.flow.output = Output::Stack;
+    draft.flow.twin_output = Output::Stack;
+    draft.flow.twin_stage = if matches!(key.stage, Stage::ToPod) { Stage::FromPod } else { Stage::UplinkIn };
+    draft.flow.state = state::MASK;
+    claim::<F>(key) != Claimed::Nothing
 }

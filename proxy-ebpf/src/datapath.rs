@@ -2,7 +2,7 @@
 //! What is not ours or not understood is passed on untouched; `Err` is a drop with its reason.
 
 use proxy_common::{
-    addr::Protocol,
+    addr::{Address as _, Protocol},
     flow::Direction,
     node::Node,
     outcome::{Hook, Outcome},
@@ -44,12 +44,21 @@ pub fn run<P: Packet>(hook: Hook, stage: Stage, packet: &mut P) -> Result<Verdic
 #[inline(always)]
 fn internet<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P) -> Result<Verdict, Outcome> {
     let Some(header) = packet.at::<F::Header>(ETHERNET) else { return pass(hook, Outcome::PassMalformed) };
-    // Before the filter: who reports an error need not be ours.
-    if F::protocol(header) == F::ICMP {
+    let (saddr, daddr) = F::addresses(header);
+    let is_way_in = matches!(stage, Stage::FromPod | Stage::UplinkIn);
+    if is_way_in && (saddr.is_loopback() || daddr.is_loopback()) {
+        return Err(Outcome::DropMartian);
+    }
+    let is_icmp = F::protocol(header) == F::ICMP;
+    let may_be_ours = filter::may_be_ours(stage, &saddr, &daddr);
+    if (is_icmp || !may_be_ours) && is_way_in && service::is_unallocated::<F>(&daddr) {
+        return Err(Outcome::DropUnallocated);
+    }
+    // Before the filter has its say: who reports an error need not be ours.
+    if is_icmp {
         return Ok(icmp::relate::<P, F>(hook, stage, packet));
     }
-    let (saddr, daddr) = F::addresses(header);
-    if !filter::may_be_ours(stage, &saddr, &daddr) {
+    if !may_be_ours {
         return Ok(Verdict::PASS);
     }
     let payload = match F::payload(header) {
@@ -126,11 +135,10 @@ pub(crate) fn transport<P: Packet, F: Family, L: Transport>(
     if known == Advance::Gone {
         return reject::refuse::<P, F, L>(hook, packet.context(), flags, Outcome::ResetGone);
     }
-    match admit::select::<F>(&key) {
+    match admit::admit::<F>(hook, &key) {
         Admission::NotOurs => return Ok(Verdict::PASS),
         Admission::Refused(reason) => return reject::refuse::<P, F, L>(hook, packet.context(), flags, reason),
-        Admission::Selected if !admit::claim::<F>(hook, &key) => return Err(Outcome::DropNoPort),
-        Admission::Selected => {}
+        _ => {}
     }
     match flow::half::<F>(&key) {
         Some(entry) => {
@@ -157,6 +165,7 @@ fn advance<F: Family, L: Transport>(
     if !L::HAS_STATE
         && known == Advance::Keep
         && matches!(flow.direction, Direction::Original)
+        && !flow.is_mask()
         && !service::still_serves::<F>(flow.backend, flow.backend_generation)
     {
         count(hook, Outcome::Moved);

@@ -49,6 +49,12 @@ pub trait Family: 'static {
     fn drafts() -> &'static maps::Drafts<Self::Addr>;
     fn fragments() -> &'static maps::Fragments<Self::Addr>;
     fn sockets() -> &'static maps::Sockets<Self::Addr>;
+    fn affinities() -> &'static maps::Affinities<Self::Addr>;
+    fn sources() -> &'static maps::Sources<Self::Addr>;
+    fn active() -> &'static maps::Active;
+    fn turns() -> &'static maps::Turns;
+    /// Whether ClusterIPs may be taken from where an address is.
+    fn is_in_service_cidrs(addr: &Self::Addr) -> bool;
     /// The address the node's own traffic bears.
     fn masquerade(node: &Node) -> Self::Addr;
 
@@ -80,7 +86,8 @@ pub(crate) struct V4;
 pub(crate) struct V6;
 
 macro_rules! family_maps {
-    ($services:ident $backends:ident $local:ident $flows:ident $embryos:ident $drafts:ident $fragments:ident $sockets:ident) => {
+    ($services:ident $backends:ident $local:ident $flows:ident $embryos:ident $drafts:ident $fragments:ident $sockets:ident
+     $affinities:ident $sources:ident $active:ident $turns:ident) => {
         #[inline(always)]
         fn services() -> &'static maps::Services<Self::Addr> {
             &maps::$services
@@ -113,6 +120,22 @@ macro_rules! family_maps {
         fn sockets() -> &'static maps::Sockets<Self::Addr> {
             &maps::$sockets
         }
+        #[inline(always)]
+        fn affinities() -> &'static maps::Affinities<Self::Addr> {
+            &maps::$affinities
+        }
+        #[inline(always)]
+        fn sources() -> &'static maps::Sources<Self::Addr> {
+            &maps::$sources
+        }
+        #[inline(always)]
+        fn active() -> &'static maps::Active {
+            &maps::$active
+        }
+        #[inline(always)]
+        fn turns() -> &'static maps::Turns {
+            &maps::$turns
+        }
     };
 }
 
@@ -127,7 +150,13 @@ impl Family for V4 {
     const PORT_UNREACHABLE: (u8, u8) = (3, 3);
     const IS_V6: bool = false;
 
-    family_maps!(SERVICES_V4 BACKENDS_V4 LOCAL_ADDRS_V4 FLOWS_V4 EMBRYOS_V4 DRAFTS_V4 FRAGMENTS_V4 SOCKETS_V4);
+    family_maps!(SERVICES_V4 BACKENDS_V4 LOCAL_ADDRS_V4 FLOWS_V4 EMBRYOS_V4 DRAFTS_V4 FRAGMENTS_V4 SOCKETS_V4
+                 AFFINITY_V4 SOURCES_V4 ACTIVE_V4 TURNS_V4);
+
+    #[inline(always)]
+    fn is_in_service_cidrs(addr: &Ipv4) -> bool {
+        maps::SERVICE_CIDRS.get(0).is_some_and(|cidrs| cidrs.v4.iter().any(|cidr| cidr.contains(addr)))
+    }
 
     #[inline(always)]
     fn masquerade(node: &Node) -> Ipv4 {
@@ -222,7 +251,13 @@ impl Family for V6 {
     const PORT_UNREACHABLE: (u8, u8) = (1, 4);
     const IS_V6: bool = true;
 
-    family_maps!(SERVICES_V6 BACKENDS_V6 LOCAL_ADDRS_V6 FLOWS_V6 EMBRYOS_V6 DRAFTS_V6 FRAGMENTS_V6 SOCKETS_V6);
+    family_maps!(SERVICES_V6 BACKENDS_V6 LOCAL_ADDRS_V6 FLOWS_V6 EMBRYOS_V6 DRAFTS_V6 FRAGMENTS_V6 SOCKETS_V6
+                 AFFINITY_V6 SOURCES_V6 ACTIVE_V6 TURNS_V6);
+
+    #[inline(always)]
+    fn is_in_service_cidrs(addr: &Ipv6) -> bool {
+        maps::SERVICE_CIDRS.get(0).is_some_and(|cidrs| cidrs.v6.iter().any(|cidr| cidr.contains(addr)))
+    }
 
     #[inline(always)]
     fn masquerade(node: &Node) -> Ipv6 {

@@ -11,7 +11,7 @@ use proxy_common::{
     tuple::{Stage, Tuple},
 };
 
-use crate::{checksum, counters::count, family::Family, kernel, parse::tcp, service, stats};
+use crate::{active, checksum, clock::silence, counters::count, family::Family, kernel, parse::tcp, service, stats};
 
 /// An entry of a flow table. The kernel may give the memory to another flow after an eviction, which takes the least
 /// recently used: not one that was looked up a moment ago. An insert under the same key does not write in place but frees
@@ -141,17 +141,6 @@ fn is_closing(bits: u8) -> bool {
     bits & state::RESET != 0 || bits & BOTH == BOTH
 }
 
-/// Jiffies since a flow was seen. Another CPU may have seen it after this one read the clock, and have written that: then
-/// none, and not as many as a word holds.
-#[inline(always)]
-fn silence(now: u32, last_seen: u32) -> u32 {
-    let silent = now.wrapping_sub(last_seen);
-    if silent > u32::MAX - AHEAD { 0 } else { silent }
-}
-
-/// Jiffies by which a CPU is never behind: minutes, for one that is virtual and was held up.
-const AHEAD: u32 = 1 << 20;
-
 fn lifetime_seconds(proto: Protocol, bits: u8) -> u32 {
     match proto {
         Protocol::Udp if bits & state::REPLIED != 0 => lifetime::UDP_REPLIED,
@@ -172,6 +161,13 @@ fn silence_to_be_over(proto: Protocol, bits: u8) -> u32 {
 pub(crate) fn draft<F: Family>() -> Option<&'static mut Draft<F::Addr>> {
     // SAFETY: the pointer is to this CPU's own value, which stays as long as the map.
     F::drafts().get_ptr_mut(0).map(|draft| unsafe { &mut *draft })
+}
+
+/// Room for the key of the pair that replaces a flow's source.
+#[inline(always)]
+pub(crate) fn mask_key<F: Family>() -> Option<&'static mut Tuple<F::Addr>> {
+    // SAFETY: as in `draft`; and it is another element than that one's.
+    F::drafts().get_ptr_mut(1).map(|draft| unsafe { &mut (*draft).to })
 }
 
 /// The rewrite from one set of addresses and ports to another.
@@ -222,6 +218,12 @@ pub(crate) fn set_twin<A: Copy>(twin: &mut Flow<A>, key: &Tuple<A>, flow: &Flow<
     twin.bytes = 0;
 }
 
+/// Whether a pair is the one by which its flow is counted.
+#[inline(always)]
+fn counts<A>(flow: &Flow<A>) -> bool {
+    !flow.is_mask() && flow.direction != Direction::Transit
+}
+
 /// Enters a new pair, whose original half is `draft.flow`. The reply's key is claimed first and must be free in both tiers:
 /// another flow that has it would get this one's replies. The order (claim among the embryos, then look among the
 /// confirmed) is what makes it safe against `hatch`, which enters among the confirmed before it leaves the embryos.
@@ -259,7 +261,9 @@ pub(crate) fn open<F: Family>(key: &Tuple<F::Addr>, draft: &mut Draft<F::Addr>) 
     }
     // Another CPU may have opened the same flow a moment ago: then its backend counts, and the reply claimed here is
     // never used.
-    let _ = F::embryos().insert(key, &draft.flow, u64::from(BPF_NOEXIST));
+    if F::embryos().insert(key, &draft.flow, u64::from(BPF_NOEXIST)).is_ok() && counts(&draft.flow) {
+        active::raise::<F>(draft.flow.backend);
+    }
     true
 }
 
@@ -315,10 +319,31 @@ pub(crate) fn cut<F: Family>(key: &Tuple<F::Addr>, flow: &Flow<F::Addr>, draft: 
     set_rewrite::<F>(&mut draft.flow.rewrite, key, &draft.twin_key);
 }
 
+/// Forgets the pair of a key, if there is one.
+#[inline(never)]
+pub(crate) fn forget_key<F: Family>(key: &Tuple<F::Addr>) {
+    if let Some(entry) = half::<F>(key) {
+        forget::<F>(key, entry.flow());
+    }
+}
+
+/// Whether a key's flow is there, not closing, and not silent for longer than it lives.
+#[inline(always)]
+pub(crate) fn is_alive<F: Family>(key: &Tuple<F::Addr>, node: &Node) -> bool {
+    half::<F>(key).is_some_and(|entry| {
+        let flow = entry.flow();
+        let lifetime = lifetime_seconds(key.proto, flow.state).saturating_mul(node.jiffies_per_second);
+        !is_closing(flow.state) && silence(kernel::jiffies(), flow.last_seen) <= lifetime
+    })
+}
+
 /// Forgets a pair, wherever its halves are.
 #[inline(never)]
 pub(crate) fn forget<F: Family>(key: &Tuple<F::Addr>, flow: &Flow<F::Addr>) {
     let other = twin_key(key, flow);
+    if !is_closing(flow.state) && counts(flow) {
+        active::lower::<F>(flow.backend);
+    }
     if half::<F>(&other).is_none_or(|half| leads_to::<F>(half, key)) {
         let _ = F::flows().remove(&other);
         let _ = F::embryos().remove(&other);
@@ -354,6 +379,7 @@ fn note_flags<F: Family>(key: &Tuple<F::Addr>, entry: *mut Flow<F::Addr>, flags:
     let flow = entry.flow();
     if flags & (tcp::SYN | tcp::ACK) == tcp::SYN
         && flow.direction == Direction::Original
+        && !flow.is_mask()
         && (is_closing(flow.state) || !service::still_serves::<F>(flow.backend, flow.backend_generation))
     {
         return true;
@@ -372,6 +398,9 @@ fn note_flags<F: Family>(key: &Tuple<F::Addr>, entry: *mut Flow<F::Addr>, flags:
         bits |= if flow.direction == Direction::Reply { state::FIN_REPLY } else { state::FIN_ORIGINAL };
     }
     if bits & !flow.state != 0 {
+        if is_closing(flow.state | bits) && !is_closing(flow.state) && counts(flow) {
+            active::lower::<F>(flow.backend);
+        }
         entry.add_state(bits);
         if let Some(other) = half::<F>(&twin_key(key, flow))
             && leads_to::<F>(other, key)
@@ -397,7 +426,8 @@ fn refresh<F: Family>(
     let entry = Entry(entry);
     let flow = entry.flow();
     let lifetime = lifetime_seconds(key.proto, flow.state);
-    let is_over = silent > lifetime.saturating_mul(second);
+    // What replaces the source of another pair lives as long as that one.
+    let is_over = silent > lifetime.saturating_mul(second) && !flow.is_mask();
     match flow.direction {
         Direction::Original if is_over => return Advance::Afresh,
         // A backend may break any silence of a connection that nobody has closed.
@@ -546,14 +576,6 @@ mod tests {
         assert_eq!(silence_to_be_over(Protocol::Tcp, closed), 2);
         assert_eq!(silence_to_be_over(Protocol::Tcp, closed & !state::FIN_REPLY), 86_400);
         assert_eq!(silence_to_be_over(Protocol::Udp, closed), 120);
-    }
-
-    #[test]
-    fn a_clock_that_was_read_too_early_shows_no_silence() {
-        assert_eq!(silence(1_000, 990), 10);
-        assert_eq!(silence(1_000, 1_001), 0);
-        assert_eq!(silence(5, u32::MAX - 4), 10, "the clock wraps");
-        assert_eq!(silence(u32::MAX, 3), 0);
     }
 
     #[test]

@@ -28,3 +28,33 @@ pub(crate) fn random() -> u32 {
     // SAFETY: takes no argument.
     unsafe { helpers::bpf_get_prandom_u32() }
 }
+
+/// Adds to a word that other CPUs add to.
+#[inline(always)]
+pub(crate) fn add(place: *mut u32, value: u32) {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: callers pass a word of a map.
+    unsafe {
+        core::arch::asm!("lock *(u32 *)({place} + 0) += {value}", place = in(reg) place, value = in(reg) value);
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: as above.
+    unsafe {
+        *place = (*place).wrapping_add(value);
+    }
+}
+
+/// Sets bits of a word that other CPUs set bits of.
+#[inline(always)]
+pub(crate) fn or(place: *mut u64, bits: u64) {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: callers pass a word of a map.
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({place} + 0) |= {bits}", place = in(reg) place, bits = in(reg) bits);
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: as above.
+    unsafe {
+        *place |= bits;
+    }
+}

@@ -11,15 +11,21 @@
     reason = "a copy on the stack is what it would save the borrow with"
 )]
 
+mod active;
 mod admit;
+mod affinity;
 pub mod bind;
 mod checksum;
+mod choose;
+mod claim;
+mod clock;
 pub mod counters;
 pub mod datapath;
 mod family;
 mod filter;
 mod flow;
 mod fragment;
+mod hash;
 mod icmp;
 pub mod kernel;
 mod maps;
@@ -28,7 +34,10 @@ pub mod output;
 pub mod packet;
 mod parse;
 mod peer;
+mod pick;
 mod reject;
 mod service;
 pub mod socket;
+mod source;
 mod stats;
+mod way;

@@ -46,8 +46,8 @@ pub(crate) type LocalAddrs<A> = HashMap<A, u32, LOCAL_ADDRS, NO_PREALLOC>;
 pub(crate) type Flows<A> = LruHashMap<Tuple<A>, Flow<A>, FLOWS>;
 /// A table of flows not yet confirmed.
 pub(crate) type Embryos<A> = LruHashMap<Tuple<A>, Flow<A>, EMBRYOS>;
-/// Room for a pair in the making.
-pub(crate) type Drafts<A> = PerCpuArray<Draft<A>, 1>;
+/// Room for a pair in the making; and, in the second one, for the key of one that is made for a flow already drafted.
+pub(crate) type Drafts<A> = PerCpuArray<Draft<A>, 2>;
 /// A table of fragmented packets and their ports.
 pub(crate) type Fragments<A> = LruHashMap<Fragmented<A>, Ports, FRAGMENTS>;
 /// A table of translated sockets.
@@ -62,6 +62,8 @@ pub(crate) type ServiceStats = Array<Stats, SERVICES>;
 pub(crate) type BackendStats = Array<Stats, BACKENDS>;
 /// Active flows by backend id. The agent counts anew now and then, because flows that end in silence are not seen.
 pub(crate) type Active = Array<u32, BACKENDS>;
+/// How often a Service port was picked from, by its index, on each CPU by itself.
+pub(crate) type Turns = PerCpuArray<u32, SERVICES>;
 
 #[btf_map]
 pub(crate) static SERVICES_V4: Services<Ipv4> = HashMap::new();
@@ -103,6 +105,9 @@ pub(crate) static INBOUND: Array<Filter, 1> = Array::new();
 /// Could a packet from this address, on its way out, be ours?
 #[btf_map]
 pub(crate) static OUTBOUND: Array<Filter, 1> = Array::new();
+/// Could a packet from this address to a pod have to bear the node's? Written by the programs.
+#[btf_map]
+pub(crate) static MASKED: Array<Filter, 1> = Array::new();
 #[btf_map]
 pub(crate) static NODE: Array<Node, 1> = Array::new();
 /// Devices, by index, that take frames from XDP. The value is 1.
@@ -132,8 +137,7 @@ pub(crate) static BACKEND_STATS_6: BackendStats = Array::new();
 pub(crate) static ACTIVE_V4: Active = Array::new();
 #[btf_map]
 pub(crate) static ACTIVE_V6: Active = Array::new();
-/// How often a Service port was picked from, by its index, on each CPU by itself.
 #[btf_map]
-pub(crate) static TURNS_V4: PerCpuArray<u32, SERVICES> = PerCpuArray::new();
+pub(crate) static TURNS_V4: Turns = PerCpuArray::new();
 #[btf_map]
-pub(crate) static TURNS_V6: PerCpuArray<u32, SERVICES> = PerCpuArray::new();
+pub(crate) static TURNS_V6: Turns = PerCpuArray::new();

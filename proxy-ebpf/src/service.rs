@@ -1,33 +1,14 @@
-//! From a destination to a Service, and from a Service to a backend.
+//! From a destination to a Service, and what is known of its backends.
 
 use proxy_common::{
     addr::{Address as _, Port, Protocol},
-    backend::{Backend, BackendId, BackendState},
+    backend::{BackendId, BackendState},
     node::{Node, local},
     outcome::Outcome,
-    service::{Frontend, Range, Service, WhenEmpty},
+    service::{Frontend, Service},
 };
 
-use crate::{
-    family::Family,
-    kernel,
-    maps::{NODE, SLOTS},
-};
-
-/// A backend that was chosen.
-pub(crate) struct Chosen<A: 'static> {
-    pub(crate) id: BackendId,
-    pub(crate) backend: &'static Backend<A>,
-}
-
-/// Whose traffic it is, which decides the range.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Client {
-    /// A pod or process of this node.
-    Internal,
-    /// Beyond an uplink.
-    External,
-}
+use crate::{family::Family, maps::NODE};
 
 /// What the agent told of the node.
 #[inline(always)]
@@ -55,51 +36,47 @@ pub(crate) fn find<F: Family>(daddr: F::Addr, dport: Port, proto: Protocol) -> O
 }
 
 /// Why a packet to a destination that no Service has goes no further, if it does not: its address is a ClusterIP, and the
-/// port is none of its Service's.
+/// port is none of its Service's; or it could be a ClusterIP, and is none.
 #[inline(always)]
-pub(crate) fn refusal<F: Family>(daddr: F::Addr) -> Option<Outcome> {
+pub(crate) fn refusal<F: Family>(daddr: &F::Addr) -> Option<Outcome> {
+    if is_cluster_ip::<F>(daddr) {
+        Some(Outcome::RejectNoPort)
+    } else if F::is_in_service_cidrs(daddr) {
+        Some(Outcome::DropUnallocated)
+    } else {
+        None
+    }
+}
+
+/// Whether an address could be a ClusterIP, and is none.
+#[inline(always)]
+pub(crate) fn is_unallocated<F: Family>(daddr: &F::Addr) -> bool {
+    F::is_in_service_cidrs(daddr) && !is_cluster_ip::<F>(daddr)
+}
+
+#[inline(never)]
+fn is_cluster_ip<F: Family>(addr: &F::Addr) -> bool {
     // SAFETY: as in `find`.
-    unsafe { F::services().get(Frontend::whole(daddr)) }.map(|_| Outcome::RejectNoPort)
+    unsafe { F::services().get(Frontend::whole(*addr)) }.is_some()
+}
+
+/// Whether an address is one of the node's own.
+#[inline(always)]
+pub(crate) fn is_of_node<F: Family>(addr: &F::Addr) -> bool {
+    // SAFETY: as in `find`.
+    unsafe { F::local_addrs().get(addr) }.is_some()
+}
+
+/// Whether nobody beyond an uplink can have an address: it is the node's, or a ClusterIP.
+#[inline(always)]
+pub(crate) fn is_of_this_side<F: Family>(addr: &F::Addr) -> bool {
+    is_of_node::<F>(addr) || is_cluster_ip::<F>(addr)
 }
 
 /// Whether a port is in the range that NodePorts are taken from.
 #[inline(always)]
 pub(crate) fn may_be_node_port(node: &Node, port: Port) -> bool {
     (node.node_port_first.number()..=node.node_port_last.number()).contains(&port.number())
-}
-
-/// Chooses a backend for a new flow.
-#[inline(always)]
-pub(crate) fn choose<F: Family>(service: &Service, client: Client) -> Result<Chosen<F::Addr>, Outcome> {
-    let (range, empty) = match client {
-        Client::Internal => (service.internal, service.internal_empty),
-        Client::External => (service.external, service.external_empty),
-    };
-    if range.count == 0 {
-        return Err(match empty {
-            WhenEmpty::Reject => Outcome::RejectNoEndpoint,
-            WhenEmpty::Drop => Outcome::DropNoLocalEndpoint,
-        });
-    }
-    let id = *SLOTS.get(range.first.wrapping_add(pick(range))).ok_or(Outcome::DropNoBackend)?;
-    let backend = F::backends().get(id).ok_or(Outcome::DropNoBackend)?;
-    if backend.state == BackendState::Free {
-        return Err(Outcome::DropNoBackend);
-    }
-    Ok(Chosen { id, backend })
-}
-
-/// Whether a backend runs on this node. Slices made by hand name no node, and then its address tells, if it is the node's.
-#[inline(always)]
-pub(crate) fn is_local<F: Family>(backend: &Backend<F::Addr>) -> bool {
-    // SAFETY: as in `find`.
-    backend.is_local != 0 || unsafe { F::local_addrs().get(&backend.addr) }.is_some()
-}
-
-/// An index into the range: multiply and shift, which is even enough and never divides.
-#[inline(always)]
-fn pick(range: Range) -> u32 {
-    ((u64::from(kernel::random()) * u64::from(range.count)) >> 32) as u32
 }
 
 /// Whether a flow's backend may still get packets of flows that can choose again.

@@ -5,20 +5,21 @@
 
 use aya_ebpf::{EbpfContext as _, bindings::BPF_ANY, helpers::generated as helpers, programs::SockAddrContext};
 use proxy_common::{
-    addr::{Address, Protocol},
+    addr::{Address, Port, Protocol},
     node::masquerade,
     outcome::{Hook, Outcome},
     service::{Pick, Service, flag},
     socket::{SocketOrigin, SocketPeer, SocketTarget, SocketWay},
+    tuple::{Stage, Tuple},
 };
 
 use crate::{
+    choose::choose,
     counters::count,
     family::{Family, V4, V6},
-    kernel::{HOST_NETNS_COOKIE, SOCKET_LB},
+    kernel::{self, HOST_NETNS_COOKIE, SOCKET_LB},
     peer::{self, Peer, mapped, peer4, peer6, set_mapped_peer, set_peer4, set_peer6},
-    service::{self, Client},
-    stats,
+    service, stats,
 };
 
 /// Whether the system call goes on.
@@ -114,12 +115,13 @@ fn balanced<A: Address>(context: &SockAddrContext, peer: &A) -> Option<Caller> {
 }
 
 /// Whether pods' connections to this Service are left to `pod_in`. Affinity, source ranges and a hash of the client need the
-/// client's address, which an unbound socket has none of yet; and who is masqueraded at an external address, or at all,
-/// depends on where the backend is and has to be undone on the way back.
+/// client's address, which an unbound socket has none of yet; connections cannot be counted here, because their end is not
+/// seen; and who is masqueraded at an external address, or at all, depends on where the backend is and has to be undone on
+/// the way back.
 #[inline(always)]
 fn takes_packets(service: &Service) -> bool {
     service.flags & (flag::EXTERNAL | flag::AFFINITY | flag::SOURCE_RANGES) != 0
-        || service.pick == Pick::SourceHash
+        || matches!(service.pick, Pick::SourceHash | Pick::LeastConnections)
         || service::node().is_none_or(|node| node.flags & masquerade::ALL != 0)
 }
 
@@ -133,12 +135,13 @@ fn translate<F: Family>(
     set_peer: fn(&SockAddrContext, Peer<F::Addr>),
 ) -> Answer {
     let Some(service) = service::find::<F>(peer.addr, peer.port, caller.protocol) else {
-        return service::refusal::<F>(peer.addr).map_or(GO_ON, |reason| refuse(hook, reason));
+        return service::refusal::<F>(&peer.addr).map_or(GO_ON, |reason| refuse(hook, reason));
     };
     if !caller.is_node && takes_packets(service) {
         return GO_ON;
     }
-    let chosen = match service::choose::<F>(service, Client::Internal) {
+    let Some(key) = question::<F>(&peer, caller.protocol) else { return GO_ON };
+    let (id, chosen) = match choose::<F>(service, &key) {
         Ok(chosen) => chosen,
         Err(reason) => return refuse(hook, reason),
     };
@@ -147,12 +150,12 @@ fn translate<F: Family>(
         port: peer.port,
         proto: caller.protocol,
         origin: if matches!(hook, Hook::Sendmsg) { SocketOrigin::Sent } else { SocketOrigin::Connected },
-        backend: chosen.id,
-        backend_generation: chosen.backend.generation,
+        backend: id,
+        backend_generation: chosen.generation,
         service: service.index,
         netns: netns(context),
     };
-    let backend = SocketTarget { addr: chosen.backend.addr, port: chosen.backend.port, ..frontend };
+    let backend = SocketTarget { addr: chosen.addr, port: chosen.port, ..frontend };
     let cookie = cookie(context);
     let from_backend = SocketPeer::new(cookie, backend.addr, backend.port, SocketWay::ToFrontend);
     let _ = F::sockets().insert(&from_backend, &frontend, u64::from(BPF_ANY));
@@ -162,8 +165,17 @@ fn translate<F: Family>(
     }
     set_peer(context, Peer { addr: backend.addr, port: backend.port });
     count(hook, Outcome::Opened);
-    stats::opened::<F>(service.index, chosen.id);
+    stats::opened::<F>(service.index, id);
     GO_ON
+}
+
+/// A new flow as the choice of a backend sees it. The client is the node, by the address it shows to others; the port is
+/// not known yet, and a random one spreads as well.
+#[inline(always)]
+fn question<F: Family>(peer: &Peer<F::Addr>, protocol: Protocol) -> Option<Tuple<F::Addr>> {
+    let saddr = F::masquerade(service::node()?);
+    let sport = Port { octets: (kernel::random() as u16).to_ne_bytes() };
+    Some(Tuple::new(saddr, peer.addr, sport, peer.port, protocol, Stage::FromPod))
 }
 
 /// Datagrams of one socket to one frontend stay with one backend while it serves.
@@ -200,7 +212,8 @@ fn name_peer<F: Family>(context: &SockAddrContext, peer: Peer<F::Addr>, set_peer
 #[inline(always)]
 fn refuse(hook: Hook, reason: Outcome) -> Answer {
     count(hook, reason);
-    let error = if matches!(reason, Outcome::DropNoLocalEndpoint) { EHOSTUNREACH } else { ECONNREFUSED };
+    let is_rejected = matches!(reason, Outcome::RejectNoEndpoint | Outcome::RejectNoPort);
+    let error = if is_rejected { ECONNREFUSED } else { EHOSTUNREACH };
     // SAFETY: takes a number.
     unsafe { helpers::bpf_set_retval(-error) };
     Answer::Refuse

@@ -59,7 +59,7 @@ fn add_noted<F: Family>(flow: *mut Flow<F::Addr>) {
     let entry = Entry::at(flow);
     let flow = entry.flow();
     let (packets, bytes) = entry.take_noted();
-    if packets == 0 || matches!(flow.direction, Direction::Transit) {
+    if packets == 0 || flow.is_mask() || matches!(flow.direction, Direction::Transit) {
         return;
     }
     let is_reply = matches!(flow.direction, Direction::Reply);

@@ -1,6 +1,8 @@
 //! The programs on the real verifier with real maps, run packet by packet by `BPF_PROG_TEST_RUN` in a namespace of their
 //! own: an uplink with a router and another node behind it, and no agent.
 
+mod clients;
+
 use std::{net::IpAddr, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
@@ -126,7 +128,17 @@ impl Testbed {
              route add 2001:db8:2443::/64 via 2001:db8:1::3")?;
         let uplink = namespace.device_index("uplink")?;
         let mut loader = EbpfLoader::new();
-        for map in ["FLOWS_V4", "FLOWS_V6", "EMBRYOS_V4", "EMBRYOS_V6", "SOCKETS_V4", "SOCKETS_V6", "SLOTS"] {
+        for map in [
+            "FLOWS_V4",
+            "FLOWS_V6",
+            "EMBRYOS_V4",
+            "EMBRYOS_V6",
+            "SOCKETS_V4",
+            "SOCKETS_V6",
+            "SLOTS",
+            "AFFINITY_V4",
+            "AFFINITY_V6",
+        ] {
             loader.map_max_entries(map, 4_096);
         }
         let mut testbed = Self {

@@ -6,11 +6,11 @@ use anyhow::Result;
 use proxy_common::{
     addr::Protocol,
     outcome::{Hook, Outcome},
-    service::Service,
+    service::{Service, flag},
 };
 use tests::{
     frame::{Family, Flags, Frame, Host, Transport},
-    testbed::{CLIENT, POD, PORT, REMOTE, SERVICE, Testbed},
+    testbed::{CLIENT, NODE, OTHER_SERVICE, POD, PORT, REMOTE, SERVICE, Testbed},
 };
 
 /// Another client beyond the router.
@@ -55,4 +55,55 @@ fn a_port_of_a_cluster_ip_that_nobody_defined_is_rejected_and_defined_ones_are_s
         }
     }
     Ok(())
+}
+
+#[test]
+fn a_service_with_source_ranges_serves_clients_in_them_and_drops_the_others() -> Result<()> {
+    for family in Family::BOTH {
+        for (transport, proto) in [(SYN, Protocol::Tcp), (Transport::Udp, Protocol::Udp)] {
+            let mut bed = Testbed::new()?;
+            let backend = bed.add_backend(REMOTE.address(family), false)?;
+            let range = bed.add_slots(&[backend])?;
+            let ranged = Service {
+                index: 3,
+                flags: flag::EXTERNAL | flag::SOURCE_RANGES,
+                internal: range,
+                external: range,
+                ..Service::default()
+            };
+            bed.set_service(SERVICE.address(family), PORT, proto, ranged)?;
+            let (len, host_len) = if family == Family::V4 { (24, 32) } else { (64, 128) };
+            for hook in WAYS_IN {
+                let client = client_at(hook).address(family);
+                let from = |sport| Frame::new((client, sport), (SERVICE.address(family), PORT), transport);
+                must_count(&mut bed, hook, &from(1), Outcome::DropSource)?;
+                // The ranges of another Service are not this one's.
+                bed.add_source(4, client, 0)?;
+                bed.add_source(3, OTHER_SERVICE.address(family), host_len)?;
+                must_count(&mut bed, hook, &from(2), Outcome::DropSource)?;
+            }
+            for hook in WAYS_IN {
+                let client = client_at(hook).address(family);
+                bed.add_source(3, client, if hook == Hook::PodIn { host_len } else { len })?;
+                let from = |sport| Frame::new((client, sport), (SERVICE.address(family), PORT), transport);
+                must_count(&mut bed, hook, &from(3), Outcome::Opened)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_frontends_own_address_is_a_source_where_the_node_is_one() -> Result<()> {
+    let mut bed = Testbed::new()?;
+    let backend = bed.add_backend(REMOTE.v4.into(), false)?;
+    let range = bed.add_slots(&[backend])?;
+    let service =
+        Service { index: 3, flags: flag::SOURCE_RANGES, internal: range, external: range, ..Service::default() };
+    bed.set_service(SERVICE.v4.into(), PORT, Protocol::Tcp, service)?;
+    let from = |host: Host, sport| Frame::new((host.v4.into(), sport), (SERVICE.v4.into(), PORT), SYN);
+    must_count(&mut bed, Hook::PodIn, &from(SERVICE, 1), Outcome::DropSource)?;
+    bed.add_source(3, NODE.v4.into(), 32)?;
+    must_count(&mut bed, Hook::PodIn, &from(SERVICE, 2), Outcome::Opened)?;
+    must_count(&mut bed, Hook::PodIn, &from(POD, 3), Outcome::DropSource)
 }

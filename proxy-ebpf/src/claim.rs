@@ -1,0 +1,82 @@
+//! Enters a drafted pair into the flow table, under another source port if another flow has the reply's tuple.
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::generated as helpers;
+use proxy_common::{addr::Port, node::Node, tuple::Tuple};
+
+use crate::{family::Family, flow, kernel, service};
+
+/// Source ports tried before the flow is dropped. Each is random, so the chance that all are taken is the share of ports
+/// in use, to this power.
+const ATTEMPTS: u32 = 16;
+
+/// What became of a claim.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Claimed {
+    /// No port was free.
+    Nothing,
+    /// The pair stands as it was drafted.
+    AsDrafted,
+    /// The pair stands, with another source port.
+    WithAnotherPort,
+}
+
+/// A claim in progress, as the loop hands it to each attempt.
+struct Claim<A> {
+    key: *const Tuple<A>,
+    /// The first attempt failed. Not a count: for the verifier every value would be another loop to look at.
+    is_retry: u32,
+    is_settled: u32,
+}
+
+/// Enters the drafted pair, whose original half's key this is.
+#[inline(never)]
+pub(crate) fn claim<F: Family>(key: &Tuple<F::Addr>) -> Claimed {
+    let mut claim = Claim { key, is_retry: 0, is_settled: 0 };
+    // A loop of the kernel's: the verifier looks at one attempt, not at all of them in a row.
+    // SAFETY: the callback has the signature the helper asks for, and the claim outlives the call.
+    unsafe {
+        let attempt: unsafe extern "C" fn(u64, *mut Claim<F::Addr>) -> i64 = attempt::<F>;
+        helpers::bpf_loop(ATTEMPTS, attempt as *mut c_void, (&raw mut claim).cast(), 0)
+    };
+    match (claim.is_settled, claim.is_retry) {
+        (0, _) => Claimed::Nothing,
+        (_, 0) => Claimed::AsDrafted,
+        _ => Claimed::WithAnotherPort,
+    }
+}
+
+/// One attempt. 1 ends the loop.
+unsafe extern "C" fn attempt<F: Family>(_: u64, claim: *mut Claim<F::Addr>) -> i64 {
+    // SAFETY: this is what `claim` put on its stack, and nobody else looks at it during the loop.
+    let claim = unsafe { &mut *claim };
+    // SAFETY: the caller of `claim` keeps the key.
+    let key = unsafe { &*claim.key };
+    let (Some(node), Some(draft)) = (service::node(), flow::draft::<F>()) else { return 1 };
+    flow::set_rewrite::<F>(&mut draft.flow.rewrite, key, &draft.to);
+    if flow::open::<F>(key, draft) {
+        claim.is_settled = 1;
+        return 1;
+    }
+    if !flow::vacate::<F>() {
+        claim.is_retry = 1;
+        draft.to.sport = random_source_port(node);
+    }
+    0
+}
+
+/// The client's port if it may stand for the node's, else one of those that may.
+#[inline(always)]
+pub(crate) fn source_port(node: &Node, port: Port) -> Port {
+    let number = port.number();
+    let may_stay = number >= node.source_port_first.number() && number <= node.source_port_last.number();
+    if may_stay { port } else { random_source_port(node) }
+}
+
+#[inline(always)]
+fn random_source_port(node: &Node) -> Port {
+    let first = u32::from(node.source_port_first.number());
+    let count = u32::from(node.source_port_last.number()).wrapping_sub(first).wrapping_add(1);
+    Port::new(first.wrapping_add((kernel::random() >> 16).wrapping_mul(count) >> 16) as u16)
+}

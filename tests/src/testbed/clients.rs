@@ -1,0 +1,65 @@
+//! What the programs know of clients: from where they may come, whom they stay with, and how many flows they have open.
+
+use std::net::IpAddr;
+
+use anyhow::Result;
+use aya::maps::{Array, LpmTrie, lpm_trie::Key};
+use proxy_common::{
+    addr::{Ipv4, Ipv6},
+    node::ServiceCidrs,
+    service::{Affinity, Client, Source},
+};
+
+use super::Testbed;
+
+impl Testbed {
+    /// Lets a prefix use a Service port that has source ranges.
+    pub fn add_source(&mut self, service: u32, address: IpAddr, bits: u32) -> Result<()> {
+        match address {
+            IpAddr::V4(address) => {
+                let source = Source { service, pad: 0, addr: Ipv4::from(address) };
+                let key = Key::new(Source::<Ipv4>::BITS + bits, source);
+                LpmTrie::<_, Source<Ipv4>, u32>::try_from(self.map("SOURCES_V4")?)?.insert(&key, 1, 0)?;
+            }
+            IpAddr::V6(address) => {
+                let source = Source { service, pad: 0, addr: Ipv6::from(address) };
+                let key = Key::new(Source::<Ipv6>::BITS + bits, source);
+                LpmTrie::<_, Source<Ipv6>, u32>::try_from(self.map("SOURCES_V6")?)?.insert(&key, 1, 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whom the IPv4 clients stay with.
+    pub fn affinities(&mut self) -> Result<Vec<(Client<Ipv4>, Affinity)>> {
+        Ok(self.hash::<Client<Ipv4>, Affinity>("AFFINITY_V4")?.iter().collect::<Result<_, _>>()?)
+    }
+
+    /// Whom the IPv6 clients stay with.
+    pub fn affinities_v6(&mut self) -> Result<Vec<(Client<Ipv6>, Affinity)>> {
+        Ok(self.hash::<Client<Ipv6>, Affinity>("AFFINITY_V6")?.iter().collect::<Result<_, _>>()?)
+    }
+
+    /// Changes whom every IPv4 client stays with.
+    pub fn change_affinities(&mut self, change: impl Fn(Affinity) -> Affinity) -> Result<()> {
+        for (client, affinity) in self.affinities()? {
+            self.hash("AFFINITY_V4")?.insert(client, change(affinity), 0)?;
+        }
+        Ok(())
+    }
+
+    /// How many active IPv4 flows a backend has.
+    pub fn active(&mut self, backend: u32) -> Result<u32> {
+        Ok(Array::<_, u32>::try_from(self.map("ACTIVE_V4")?)?.get(&backend, 0)?)
+    }
+
+    /// Says how many active IPv4 flows a backend has.
+    pub fn set_active(&mut self, backend: u32, count: u32) -> Result<()> {
+        Ok(Array::<_, u32>::try_from(self.map("ACTIVE_V4")?)?.set(backend, count, 0)?)
+    }
+
+    /// Says where ClusterIPs are taken from.
+    pub fn set_service_cidrs(&mut self, cidrs: ServiceCidrs) -> Result<()> {
+        Ok(Array::<_, ServiceCidrs>::try_from(self.map("SERVICE_CIDRS")?)?.set(0, cidrs, 0)?)
+    }
+}
