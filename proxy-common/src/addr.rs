@@ -97,8 +97,11 @@ impl Address for Ipv6 {
 
     #[inline(always)]
     fn is_in(&self, prefix: &Self, mask: &Self) -> bool {
-        let ([a, b, c, d], [e, f, g, h]) = (self.words(), mask.words());
-        [a & e, b & f, c & g, d & h] == prefix.words()
+        let (own, mask, prefix) = (self.words(), mask.words(), prefix.words());
+        own[0] & mask[0] == prefix[0]
+            && own[1] & mask[1] == prefix[1]
+            && own[2] & mask[2] == prefix[2]
+            && own[3] & mask[3] == prefix[3]
     }
 
     #[inline(always)]

@@ -41,7 +41,7 @@ pub mod masquerade {
     pub const LOCAL_BACKENDS: u32 = 2;
 }
 
-/// How many ranges of ServiceCIDRs there may be of each family.
+/// How many ranges of `ServiceCIDRs` there may be of each family.
 pub const SERVICE_CIDRS: usize = 4;
 
 /// A range of addresses. One that is not in use has an address of zeros and a mask of ones, and so holds no destination.

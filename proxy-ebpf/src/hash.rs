@@ -1,4 +1,4 @@
-//! The hash by which backends are picked: MurmurHash3's mixing of 32-bit words, without a seed, so that every node comes to
+//! The hash by which backends are picked: `MurmurHash3`'s mixing of 32-bit words, without a seed, so that every node comes to
 //! the same number. It spreads clients, it does not resist those who want to collide.
 
 /// A hash in the making.

@@ -129,14 +129,14 @@ pub(crate) mod tcp {
 /// Where TCP has its checksum.
 pub(crate) const TCP_CSUM: usize = core::mem::offset_of!(TcpHeader, csum);
 
-/// What all ICMP and ICMPv6 messages begin with.
+/// What all ICMP and `ICMPv6` messages begin with.
 #[repr(C)]
 pub(crate) struct IcmpHeader {
     /// What it says.
     pub kind: u8,
     /// What of that.
     pub code: u8,
-    /// Checksum, in ICMPv6 with a pseudo-header.
+    /// Checksum, in `ICMPv6` with a pseudo-header.
     pub csum: u16,
     /// What depends on the type: in errors nothing, a pointer, or an MTU.
     pub rest: [u16; 2],

@@ -102,7 +102,7 @@ where
             });
             targets.collect()
         };
-        for entry in self.services.iter() {
+        for entry in &self.services {
             let (frontend, service) = entry?;
             let Some(protocol) = protocol_name(frontend.proto) else { continue };
             let name = SocketAddr::new(address(frontend.addr), frontend.port.number());

@@ -24,7 +24,7 @@ pub(super) struct Search {
 }
 
 /// Runs `visit` inside each of the wanted network namespaces that some process is in. It runs on a thread that ends right
-/// after, so that no other code finds itself somewhere else. Entering takes CAP_SYS_ADMIN, and seeing the processes of
+/// after, so that no other code finds itself somewhere else. Entering takes `CAP_SYS_ADMIN`, and seeing the processes of
 /// pods takes the host's PID namespace.
 pub(super) fn visit(wanted: &BTreeSet<u64>, visit: impl FnMut(u64) + Send) -> Search {
     let search = Search { missing: wanted.clone(), refused: None };

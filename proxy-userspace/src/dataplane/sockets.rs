@@ -204,8 +204,8 @@ where
         })?;
         let mut backends = HashMap::new();
         for (_, target) in &connected {
-            if !backends.contains_key(&target.backend) {
-                backends.insert(target.backend, self.backends.read(&target.backend)?);
+            if let std::collections::hash_map::Entry::Vacant(e) = backends.entry(target.backend) {
+                e.insert(self.backends.read(&target.backend)?);
             }
         }
         let is_lost = |target: &SocketTarget<A>| is_lost(target, &backends[&target.backend]);

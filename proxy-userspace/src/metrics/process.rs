@@ -37,7 +37,7 @@ fn put_gauge(encoder: &mut DescriptorEncoder, name: &str, what: &str, value: f64
     gauge.encode(encoder.encode_descriptor(name, what, None, gauge.metric_type())?)
 }
 
-/// From `/proc/self/stat` (proc_pid_stat(5)).
+/// From `/proc/self/stat` (`proc_pid_stat(5)`).
 #[derive(Clone, Copy, Debug, Default)]
 struct Stat {
     cpu_seconds: f64,

@@ -1,4 +1,4 @@
-//! Objects from a Kubernetes API server: Services, EndpointSlices, ServiceCIDRs and this node's own Node, each by a watch
+//! Objects from a Kubernetes API server: Services, EndpointSlices, `ServiceCIDRs` and this node's own Node, each by a watch
 //! of its own, so that one that is refused does not hold up the others.
 //!
 //! A list replaces what was known only once it is complete; until then, and while the server cannot be reached, what was

@@ -20,7 +20,7 @@ pub enum Event {
     EndpointSlices(Change<EndpointSlice>),
     /// Of Nodes; only this agent's own one matters.
     Nodes(Change<Node>),
-    /// Of ServiceCIDRs.
+    /// Of `ServiceCIDRs`.
     ServiceCidrs(Change<ServiceCIDR>),
 }
 

@@ -14,7 +14,7 @@ pub enum Resource {
     EndpointSlices,
     /// Nodes.
     Nodes,
-    /// ServiceCIDRs.
+    /// `ServiceCIDRs`.
     ServiceCidrs,
 }
 

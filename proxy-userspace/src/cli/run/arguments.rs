@@ -25,7 +25,7 @@ const SYNC_PERIOD: Duration = Duration::from_secs(30);
 /// The agent's flags.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Arguments {
-    /// A KubeProxyConfiguration (v1alpha1); flags decide before it
+    /// A `KubeProxyConfiguration` (v1alpha1); flags decide before it
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
     /// Where Services and their endpoints come from: `kubernetes`, or `file:DIR`, a directory of YAML files

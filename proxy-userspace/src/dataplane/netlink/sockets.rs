@@ -1,4 +1,4 @@
-//! The kernel's list of sockets (sock_diag(7)): who is connected to a port, and the end of such a connection. It speaks of
+//! The kernel's list of sockets (`sock_diag(7))`: who is connected to a port, and the end of such a connection. It speaks of
 //! the network namespace of the thread that opened it.
 
 use std::io;
