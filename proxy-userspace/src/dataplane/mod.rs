@@ -8,6 +8,7 @@ mod clsact;
 mod error;
 mod family;
 mod links;
+mod listeners;
 mod load;
 mod namespaces;
 pub mod netlink;
@@ -43,6 +44,7 @@ pub use self::{
     attach::{AttachProblem, AttachReport, Attachment, Mechanism},
     cleanup::{Removed, cleanup},
     error::{Error, OpenError},
+    listeners::listeners,
     load::OBJECT,
     options::{ClassifierMode, DevicePattern, Options, PatternError, SocketLb, UplinkMode},
     program::ProgramName,
