@@ -2,8 +2,10 @@
 //! touched. A Service is computed alone; where Services meet, in a frontend both claim or an endpoint both have, the
 //! outcome does not depend on who came first.
 
+mod conflicts;
 mod contribution;
 mod range;
+mod rules;
 mod sources;
 
 use std::{
@@ -13,7 +15,8 @@ use std::{
     sync::Arc,
 };
 
-use contribution::{Claim, Contribution, contribution};
+use conflicts::Conflicts;
+use contribution::{Claim, Contribution, World, contribution};
 use ipnet::IpNet;
 use proxy_common::{
     addr::{Address, Ipv4, Ipv6, Port},
@@ -21,11 +24,12 @@ use proxy_common::{
     node::{Cidr, ServiceCidrs},
     service::{Frontend, Pick, WhenEmpty},
 };
+pub use rules::{ExternalIps, Listener, Rules};
 pub use sources::Sources;
 
 use crate::{
     algorithm::AlgorithmName,
-    model::{Model, ObjectName, ServicePortName},
+    model::{Defect, Defects, Model, ObjectName, ObjectReference, ServicePortName},
     topology::Place,
 };
 
@@ -174,6 +178,8 @@ pub struct Desired {
     tables: Tables,
     touched: Touched,
     usual: AlgorithmName,
+    /// Addresses that Services may not have.
+    refused: Defects,
 }
 
 impl Desired {
@@ -193,11 +199,29 @@ impl Desired {
     }
 
     /// Computes a Service anew.
-    pub fn update(&mut self, name: &ObjectName, model: &Model, place: &Place) {
-        let v4 = contribution(name, model, place, self.usual);
+    pub fn update(&mut self, name: &ObjectName, model: &Model, place: &Place, rules: &Rules) {
+        let world = World { model, place, rules, usual: self.usual };
+        let v4 = contribution(name, &world);
+        let v6 = contribution(name, &world);
+        self.note_refused(name, v4.as_ref(), v6.as_ref());
         self.v4.update(name, v4, &mut self.tables.v4, &mut self.touched.v4);
-        let v6 = contribution(name, model, place, self.usual);
         self.v6.update(name, v6, &mut self.tables.v6, &mut self.touched.v6);
+    }
+
+    fn note_refused(&mut self, name: &ObjectName, v4: Option<&Contribution<Ipv4>>, v6: Option<&Contribution<Ipv6>>) {
+        let uid = v4.map(|v4| &v4.claim.uid).or(v6.map(|v6| &v6.claim.uid)).cloned().unwrap_or_default();
+        let object = ObjectReference { kind: "Service", name: name.clone(), uid };
+        let refused = v4.iter().flat_map(|v4| &v4.refused).chain(v6.iter().flat_map(|v6| &v6.refused));
+        let defects = refused.map(|problem| Defect { object: object.clone(), problem: problem.clone() }).collect();
+        self.refused.replace("Service", name, defects);
+    }
+
+    /// Services that may not have what they ask for, as far as that was not known at the last call.
+    pub fn take_defects(&mut self) -> Vec<Defect> {
+        let mut news = self.refused.take_news();
+        news.extend(self.v4.conflicts.take_news(&self.v4.claims));
+        news.extend(self.v6.conflicts.take_news(&self.v6.claims));
+        news
     }
 
     /// Says where ClusterIPs are taken from, if that is known; as many ranges of each family as there is room for.
@@ -243,11 +267,17 @@ struct FamilyDesired<A: Ord> {
     contributions: BTreeMap<ObjectName, Contribution<A>>,
     claims: BTreeMap<Frontend<A>, BTreeSet<Claim>>,
     owners: BTreeMap<Target<A>, BTreeSet<ObjectName>>,
+    conflicts: Conflicts<A>,
 }
 
 impl<A: Ord> Default for FamilyDesired<A> {
     fn default() -> Self {
-        Self { contributions: BTreeMap::new(), claims: BTreeMap::new(), owners: BTreeMap::new() }
+        Self {
+            contributions: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            conflicts: Conflicts::default(),
+        }
     }
 }
 
@@ -261,7 +291,9 @@ impl<A: Family> FamilyDesired<A> {
     ) {
         let (frontends, targets) = self.exchange(name, contribution);
         for frontend in frontends {
-            let winner = self.claims.get(&frontend).and_then(BTreeSet::first);
+            let claims = self.claims.get(&frontend);
+            self.conflicts.suspect(frontend, claims);
+            let winner = claims.and_then(BTreeSet::first);
             let contribution = winner.and_then(|claim| self.contributions.get(&claim.service));
             let service = contribution.and_then(|contribution| contribution.frontends.get(&frontend)).cloned();
             if put(&mut tables.services, frontend, service) {

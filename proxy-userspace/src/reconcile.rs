@@ -1,15 +1,15 @@
 //! From events to plans, without any I/O. In: what sources and netlink say, and what was read back from the kernel. Out:
 //! what to write. Each event costs what it touches; only after a failure is everything compared.
 
-use std::{net::IpAddr, time::Instant};
+use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use crate::{
     addresses::{self, NodePortAddresses, Primary},
     algorithm::AlgorithmName,
     dataplane::{DevicePattern, netlink::NodeNetwork},
-    desired::{Desired, Tables},
+    desired::{Desired, ExternalIps, Listener, Rules, Tables},
     diff::{Capacity, KernelState, Ledger, Overflow, Plan},
-    model::{Defect, Dirty, Model},
+    model::{Defect, Dirty, Model, ObjectName},
     source::Event,
     topology::Place,
 };
@@ -25,6 +25,8 @@ pub struct Settings {
     pub uplinks: Vec<DevicePattern>,
     /// How connections to Services are spread that do not say it.
     pub algorithm: AlgorithmName,
+    /// Which external IPs Services may have.
+    pub external_ips: ExternalIps,
 }
 
 /// The pure half of the agent.
@@ -32,6 +34,9 @@ pub struct Settings {
 pub struct Reconciler {
     settings: Settings,
     place: Place,
+    rules: Rules,
+    /// Who listens on the node, when that was looked at last.
+    listeners: BTreeSet<Listener>,
     model: Model,
     desired: Desired,
     network: Option<NodeNetwork>,
@@ -47,6 +52,8 @@ impl Reconciler {
     /// Knows nothing yet.
     pub fn new(settings: Settings, capacity: Capacity) -> Self {
         Self {
+            rules: Rules::default(),
+            listeners: BTreeSet::new(),
             place: Place { node: settings.name.clone(), ..Place::default() },
             model: Model::new(settings.name.clone()),
             desired: Desired::new(settings.algorithm),
@@ -69,6 +76,26 @@ impl Reconciler {
     pub fn absorb_network(&mut self, network: NodeNetwork) {
         self.network = Some(network);
         self.has_stale_addresses = true;
+    }
+
+    /// Whether what the next plan decides depends on who listens on the node: a Service wants an address of the node.
+    pub fn asks_for_listeners(&self) -> bool {
+        let rules = Rules::of(&self.model, self.settings.external_ips.clone());
+        let mut touched = self.model.dirty_services().filter_map(|name| self.model.service(name));
+        touched.any(|service| rules.asks_for_listeners(service)) || rules.node_addresses != self.rules.node_addresses
+    }
+
+    /// Takes in who listens on the node. Only ports that some Service wants at an address of the node are of interest.
+    pub fn absorb_listeners(&mut self, listeners: BTreeSet<Listener>) {
+        let rules = Rules::of(&self.model, self.settings.external_ips.clone());
+        let asking = self.model.services().filter(|service| rules.asks_for_listeners(service));
+        let ports: BTreeSet<u16> = asking.flat_map(|service| &service.ports).map(|port| port.port.get()).collect();
+        self.listeners = listeners.into_iter().filter(|(_, socket)| ports.contains(&socket.port())).collect();
+    }
+
+    /// Services that may not have what they ask for, as far as that has changed since the last call.
+    pub fn take_defects(&mut self) -> Vec<Defect> {
+        self.desired.take_defects()
     }
 
     /// Takes over what was read back from the kernel: at the start, and after a write failed.
@@ -107,6 +134,9 @@ impl Reconciler {
         if !self.is_complete() {
             return (Plan::default(), Vec::new());
         }
+        if self.compares_all {
+            self.inherit_api_server();
+        }
         self.recompute();
         let touched = self.desired.take_touched();
         let Some(ledger) = &mut self.ledger else { return (Plan::default(), Vec::new()) };
@@ -134,9 +164,27 @@ impl Reconciler {
             self.place = place;
             services.extend(self.model.service_names().cloned());
         }
+        let mut rules = Rules::of(&self.model, self.settings.external_ips.clone());
+        rules.listeners.clone_from(&self.listeners);
+        if rules != self.rules {
+            self.rules = rules;
+            services.extend(self.model.services().filter(|service| service.has_external_ips()).map(|s| s.name.clone()));
+        }
         self.desired.update_service_ranges(self.model.service_ranges());
         for name in &services {
-            self.desired.update(name, &self.model, &self.place);
+            self.desired.update(name, &self.model, &self.place, &self.rules);
+        }
+    }
+
+    /// The API server's own Service never goes to zero endpoints, an agent's restart included.
+    fn inherit_api_server(&mut self) {
+        let Some(ledger) = &self.ledger else { return };
+        let Some(service) = self.model.service(&ObjectName::of_api_server()).cloned() else { return };
+        for port in &service.ports {
+            for address in &service.cluster_ips {
+                let endpoints = ledger.endpoints(*address, port.port.get(), port.name.protocol);
+                self.model.inherit_api_server(&port.name, &endpoints);
+            }
         }
     }
 

@@ -15,6 +15,7 @@ use crate::{
         netlink::{NetworkEvent, NodeNetwork},
     },
     diff::{Capacity, GRACE, KernelState, Overflow},
+    model::Defect,
     reconcile::Reconciler,
     source::Event,
 };
@@ -81,9 +82,7 @@ impl Agent {
 
     pub(super) fn absorb(&mut self, event: Event) {
         self.account.note(&event);
-        for defect in self.reconciler.absorb(event) {
-            warn!("{defect}");
-        }
+        tell(&self.reconciler.absorb(event));
         self.account.set_node_eligible(self.reconciler.is_node_eligible());
     }
 
@@ -169,11 +168,13 @@ impl Agent {
 
     fn write_tables(&mut self) -> Result<(), dataplane::Error> {
         let began = Instant::now();
+        self.look_for_listeners();
         let (plan, overflows) = self.reconciler.plan(began.into_std());
         if let Some(state) = self.adopted.take() {
             self.account.adopt(&state, self.reconciler.tables());
         }
         self.account.follow(&plan, self.reconciler.tables());
+        tell(&self.reconciler.take_defects());
         self.dataplane.put_node(&self.node_settings())?;
         if !plan.is_empty() {
             self.dataplane.apply(&plan)?;
@@ -182,6 +183,16 @@ impl Agent {
         }
         self.report(overflows);
         Ok(())
+    }
+
+    /// Who listens on the node is looked at only when it matters: where there are many sockets, that takes a while.
+    fn look_for_listeners(&mut self) {
+        if self.reconciler.asks_for_listeners() {
+            match dataplane::listeners() {
+                Ok(listeners) => self.reconciler.absorb_listeners(listeners),
+                Err(error) => warn!("cannot see who listens on this node: {error}"),
+            }
+        }
     }
 
     fn node_settings(&self) -> NodeSettings {
@@ -239,5 +250,11 @@ impl Agent {
         let wait = RETRY.0.saturating_mul(1 << self.failures.min(16)).min(RETRY.1);
         self.retry_at = Some(Instant::now() + wait);
         error!("{error}; trying again in {wait:?}");
+    }
+}
+
+fn tell(defects: &[Defect]) {
+    for defect in defects {
+        warn!("{defect}");
     }
 }

@@ -8,6 +8,7 @@ mod clsact;
 mod error;
 mod family;
 mod links;
+mod listeners;
 mod load;
 mod namespaces;
 pub mod netlink;
@@ -44,6 +45,7 @@ pub use self::{
     attach::{AttachProblem, AttachReport, Attachment, Mechanism},
     cleanup::{Removed, cleanup},
     error::{Error, OpenError},
+    listeners::listeners,
     load::OBJECT,
     observer::{Active, FamilyObserver, Fill, KnownBackend, Observer, Survey},
     options::{ClassifierMode, DevicePattern, Options, PatternError, SocketLb, UplinkMode},

@@ -2,8 +2,8 @@
 
 use std::{
     cell::LazyCell,
-    collections::BTreeMap,
-    net::SocketAddr,
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
     num::{NonZeroU16, NonZeroU32},
     sync::Arc,
 };
@@ -16,11 +16,12 @@ use proxy_common::{
 
 use super::{
     DesiredBackend, DesiredService, Family, Target, range,
+    rules::Rules,
     sources::{self, Sources},
 };
 use crate::{
     algorithm::AlgorithmName,
-    model::{self, Endpoint, Model, ObjectName, ServicePort, ServicePortName, SourceScope, TrafficPolicy},
+    model::{self, Endpoint, Model, ObjectName, Problem, ServicePort, ServicePortName, SourceScope, TrafficPolicy},
     topology::{self, Lists, Place},
 };
 
@@ -38,24 +39,31 @@ pub(super) struct Contribution<A: Ord> {
     pub(super) claim: Claim,
     pub(super) frontends: BTreeMap<Frontend<A>, DesiredService<A>>,
     pub(super) backends: BTreeMap<Target<A>, DesiredBackend>,
+    /// Addresses it may not have.
+    pub(super) refused: Vec<Problem>,
 }
 
-pub(super) fn contribution<A: Family>(
-    name: &ObjectName,
-    model: &Model,
-    place: &Place,
-    usual: AlgorithmName,
-) -> Option<Contribution<A>> {
-    let backends = backends(name, model);
-    let service = model.service(name);
-    let frontends: BTreeMap<_, _> = service.map(|service| frontends(service, model, place, usual)).unwrap_or_default();
+/// What a contribution depends on beside the Service itself.
+pub(super) struct World<'a> {
+    pub(super) model: &'a Model,
+    pub(super) place: &'a Place,
+    pub(super) rules: &'a Rules,
+    /// The algorithm of Services that name none.
+    pub(super) usual: AlgorithmName,
+}
+
+pub(super) fn contribution<A: Family>(name: &ObjectName, world: &World<'_>) -> Option<Contribution<A>> {
+    let backends = backends(name, world.model);
+    let service = world.model.service(name);
+    let mut refused = Vec::new();
+    let frontends: BTreeMap<_, _> = service.map(|service| frontends(service, world, &mut refused)).unwrap_or_default();
     let claim = Claim {
         created: service.map_or(0, |service| service.created),
         uid: service.map(|service| service.uid.clone()).unwrap_or_default(),
         service: name.clone(),
     };
     let is_empty = frontends.is_empty() && backends.is_empty();
-    (!is_empty).then_some(Contribution { claim, frontends, backends })
+    (!is_empty).then_some(Contribution { claim, frontends, backends, refused })
 }
 
 /// Everything that stands in a slice, also when no port of the Service leads to it: connections that are there keep it
@@ -67,26 +75,27 @@ fn backends<A: Family>(name: &ObjectName, model: &Model) -> BTreeMap<Target<A>, 
 
 fn frontends<A: Family>(
     service: &model::Service,
-    model: &Model,
-    place: &Place,
-    usual: AlgorithmName,
+    world: &World<'_>,
+    refused: &mut Vec<Problem>,
 ) -> BTreeMap<Frontend<A>, DesiredService<A>> {
     let mut frontends = BTreeMap::new();
     let Some(cluster_ip) = service.cluster_ips.iter().find_map(|address| A::of(*address)) else {
         return frontends;
     };
-    let sources = sources::sources(service, place);
+    let sources = sources::sources(service, world.place);
     for port in &service.ports {
-        let [inside, outside] = port_services::<A>(service, port, model, place, usual);
+        let [inside, outside] = port_services::<A>(service, port, world);
         let frontend =
             |address: A, number: NonZeroU16| Frontend::new(address, Port::new(number.get()), port.name.protocol);
         frontends.entry(frontend(cluster_ip, port.port)).or_insert(inside);
         let restricted = restrict(&outside, sources.as_ref());
-        for address in service.balancer_ips.iter().filter_map(|address| A::of(*address)) {
+        let check = |address| world.rules.check(address, port);
+        for address in permitted(&service.balancer_ips, check, refused) {
             frontends.entry(frontend(address, port.port)).or_insert_with(|| restricted.clone());
         }
         let outside = if service.source_ranges.scope == SourceScope::All { restricted } else { outside };
-        for address in service.external_ips.iter().filter_map(|address| A::of(*address)) {
+        let check = |address| world.rules.check_external_ip(address, port);
+        for address in permitted(&service.external_ips, check, refused) {
             frontends.entry(frontend(address, port.port)).or_insert_with(|| outside.clone());
         }
         if let Some(number) = port.node_port {
@@ -97,6 +106,24 @@ fn frontends<A: Family>(
         frontends.insert(Frontend::whole(cluster_ip), undefined_ports(&service.name));
     }
     frontends
+}
+
+/// The addresses of the family that pass. What is wrong with the others is told once.
+fn permitted<A: Family>(
+    addresses: &BTreeSet<IpAddr>,
+    check: impl Fn(IpAddr) -> Result<(), Problem>,
+    refused: &mut Vec<Problem>,
+) -> Vec<A> {
+    let mut passed = Vec::new();
+    for address in addresses {
+        let Some(of_family) = A::of(*address) else { continue };
+        match check(*address) {
+            Ok(()) => passed.push(of_family),
+            Err(problem) if refused.contains(&problem) => {}
+            Err(problem) => refused.push(problem),
+        }
+    }
+    passed
 }
 
 /// The same for clients of some addresses only.
@@ -126,21 +153,15 @@ fn undefined_ports<A>(service: &ObjectName) -> DesiredService<A> {
 
 /// What the ClusterIP leads to, and what NodePorts and external addresses lead to. Clients on the node that use the
 /// latter get the cluster's endpoints whatever the policy: it is about what arrives from outside.
-fn port_services<A: Family>(
-    service: &model::Service,
-    port: &ServicePort,
-    model: &Model,
-    place: &Place,
-    usual: AlgorithmName,
-) -> [DesiredService<A>; 2] {
+fn port_services<A: Family>(service: &model::Service, port: &ServicePort, world: &World<'_>) -> [DesiredService<A>; 2] {
     let is_joined =
         |candidate: &model::SlicePort| candidate.name == port.name.port && candidate.protocol == port.name.protocol;
     let weights = &service.spread.weights;
-    let mut endpoints = model::endpoints(model.slices(&service.name), is_joined);
+    let mut endpoints = model::endpoints(world.model.slices(&service.name), is_joined);
     endpoints.retain(|address, endpoint| A::of(address.ip()).is_some() && weights.of(endpoint) > 0);
-    let lists = topology::select(&endpoints, place);
+    let lists = topology::select(&endpoints, world.place);
     let name = Arc::new(port.name.clone());
-    let algorithm = service.spread.algorithm.unwrap_or(usual).algorithm();
+    let algorithm = service.spread.algorithm.unwrap_or(world.usual).algorithm();
     let cluster = LazyCell::new(|| range::range(&lists.cluster, &endpoints, weights, algorithm));
     let local = LazyCell::new(|| range::range(&lists.local, &endpoints, weights, algorithm));
     let affinity = service.affinity_seconds.map_or(0, |_| flag::AFFINITY);

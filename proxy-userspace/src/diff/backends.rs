@@ -79,6 +79,11 @@ impl<A: Address> Backends<A> {
         self.by_target.get(target).copied()
     }
 
+    /// The endpoint with an id, as the kernel holds it.
+    pub(super) fn get(&self, id: BackendId) -> Option<&Backend<A>> {
+        self.entries.get(id as usize).filter(|entry| entry.state != BackendState::Free)
+    }
+
     /// Makes an endpoint's entry what it should be. `Ok(None)`: it is already; an error: every id is taken.
     pub(super) fn put(
         &mut self,

@@ -3,11 +3,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
     time::Instant,
 };
 
 use proxy_common::{
-    addr::{Address, Ipv4, Ipv6},
+    addr::{Address, Ipv4, Ipv6, Port, Protocol},
     backend::{Backend, BackendId, BackendState},
     node::ServiceCidrs,
     service::{Frontend, Pick, Range, Service, flag},
@@ -122,6 +123,15 @@ impl Ledger {
         (Plan { v4, v6, service_cidrs }, overflows)
     }
 
+    /// The endpoints the kernel leads clients of this node to, and whether they run here.
+    pub fn endpoints(&self, address: IpAddr, port: u16, protocol: Protocol) -> BTreeMap<SocketAddr, bool> {
+        let port = Port::new(port);
+        match address {
+            IpAddr::V4(v4) => self.v4.endpoints(&self.ranges, Frontend::new(v4.into(), port, protocol)),
+            IpAddr::V6(v6) => self.v6.endpoints(&self.ranges, Frontend::new(v6.into(), port, protocol)),
+        }
+    }
+
     /// When there is something to write even if nothing is touched until then.
     pub fn next_deadline(&self) -> Option<Instant> {
         [self.v4.backends.next_burial(), self.v6.backends.next_burial()].into_iter().flatten().min()
@@ -159,6 +169,17 @@ impl<A: Address + std::fmt::Display> FamilyLedger<A> {
             backends: Backends::adopt(state.backends, capacity.backends, now),
             services_capacity: capacity.services as usize,
         }
+    }
+
+    fn endpoints(&self, ranges: &Ranges, frontend: Frontend<A>) -> BTreeMap<SocketAddr, bool>
+    where
+        IpAddr: From<A>,
+    {
+        let range = self.services.get(&frontend).map(|service| service.internal).unwrap_or_default();
+        let backends = ranges.content(range).iter().filter_map(|id| self.backends.get(*id));
+        backends
+            .map(|backend| (SocketAddr::new(backend.addr.into(), backend.port.number()), backend.is_local != 0))
+            .collect()
     }
 
     fn everything(&self, want: &FamilyTables<A>) -> FamilyTouched<A> {

@@ -109,6 +109,12 @@ impl Ranges {
         self.gaps.values().any(is_large_enough) && free as usize >= content.len() + self.slots as usize / 4
     }
 
+    /// What a range holds.
+    pub(super) fn content(&self, range: Range) -> &[BackendId] {
+        let held = self.held.get(&range.first).filter(|held| held.content.len() == range.count as usize);
+        held.map(|held| held.content.as_ref()).unwrap_or_default()
+    }
+
     /// One use less. The last one lets the range rest before its slots are given to another.
     pub(super) fn release(&mut self, range: Range, now: Instant) {
         // Here, too, or ranges that are found again and again without a search would leave a record of each rest.

@@ -44,7 +44,9 @@ async fn metrics(State(sources): State<Sources>, headers: HeaderMap) -> Answer {
         let mut text = String::new();
         encode(&mut text, &sources.registry).map(|()| text)
     });
-    if let Ok(Ok(text)) = text.await { (StatusCode::OK, [(header::CONTENT_TYPE, kind)], text) } else {
+    if let Ok(Ok(text)) = text.await {
+        (StatusCode::OK, [(header::CONTENT_TYPE, kind)], text)
+    } else {
         let said = "the metrics could not be written down\n".to_owned();
         (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, TEXT)], said)
     }

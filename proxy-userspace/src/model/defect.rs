@@ -142,12 +142,45 @@ pub enum Problem {
     /// Outside 1..=86400.
     #[error("spec.sessionAffinityConfig.clientIP.timeoutSeconds: {0} is not in 1..=86400, 10800 is assumed")]
     AffinitySeconds(i32),
+    /// An external address that is somebody else's.
+    #[error("{address} is not served: {by}")]
+    Taken {
+        /// The address.
+        address: IpAddr,
+        /// Whose it is.
+        by: Taken,
+    },
+    /// An older Service has the frontend.
+    #[error("{frontend} is not served: it belongs to {winner}, whose claim is older")]
+    Conflict {
+        /// Address, port and protocol.
+        frontend: String,
+        /// The Service that has it.
+        winner: ObjectName,
+    },
     /// The rest of many.
     #[error("{0} more of its parts are left out")]
     More(usize),
     /// The object bears no name.
     #[error("metadata.name is missing")]
     Nameless,
+}
+
+/// Whose an address is that a Service wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Taken {
+    /// `--external-ips`
+    #[error("external IPs are limited to others by --external-ips")]
+    Operator,
+    /// This node's pods.
+    #[error("it is an address of pods")]
+    Pods,
+    /// The API server itself.
+    #[error("the API server listens there at port {0}")]
+    ApiServer(u16),
+    /// A process of the node.
+    #[error("it is the node's own, and a process of the node listens at port {0}/{1}")]
+    Listener(u16, Protocol),
 }
 
 impl Problem {

@@ -13,11 +13,13 @@ mod source_ranges;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    num::NonZeroU16,
     sync::Arc,
 };
 
 pub use annotation::{Spread, Weights};
-pub use defect::{Defect, ObjectReference, Problem};
+pub use defect::{Defect, ObjectReference, Problem, Taken};
 pub use defects::Defects;
 use ipnet::IpNet;
 use k8s_openapi::{
@@ -110,6 +112,16 @@ impl Model {
     /// This node.
     pub fn node(&self) -> Option<&Node> {
         self.node.as_ref()
+    }
+
+    /// Every Service.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.services.values().map(Arc::as_ref)
+    }
+
+    /// The Services that were touched since [`Self::take_dirty`] was called last.
+    pub fn dirty_services(&self) -> impl Iterator<Item = &ObjectName> {
+        self.dirty.services.iter()
     }
 
     /// The names of all Services, and of all that a slice names.
@@ -233,10 +245,23 @@ impl Model {
         }
     }
 
+    /// Endpoints of the API server that an earlier agent left in the kernel. They count as long as no slice has any of
+    /// their family: the server may be away, and its slice with it, just when an agent starts.
+    pub fn inherit_api_server(&mut self, port: &ServicePortName, endpoints: &BTreeMap<SocketAddr, bool>) {
+        let owner = ObjectName::of_api_server();
+        let Some(first) = endpoints.keys().next().copied() else { return };
+        let is_known = |slice: &Slice| slice.is_ipv4() == Some(first.is_ipv4());
+        let Some(number) = NonZeroU16::new(first.port()).filter(|_| !self.slices(&owner).any(is_known)) else { return };
+        // No object has such a name.
+        let name = ObjectName { name: format!("inherited/{}", if first.is_ipv4() { 4 } else { 6 }), ..owner.clone() };
+        self.put_slice(&name, Some(Slice::inherited(port, number, endpoints)));
+        self.outlived.insert(first.is_ipv4(), name);
+    }
+
     /// Says of which family the API server would lose its last endpoint (IPv4?). It takes its own ones out before it is
     /// replaced, and an agent that let them go might never hear of the new ones.
     fn last_of_api_server(&self, name: &ObjectName, slice: Option<&Slice>) -> Option<bool> {
-        let owner = self.slice_owner.get(name).filter(|owner| is_api_server(owner))?;
+        let owner = self.slice_owner.get(name).filter(|owner| owner.is_api_server())?;
         let slices = self.slices.get(owner)?;
         let is_ipv4 = slices.get(&name.name)?.is_ipv4()?;
         let is_lost = slice.is_none_or(|slice| slice.service == *owner && slice.is_ipv4().is_none());
@@ -246,7 +271,7 @@ impl Model {
 
     /// With new endpoints of the API server, what was kept in their stead goes; what has come back is no longer kept.
     fn succeed_outlived(&mut self, name: &ObjectName, slice: Option<&Slice>) {
-        let family = slice.filter(|slice| is_api_server(&slice.service)).and_then(Slice::is_ipv4);
+        let family = slice.filter(|slice| slice.service.is_api_server()).and_then(Slice::is_ipv4);
         let outlived = family.and_then(|is_ipv4| self.outlived.remove(&is_ipv4));
         if let Some(outlived) = outlived.filter(|outlived| outlived != name) {
             self.remove_slice(&outlived);
@@ -313,9 +338,4 @@ impl Model {
         self.defects.replace("ServiceCIDR", cidr.name(), defects);
         self.service_cidrs.insert(cidr.name().clone(), cidr);
     }
-}
-
-/// The Service that leads to the API server itself.
-fn is_api_server(service: &ObjectName) -> bool {
-    service.namespace == "default" && service.name == "kubernetes"
 }

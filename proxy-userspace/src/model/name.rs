@@ -22,6 +22,18 @@ impl ObjectName {
     }
 }
 
+impl ObjectName {
+    /// The Service that leads to the API server itself.
+    pub fn of_api_server() -> Self {
+        Self { namespace: "default".into(), name: "kubernetes".into() }
+    }
+
+    /// Whether it is that Service's.
+    pub fn is_api_server(&self) -> bool {
+        self.namespace == "default" && self.name == "kubernetes"
+    }
+}
+
 impl fmt::Display for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Escaped: a name that no API server would accept must not reach a terminal as it is.

@@ -124,9 +124,14 @@ impl Service {
         })
     }
 
+    /// Whether it has addresses that are not the cluster's own.
+    pub fn has_external_ips(&self) -> bool {
+        !self.external_ips.is_empty() || !self.balancer_ips.is_empty()
+    }
+
     /// Whether a port of it can be reached by anything but its ClusterIP.
     pub fn is_externally_accessible(&self, port: &ServicePort) -> bool {
-        port.node_port.is_some() || !self.external_ips.is_empty() || !self.balancer_ips.is_empty()
+        port.node_port.is_some() || self.has_external_ips()
     }
 }
 

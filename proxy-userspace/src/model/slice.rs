@@ -10,7 +10,7 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use proxy_common::addr::Protocol;
 
 use super::{
-    ObjectName,
+    ObjectName, ServicePortName,
     defect::{Defect, ObjectReference, Problem},
     service::{parse_address, parse_port, parse_protocol},
 };
@@ -96,6 +96,28 @@ impl Slice {
         let endpoints =
             endpoints.filter_map(|endpoint| parse_endpoint(endpoint, is_ipv4, node_name, &mut note)).collect();
         Some(Self { service, endpoints, ports })
+    }
+
+    /// What an earlier agent knew of a Service port: its endpoints, and which of them are local.
+    pub(super) fn inherited(
+        port: &ServicePortName,
+        number: NonZeroU16,
+        endpoints: &BTreeMap<SocketAddr, bool>,
+    ) -> Self {
+        let endpoint = |(address, is_local): (&SocketAddr, &bool)| Endpoint {
+            address: address.ip(),
+            is_ready: true,
+            is_serving: true,
+            is_terminating: false,
+            is_local: *is_local,
+            name: None,
+            hints: Hints::default(),
+        };
+        Self {
+            service: port.service.clone(),
+            endpoints: endpoints.iter().map(endpoint).collect(),
+            ports: vec![SlicePort { name: port.port.clone(), protocol: port.protocol, port: number }],
+        }
     }
 
     /// The family of its endpoints, if it has any.

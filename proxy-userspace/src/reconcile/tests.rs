@@ -2,6 +2,7 @@
 //! lead to an absent one.
 
 mod access;
+mod claims;
 mod half;
 mod spread;
 

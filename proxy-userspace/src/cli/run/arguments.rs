@@ -13,6 +13,7 @@ use crate::{
         Masquerade, PortRange, Source, SourceName,
     },
     dataplane::{self, DevicePattern},
+    desired::ExternalIps,
     metrics::PerBackend,
     reconcile,
 };
@@ -94,6 +95,9 @@ pub(in crate::cli) struct Arguments {
     /// Masquerade also what goes to a NodePort or an external address and has its backend on this node, as kube-proxy does
     #[arg(long)]
     masquerade_local_backends: bool,
+    /// Which addresses Services may name in `spec.externalIPs`: `allow` (any), `deny` (none), or networks
+    #[arg(long, value_name = "WHICH", default_value_t)]
+    external_ips: ExternalIps,
     /// Where /healthz and /livez are served; empty: nowhere [default: 0.0.0.0:10256]
     #[arg(long, value_name = "ADDRESS[:PORT]")]
     healthz_bind_address: Option<BindAddress>,
@@ -182,6 +186,7 @@ impl Arguments {
                 name: node_name(self.hostname_override.or(file.hostname_override))?,
                 node_port_addresses: self.nodeport_addresses.or(file.node_port_addresses).unwrap_or_default(),
                 algorithm: self.algorithm.or(file.algorithm).unwrap_or_default(),
+                external_ips: self.external_ips,
                 uplinks: self.uplinks,
             },
             source: match self.source {
