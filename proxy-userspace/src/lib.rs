@@ -16,4 +16,5 @@ pub mod model;
 pub mod progress;
 pub mod reconcile;
 pub mod source;
+mod supervise;
 pub mod topology;

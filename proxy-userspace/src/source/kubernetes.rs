@@ -27,7 +27,7 @@ use tracing::{debug, info, warn};
 pub use self::connection::OpenError;
 use self::received::Received;
 use super::{Change, Event, Sender};
-use crate::{config::ApiServer, model::ObjectName};
+use crate::{config::ApiServer, model::ObjectName, supervise};
 
 /// Services that bear this label belong to another proxy, those without a ClusterIP to none.
 const SERVICES: (&str, &str) = ("!service.kubernetes.io/service-proxy-name", "spec.clusterIP!=None");
@@ -82,17 +82,22 @@ where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let sender = sender.clone();
-    tokio::spawn(async move {
-        let mut strategy = Strategy::Stream;
-        loop {
-            let began = Instant::now();
-            match follow(api.clone(), &config, strategy, event, &sender).await {
-                Ended::Refused => strategy = Strategy::Pages,
-                Ended::Expired => sleep_until(began + PAUSE).await,
-                Ended::Unheard => return,
-            }
+    supervise::spawn("a watch of the API server", move || watch(api.clone(), config.clone(), event, sender.clone()));
+}
+
+async fn watch<K>(api: Api<Received<K>>, config: watcher::Config, event: fn(Change<K>) -> Event, sender: Sender)
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let mut strategy = Strategy::Stream;
+    loop {
+        let began = Instant::now();
+        match follow(api.clone(), &config, strategy, event, &sender).await {
+            Ended::Refused => strategy = Strategy::Pages,
+            Ended::Expired => sleep_until(began + PAUSE).await,
+            Ended::Unheard => return,
         }
-    });
+    }
 }
 
 /// How a list is asked for.
@@ -167,7 +172,10 @@ where
             list.extend(read(received).ok());
             None
         }
-        watcher::Event::InitDone => Some(Change::Replace(std::mem::take(list))),
+        watcher::Event::InitDone => {
+            debug!(objects = list.len(), "all {}s are known", K::kind(&()));
+            Some(Change::Replace(std::mem::take(list)))
+        }
         watcher::Event::Apply(received) => Some(match read(received) {
             Ok(object) => Change::Apply(Box::new(object)),
             Err(name) => Change::Delete(name),
