@@ -82,6 +82,7 @@ fn internet<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P) -> R
 }
 
 /// Where a transport header is, and how much follows it.
+#[derive(Clone, Copy)]
 pub(crate) struct Extent {
     /// Where it stands in the frame.
     pub(crate) offset: usize,

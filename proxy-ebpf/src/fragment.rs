@@ -143,10 +143,9 @@ fn follow<P: Packet, F: Family>(hook: Hook, packet: &mut P, key: &Fragmented<F::
         packet.account(change);
     }
     let verdict = match flow.output {
-        Output::Stack => return Sorted::PASS,
         Output::Hairpin => output::hairpin::<P, F>(packet),
         Output::Forward if leaves => output::forward::<P, F>(packet, &flow.next_hop),
-        Output::Forward => return Sorted::PASS,
+        Output::Stack | Output::Forward => return Sorted::PASS,
     };
     match verdict {
         Some(verdict) => Sorted { verdict, ..Sorted::PASS },

@@ -58,7 +58,7 @@ mod tests {
     fn neighbours_fall_evenly_over_any_number_of_places() {
         for count in [2, 3, 7, 10, 100] {
             let addresses = (0..20_000_u32).map(|host| Hash::EMPTY.word(u32::to_be(0x0af4_0000 + host)).finish());
-            let ports = (0..20_000_u32).map(|port| Hash::EMPTY.word(7).word(port << 16 | 80).finish());
+            let ports = (0..20_000_u32).map(|port| Hash::EMPTY.word(7).word(port << 16 | 0x50).finish());
             let v6 = (0..20_000_u32).map(|host| Hash::EMPTY.words([0xb80d_0120, 0, 0, host.to_be()]).finish());
             for (name, unevenness) in [
                 ("addresses", unevenness(addresses, count)),

@@ -44,8 +44,8 @@ pub(crate) fn relate<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mu
         _ => return Verdict::PASS,
     };
     let (reporter, addressee) = F::addresses(ip);
-    let (quoted_saddr, quoted_daddr) = F::addresses(quoted);
-    let key = Tuple::new(quoted_daddr, quoted_saddr, ports.dport, ports.sport, proto, stage);
+    let (sender, receiver) = F::addresses(quoted);
+    let key = Tuple::new(receiver, sender, ports.dport, ports.sport, proto, stage);
     let Some(entry) = flow::half::<F>(&key) else { return Verdict::PASS };
     let flow = entry.flow();
     if flow.direction == Direction::Transit || F::words(addressee) != F::words(key.daddr) {

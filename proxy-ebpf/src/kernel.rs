@@ -40,7 +40,7 @@ pub(crate) fn add(place: *mut u32, value: u32) {
     #[cfg(not(target_arch = "bpf"))]
     // SAFETY: as above.
     unsafe {
-        *place = (*place).wrapping_add(value);
+        place.write(place.read().wrapping_add(value));
     }
 }
 

@@ -64,16 +64,13 @@ fn add_noted<F: Family>(flow: *mut Flow<F::Addr>) {
     }
     let is_reply = matches!(flow.direction, Direction::Reply);
     for stats in places::<F>(flow.service, flow.backend).into_iter().flatten() {
-        // SAFETY: as in `opened`.
-        let (all_packets, all_bytes) = unsafe {
-            if is_reply {
-                (&raw mut (*stats).reply_packets, &raw mut (*stats).reply_bytes)
-            } else {
-                (&raw mut (*stats).packets, &raw mut (*stats).bytes)
-            }
+        let (all_packets, all_bytes) = if is_reply {
+            (offset_of!(Stats, reply_packets), offset_of!(Stats, reply_bytes))
+        } else {
+            (offset_of!(Stats, packets), offset_of!(Stats, bytes))
         };
-        add(all_packets, packets.into());
-        add(all_bytes, bytes.into());
+        add(stats.wrapping_byte_add(all_packets).cast(), packets.into());
+        add(stats.wrapping_byte_add(all_bytes).cast(), bytes.into());
     }
 }
 

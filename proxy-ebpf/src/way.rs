@@ -38,10 +38,9 @@ pub(crate) const fn way(is_internal: bool, place: Place, service: u8, node: u32)
         Place::Client if is_internal => Way::Hairpin,
         // The other node would answer the client directly: replies must come back this way.
         Place::Elsewhere | Place::Client if !is_internal => Way::Forward,
-        // The node cannot be shown its own address as a client's.
-        Place::Node | Place::Client => Way::Direct,
         Place::Pod | Place::Elsewhere if is_masked(is_internal, place, service, node) => Way::Masked,
-        Place::Pod | Place::Elsewhere => Way::Direct,
+        // The node cannot be shown its own address as a client's.
+        Place::Pod | Place::Elsewhere | Place::Node | Place::Client => Way::Direct,
     }
 }
 
