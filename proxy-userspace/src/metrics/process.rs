@@ -1,4 +1,5 @@
 //! The agent as a process, as `/proc/self` has it: the names of the Prometheus client libraries.
+#![expect(clippy::cast_precision_loss, reason = "metrics are floating point numbers, and these are small")]
 
 use std::{fmt, fs};
 
@@ -37,7 +38,7 @@ fn put_gauge(encoder: &mut DescriptorEncoder, name: &str, what: &str, value: f64
     gauge.encode(encoder.encode_descriptor(name, what, None, gauge.metric_type())?)
 }
 
-/// From `/proc/self/stat` (proc_pid_stat(5)).
+/// From `/proc/self/stat` (`proc_pid_stat(5)`).
 #[derive(Clone, Copy, Debug, Default)]
 struct Stat {
     cpu_seconds: f64,
