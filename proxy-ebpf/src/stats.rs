@@ -4,6 +4,8 @@
 //!
 //! What a flow has noted when it falls silent is added when it is heard again or forgotten, and lost if it is evicted.
 
+use core::mem::offset_of;
+
 use proxy_common::{
     backend::BackendId,
     flow::{Direction, Flow},

@@ -14,6 +14,7 @@ use aya::{
 };
 use proxy_common::{
     outcome::{Hook, Outcome, counter},
+    service::Frontend,
     stats::Stats,
 };
 use serde_json::{Value, json};
@@ -246,7 +247,9 @@ fn what_the_programs_count_is_told_by_name() -> Result<()> {
         "ports": [{"name": "", "port": 8080, "protocol": "TCP"}],
     }))?;
     sandbox.wait_for_services("the endpoint", |services| services.iter().any(|service| service.internal.count == 1))?;
-    let index = sandbox.services()?[0].1.index;
+    let is_port = |frontend: &Frontend<_>| frontend.port.number() == 80;
+    let found = sandbox.services()?.into_iter().find(|(frontend, _)| is_port(frontend));
+    let index = found.context("no Service")?.1.index;
     let counted = Stats { opened: 3, packets: 10, bytes: 1000, reply_packets: 20, reply_bytes: 2000 };
     let mut services: Array<_, Stats> = Map::Array(map(&sandbox, "SERVICE_STATS_4")?).try_into()?;
     services.set(index, counted, 0)?;
@@ -264,7 +267,7 @@ fn what_the_programs_count_is_told_by_name() -> Result<()> {
     assert_eq!(value(&format!("sluice_service_packets_total{{{service},direction=\"original\"}}")), Some(10.0));
     assert_eq!(value(&format!("sluice_service_bytes_total{{{service},direction=\"reply\"}}")), Some(2000.0));
     assert_eq!(value("sluice_backend_packets_total{backend=\"10.0.0.1:8080\",direction=\"reply\"}"), Some(20.0));
-    assert_eq!(value("sluice_drops_total{reason=\"no_port\",hook=\"uplink_xdp\"}"), Some(2.0 * each as f64));
+    assert_eq!(value("sluice_drops_total{reason=\"no_port\",hook=\"uplink_xdp\"}"), Some(f64::from(2 * each as u32)));
 
     // What was counted before is not counted again by the next agent, as counters of a process that begins anew are not.
     drop(agent);

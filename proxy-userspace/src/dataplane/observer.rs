@@ -340,11 +340,12 @@ impl Active {
 /// include/linux/jiffies.h) and follow the monotonic clock since.
 fn silence(last_seen: u32) -> u32 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let frequency = i64::from(jiffies_per_second());
-    let ticks = now.tv_sec * frequency + now.tv_nsec * frequency / 1_000_000_000 - 300 * frequency;
-    let passed = (ticks as u32).wrapping_sub(last_seen);
+    let frequency = jiffies_per_second();
+    let (seconds, nanoseconds) = (now.tv_sec.cast_unsigned(), now.tv_nsec.cast_unsigned());
+    let ticks = seconds * u64::from(frequency) + nanoseconds * u64::from(frequency) / 1_000_000_000;
+    let passed = (ticks as u32).wrapping_sub(300 * frequency).wrapping_sub(last_seen);
     // A flow seen a moment ago may seem to lie ahead: the clocks began a moment apart.
-    if passed > u32::MAX / 2 { 0 } else { passed / frequency as u32 }
+    if passed > u32::MAX / 2 { 0 } else { passed / frequency }
 }
 
 /// Whether a flow counts as a connection: neither closed nor silent for longer than its state allows.

@@ -110,17 +110,17 @@ impl Owners {
     }
 
     /// Whose an index is, and what was counted for it.
-    pub fn service(&self, index: u32, stats: &Stats) -> Option<(Arc<ServicePortName>, Stats)> {
+    pub fn service(&self, index: u32, counted: &Stats) -> Option<(Arc<ServicePortName>, Stats)> {
         let state = self.state();
         let owner = state.services.get(&index)?;
-        Some((Arc::clone(&owner.port), since(stats, &owner.base)))
+        Some((Arc::clone(&owner.port), since(counted, &owner.base)))
     }
 
     /// What was counted for a backend.
-    pub fn backend(&self, id: u32, generation: u32, stats: &Stats) -> Stats {
+    pub fn backend(&self, id: u32, generation: u32, counted: &Stats) -> Stats {
         let state = self.state();
         let base = state.backends.get(&id).filter(|(known, _)| *known == generation);
-        base.map_or(*stats, |(_, base)| since(stats, base))
+        base.map_or(*counted, |(_, base)| since(counted, base))
     }
 }
 

@@ -1,4 +1,5 @@
 //! The agent as a process, as `/proc/self` has it: the names of the Prometheus client libraries.
+#![expect(clippy::cast_precision_loss, reason = "metrics are floating point numbers, and these are small")]
 
 use std::{fmt, fs};
 

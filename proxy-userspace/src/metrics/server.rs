@@ -45,11 +45,10 @@ async fn metrics(State(sources): State<Sources>, headers: HeaderMap) -> Answer {
         encode(&mut text, &sources.registry).map(|()| text)
     });
     if let Ok(Ok(text)) = text.await {
-        (StatusCode::OK, [(header::CONTENT_TYPE, kind)], text)
-    } else {
-        let said = "the metrics could not be written down\n".to_owned();
-        (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, TEXT)], said)
+        return (StatusCode::OK, [(header::CONTENT_TYPE, kind)], text);
     }
+    let said = "the metrics could not be written down\n".to_owned();
+    (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, TEXT)], said)
 }
 
 async fn configz(State(sources): State<Sources>) -> Answer {
