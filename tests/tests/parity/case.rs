@@ -7,13 +7,14 @@ use std::{
 };
 
 use tests::{
+    lab::address::Family,
     patience::patience,
-    traffic::{Answer, Ask, Failure, Findings, Inquiry, Target, socket::any_like},
+    traffic::{Answer, Ask, Failure, Findings, Inquiry, Target},
 };
 
 use crate::{
     fixture::{Destination, PORT},
-    oracle::{Client, Expected, Settings, Situation},
+    oracle::{Client, Expected, GATEWAY_NAME, Settings, Situation},
 };
 
 /// Silence that lasts this long is taken for silence. Shorter than the second after which TCP asks again.
@@ -41,7 +42,7 @@ impl Case {
     pub(crate) fn of(situation: &Situation<'_>) -> Self {
         let Situation { service, destination, family, protocol, client, settings } = *situation;
         let expected = situation.expected();
-        let is_ours = !matches!(&expected, Expected::Answers(answers) if answers.contains_key("gateway"));
+        let is_ours = !matches!(&expected, Expected::Answers(answers) if answers.contains_key(GATEWAY_NAME));
         Self {
             name: name(situation),
             settings,
@@ -56,6 +57,10 @@ impl Case {
     /// The same with what somebody has written down.
     pub(crate) fn literally(self, name: String, expected: Expected) -> Self {
         Self { name, expected, ..self }
+    }
+
+    pub(crate) fn target(&self) -> Target {
+        self.target
     }
 
     pub(crate) fn expected(&self) -> &Expected {
@@ -74,10 +79,7 @@ impl Case {
     /// The question, from a range of source ports that begins with `port`.
     pub(crate) fn inquiry(&self, port: u16) -> Inquiry {
         let usual = if self.expected == Expected::Drop { SILENCE } else { USUAL_TIMEOUT };
-        let source = match self.client {
-            Client::Outside(_) => self.client.address(tests::lab::address::Family::of(self.target.address.ip())),
-            Client::Pod(_) | Client::Node(_) => any_like(self.target.address.ip()),
-        };
+        let source = self.client.source(Family::of(self.target.address.ip()));
         let ask = Ask::new(self.target).within(patience(usual)).from(SocketAddr::new(source, port));
         Inquiry { ask, times: self.times() }
     }

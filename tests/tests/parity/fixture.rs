@@ -116,6 +116,8 @@ pub(crate) struct Fixture {
     pub(crate) ip_mode: IpMode,
     /// Clients stay with their backend.
     pub(crate) has_affinity: bool,
+    /// The Service does not exist.
+    pub(crate) is_absent: bool,
 }
 
 pub(crate) const PORT: u16 = 80;
@@ -157,14 +159,18 @@ impl Fixture {
         30_000 + u16::from(self.number)
     }
 
-    /// Writes `<name>.yaml` into a directory that agents watch.
+    /// Writes `<name>.yaml` into a directory that agents watch, or removes it.
     pub(crate) fn write(&self, directory: &Path) -> Result<()> {
+        let file = format!("{}.yaml", self.name());
+        if self.is_absent {
+            return write_documents(directory, &file, &[]);
+        }
         let slices = [("one", &self.endpoints), ("two", &self.more_endpoints)];
         let slices = slices.iter().flat_map(|(name, endpoints)| {
             Family::ALL.map(|family| self.slice(&format!("{}-{name}", self.name()), family, endpoints))
         });
         let documents: Vec<_> = std::iter::once(self.service()).chain(slices).collect();
-        write_documents(directory, &format!("{}.yaml", self.name()), &documents)
+        write_documents(directory, &file, &documents)
     }
 
     fn service(&self) -> Value {

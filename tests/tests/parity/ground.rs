@@ -1,8 +1,8 @@
 //! The lab as the cases need it: routes to every address of the Services, and a gateway that answers whatever leaks out.
 
-use std::{collections::BTreeMap, path::Path, thread};
+use std::{collections::BTreeMap, net::SocketAddr, path::Path, thread};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use tempfile::TempDir;
 use tests::{
     lab::{
@@ -11,13 +11,13 @@ use tests::{
         agent::AgentOptions,
         manifest::write_nodes,
     },
-    traffic::{Findings, Inquiry},
+    traffic::{Ask, Findings, Inquiry, Protocol, Target},
 };
 
 use crate::{
     case::Case,
     fixture::{Fixture, PORT, TARGET_PORTS, UNDEFINED_PORT, write_service_cidr},
-    oracle::Settings,
+    oracle::{Client, Settings},
 };
 
 /// Where Services have their addresses, of both families.
@@ -35,7 +35,8 @@ const FIRST_SOURCE_PORT: u16 = 33_000;
 pub(crate) struct Ground {
     pub(crate) lab: Lab,
     source: TempDir,
-    next_ports: BTreeMap<&'static str, u16>,
+    /// By client, family and protocol.
+    next_ports: BTreeMap<(&'static str, Family, Protocol), u16>,
 }
 
 impl Ground {
@@ -58,6 +59,8 @@ impl Ground {
             })
             .collect();
         lab.gateway.namespace().ip(&back.join("\n"))?;
+        // It answers from addresses that it does not have.
+        lab.gateway.namespace().sysctl("net/ipv6/ip_nonlocal_bind", "1")?;
         lab.gateway.serve(&[PORT, UNDEFINED_PORT])?;
         for node in &lab.nodes {
             node.host.serve(&TARGET_PORTS)?;
@@ -85,7 +88,7 @@ impl Ground {
     pub(crate) fn ask(&mut self, cases: &[&Case]) -> Result<Vec<Findings>> {
         let mut by_place: BTreeMap<&'static str, (Vec<usize>, Vec<Inquiry>)> = BTreeMap::new();
         for (number, case) in cases.iter().enumerate() {
-            let inquiry = case.inquiry(self.take_ports(case)?);
+            let inquiry = case.inquiry(self.take_ports(case.client, case.target(), case.times())?);
             let (numbers, inquiries) = by_place.entry(case.client.place()).or_default();
             numbers.push(number);
             inquiries.push(inquiry);
@@ -107,10 +110,24 @@ impl Ground {
         Ok(found.into_iter().map(|(_, findings)| findings).collect())
     }
 
-    fn take_ports(&mut self, case: &Case) -> Result<u16> {
-        let next = self.next_ports.entry(case.client.place()).or_insert(FIRST_SOURCE_PORT);
+    /// Who answers so many requests of a client's.
+    pub(crate) fn hear(&mut self, client: Client, target: Target, times: u16) -> Result<Vec<String>> {
+        let source = client.source(Family::of(target.address.ip()));
+        let port = self.take_ports(client, target, times)?;
+        let ask = Ask::new(target).from(SocketAddr::new(source, port));
+        let found = self.lab.place(client.place())?.inquire(vec![Inquiry { ask, times }])?;
+        let findings = found.into_iter().next().context("no finding for one inquiry")?;
+        if let Some((failure, _)) = findings.failure {
+            bail!("{} asked {target}: {failure}", client.place());
+        }
+        Ok(findings.answers.into_iter().map(|answer| answer.pod).collect())
+    }
+
+    fn take_ports(&mut self, client: Client, target: Target, times: u16) -> Result<u16> {
+        let user = (client.place(), Family::of(target.address.ip()), target.protocol);
+        let next = self.next_ports.entry(user).or_insert(FIRST_SOURCE_PORT);
         let first = *next;
-        *next = first.checked_add(case.times()).context("no source port is left that was not used")?;
+        *next = first.checked_add(times).context("no source port is left that was not used")?;
         Ok(first)
     }
 }

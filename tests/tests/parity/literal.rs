@@ -55,7 +55,7 @@ const ROWS: &[Row] = &[
     (USUAL, Client::Outside("node-b"), Destination::Balancer, 85, "DROP"),
     (USUAL, POD, Destination::UndefinedPort, 12, "REJECT"),
     (USUAL, POD, Destination::Unallocated, 12, "DROP"),
-    (USUAL, POD, Destination::Balancer, 105, "gateway sees 10.244.1.100"),
+    (USUAL, POD, Destination::Balancer, 105, "wire sees 10.244.1.100"),
     (USUAL, Client::Pod("a1"), NODE_PORT, 10, "a1 sees 192.0.2.11"),
     (MASQUERADE_ALL, POD, Destination::ClusterIp, 12, "a1 sees 192.0.2.11, b1 sees 192.0.2.11"),
     (LOCAL_BACKENDS, POD, NODE_PORT, 12, "a1 sees 192.0.2.11, b1 sees 192.0.2.11"),

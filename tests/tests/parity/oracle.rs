@@ -15,10 +15,13 @@ use tests::{
         address::{self, CLIENT, Family, GATEWAY, NodePlan, PodNetwork},
         agent::SocketLb,
     },
-    traffic::Protocol,
+    traffic::{Protocol, socket::any_like},
 };
 
 use crate::fixture::{Destination, Endpoint, Fixture, IpMode, Policy, RangeScope, State};
+
+/// Who answers what leaks out of the nodes.
+pub(crate) const GATEWAY_NAME: &str = "wire";
 
 /// Who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +91,14 @@ impl Client {
         }
     }
 
+    /// What its sockets are bound to: the routes of the client outside hang on it, others leave it to the kernel.
+    pub(crate) fn source(self, family: Family) -> IpAddr {
+        match self {
+            Self::Outside(_) => self.address(family),
+            Self::Pod(_) | Self::Node(_) => any_like(self.address(family)),
+        }
+    }
+
     /// The address its packets bear, as far as it has a choice of one.
     pub(crate) fn address(self, family: Family) -> IpAddr {
         match self {
@@ -102,14 +113,15 @@ impl Situation<'_> {
     pub(crate) fn expected(&self) -> Expected {
         let lists = lists(self.service, self.node().name);
         match self.destination {
-            Destination::UndefinedPort => return Expected::Reject,
             Destination::Unallocated => return Expected::Drop,
+            Destination::ClusterIp if self.service.is_absent => return Expected::Drop,
+            Destination::UndefinedPort => return Expected::Reject,
             _ => {}
         }
         if self.destination == Destination::Balancer && self.service.ip_mode == IpMode::Proxy {
             // Not an address of the Service's: on its way to whoever has it, which is the gateway.
             let seen = [self.client.address(self.family)].into();
-            return Expected::Answers([("gateway", seen)].into());
+            return Expected::Answers([(GATEWAY_NAME, seen)].into());
         }
         if !self.may_ask() {
             return Expected::Drop;

@@ -168,7 +168,7 @@ pub(crate) fn fixtures() -> Vec<Fixture> {
 }
 
 /// A client and what it names.
-type Way = (Client, Destination);
+pub(crate) type Way = (Client, Destination);
 
 const POD_A: Client = Client::Pod("client-a");
 const POD_B: Client = Client::Pod("client-b");
@@ -193,7 +193,7 @@ fn ways_of_node_b() -> Vec<Way> {
     ways.chain([POD_A, NODE_A].map(|client| (client, AT_B))).collect()
 }
 
-const ALL: [(Family, Protocol); 4] = [
+pub(crate) const ALL: [(Family, Protocol); 4] = [
     (Family::V4, Protocol::Tcp),
     (Family::V4, Protocol::Udp),
     (Family::V6, Protocol::Tcp),
