@@ -39,8 +39,8 @@ pub(crate) fn add(place: *mut u32, value: u32) {
     }
     #[cfg(not(target_arch = "bpf"))]
     // SAFETY: as above.
-    unsafe {
-        place.write(place.read().wrapping_add(value));
+    if let Some(place) = unsafe { place.as_mut() } {
+        *place = place.wrapping_add(value);
     }
 }
 
@@ -54,7 +54,7 @@ pub(crate) fn or(place: *mut u64, bits: u64) {
     }
     #[cfg(not(target_arch = "bpf"))]
     // SAFETY: as above.
-    unsafe {
+    if let Some(place) = unsafe { place.as_mut() } {
         *place |= bits;
     }
 }

@@ -57,7 +57,7 @@ impl FromStr for NodePortAddress {
             network => network
                 .parse()
                 .map(Self::Within)
-                .map_err(|_: ipnet::AddrParseError| NodePortAddressesError(network.into())),
+                .map_err(|_error: ipnet::AddrParseError| NodePortAddressesError(network.into())),
         }
     }
 }

@@ -11,7 +11,9 @@ const SOURCES: [&str; 5] = ["proxy-common/src", "proxy-ebpf/src", "proxy-userspa
 fn each_of_the_traps_is_named_by_a_test() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut named = BTreeSet::new();
-    SOURCES.iter().for_each(|directory| read(&root.join(directory), &mut named));
+    for directory in SOURCES {
+        read(&root.join(directory), &mut named);
+    }
     let missing: Vec<_> = TRAPS.filter(|trap| !named.contains(trap)).collect();
     assert!(missing.is_empty(), "no test names the traps {missing:?}");
 }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use proxy_common::{
     node::masquerade,
     outcome::{Hook, Outcome},
-    service::{Pick, Service as Entry, flag},
+    service::{Pick, flag},
 };
 use tests::{
     lab::{LabOptions, address::Family, agent::AgentOptions, cluster::Cluster, manifest::Service},
@@ -33,20 +33,17 @@ fn a_pod_connects_by_its_packets_where_the_rule_needs_to_know_them() -> Result<(
     let (cluster, service) = cluster()?;
     let node = &cluster.lab.nodes[0];
     let (pod, host) = (cluster.lab.place("client-a")?, cluster.lab.place("node-a")?);
-    let rules: [(&str, fn(&mut Entry)); 4] = [
-        ("an external address", |entry| entry.flags = flag::EXTERNAL),
-        ("affinity", |entry| entry.flags = flag::AFFINITY),
-        ("source ranges", |entry| entry.flags = flag::SOURCE_RANGES),
-        ("a hash of the client", |entry| entry.pick = Pick::SourceHash),
+    let rules = [
+        ("an external address", flag::EXTERNAL, Pick::Random),
+        ("affinity", flag::AFFINITY, Pick::Random),
+        ("source ranges", flag::SOURCE_RANGES, Pick::Random),
+        ("a hash of the client", 0, Pick::SourceHash),
     ];
     for family in Family::ALL {
         let target = service.cluster(family, Protocol::Tcp);
         assert!(is_translated_at_connect(&cluster, pod, Ask::new(target))?, "a plain Service at {target}");
-        for (name, rule) in rules {
-            node.edit_service(target, |entry| {
-                (entry.flags, entry.pick) = (0, Pick::Random);
-                rule(entry);
-            })?;
+        for (name, flags, pick) in rules {
+            node.edit_service(target, |entry| (entry.flags, entry.pick) = (flags, pick))?;
             assert!(!is_translated_at_connect(&cluster, pod, Ask::new(target))?, "{name} at {target}");
             if name != "source ranges" {
                 assert!(is_translated_at_connect(&cluster, host, Ask::new(target))?, "{name} at {target}");

@@ -1,4 +1,5 @@
 //! Fragments: the first has the ports, the others follow it, in whatever order they come after it.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "packets that a helper builds or reads are part of the test")]
 
 use std::net::IpAddr;
 

@@ -1,4 +1,5 @@
 //! ICMP errors about translated packets: who sent the packet is told of the packet it sent.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "packets that a helper builds or reads are part of the test")]
 
 use anyhow::{Context as _, Result};
 use etherparse::{

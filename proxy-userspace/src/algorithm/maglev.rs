@@ -115,13 +115,18 @@ mod tests {
         Maglev.fill(candidates).into_iter().map(|index| candidates[index].address).collect()
     }
 
+    fn percent(part: usize, whole: usize) -> f64 {
+        let [part, whole] = [part, whole].map(|count| f64::from(u32::try_from(count).unwrap()));
+        100.0 * part / whole
+    }
+
     /// Percent of the table, by candidate.
     fn shares(table: &[SocketAddr]) -> BTreeMap<SocketAddr, f64> {
-        let mut shares = BTreeMap::new();
+        let mut counts = BTreeMap::<_, usize>::new();
         for address in table {
-            *shares.entry(*address).or_default() += 100.0 / table.len() as f64;
+            *counts.entry(*address).or_default() += 1;
         }
-        shares
+        counts.into_iter().map(|(address, count)| (address, percent(count, table.len()))).collect()
     }
 
     fn without<T: Clone>(items: &[T], index: usize) -> Vec<T> {
@@ -150,7 +155,7 @@ mod tests {
             assert_eq!(before.len(), after.len());
             let others = before.iter().zip(&after).filter(|(before, _)| **before != all[index].address);
             let moved = others.clone().filter(|(before, after)| before != after).count();
-            let percent = 100.0 * moved as f64 / others.count() as f64;
+            let percent = percent(moved, others.count());
             assert!(percent <= 2.0, "{}: {percent} %", all[index].address);
         }
     }

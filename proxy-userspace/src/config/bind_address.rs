@@ -51,7 +51,7 @@ impl FromStr for BindAddress {
             return Ok(Self::Nowhere);
         }
         let socket = text.parse().map(Self::Socket);
-        socket.or_else(|_| text.parse().map(Self::Address)).map_err(|_| BindAddressError(text.into()))
+        socket.or_else(|_| text.parse().map(Self::Address)).map_err(|_error| BindAddressError(text.into()))
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 use proxy_common::addr::Protocol;
 
 /// The tables, their protocols, and the state of a socket that waits for whoever comes: LISTEN, or unconnected
-/// (include/net/tcp_states.h).
+/// (`include/net/tcp_states.h`).
 const TABLES: [(&str, Protocol, &str); 4] = [
     ("/proc/net/tcp", Protocol::Tcp, "0A"),
     ("/proc/net/tcp6", Protocol::Tcp, "0A"),

@@ -245,7 +245,7 @@ fn is_lost<A>(target: &SocketTarget<A>, backend: &Backend<A>) -> bool {
 
 /// Destroys those of the sockets that exist in the calling thread's network namespace, and returns them.
 fn end(lost: &[Lost]) -> io::Result<Vec<Lost>> {
-    let list = SocketList::open()?;
+    let sockets = SocketList::open()?;
     let mut ended = Vec::new();
     for protocol in [Protocol::Tcp, Protocol::Udp] {
         let wanted = lost.iter().filter(|lost| lost.protocol == protocol);
@@ -254,7 +254,7 @@ fn end(lost: &[Lost]) -> io::Result<Vec<Lost>> {
             continue;
         }
         for is_v6 in [false, true] {
-            end_kind(&list, Kind { is_v6, protocol }, &wanted, &mut ended)?;
+            end_kind(&sockets, Kind { is_v6, protocol }, &wanted, &mut ended)?;
         }
     }
     Ok(ended)
@@ -262,16 +262,16 @@ fn end(lost: &[Lost]) -> io::Result<Vec<Lost>> {
 
 /// A socket may have connected to somebody else since, so the peer must be the backend still.
 fn end_kind(
-    list: &SocketList,
+    sockets: &SocketList,
     kind: Kind,
     wanted: &HashMap<(u64, SocketAddr), Lost>,
     ended: &mut Vec<Lost>,
 ) -> io::Result<()> {
-    for socket in list.connected(kind, only_port(wanted.values()))? {
+    for socket in sockets.connected(kind, only_port(wanted.values()))? {
         let peer = SocketAddr::new(socket.destination_address.to_canonical(), socket.destination_port);
-        let Some(lost) = wanted.get(&(cookie(&socket), peer)) else { continue };
-        match list.destroy(kind, socket) {
-            Ok(()) => ended.push(*lost),
+        let Some(known) = wanted.get(&(cookie(&socket), peer)) else { continue };
+        match sockets.destroy(kind, socket) {
+            Ok(()) => ended.push(*known),
             // It was closed meanwhile.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => {}
             Err(error) => return Err(error),
@@ -282,8 +282,7 @@ fn end_kind(
 
 /// Two words, the low one first.
 fn cookie(socket: &SocketId) -> u64 {
-    let [a, b, c, d, e, f, g, h] = socket.cookie;
-    word([u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])])
+    word([0, 4].map(|at| u32::from_ne_bytes(core::array::from_fn(|byte| socket.cookie[at + byte]))))
 }
 
 /// The port of all backends, if it is the same: the kernel then lists fewer sockets.

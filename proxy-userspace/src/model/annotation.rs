@@ -59,7 +59,7 @@ impl Spread {
         let text = |name: &str| annotations.and_then(|annotations| annotations.get(name)).map(|text| text.trim());
         let algorithm = text(ALGORITHM).and_then(|text| {
             let parsed = text.parse();
-            parsed.map_err(|_| note(Problem::annotation(ALGORITHM, text))).ok()
+            parsed.map_err(|_error| note(Problem::annotation(ALGORITHM, text))).ok()
         });
         let entries = text(WEIGHTS).into_iter().flat_map(|text| text.split(','));
         let entries = entries.map(str::trim).filter(|entry| !entry.is_empty());
@@ -143,7 +143,7 @@ mod tests {
     fn endpoint(address: &str, name: &str) -> Endpoint {
         Endpoint {
             address: address.parse().unwrap(),
-            name: Some(name.into()).filter(|name: &Box<str>| !name.is_empty()),
+            name: (!name.is_empty()).then(|| name.into()),
             is_ready: true,
             is_serving: true,
             is_terminating: false,

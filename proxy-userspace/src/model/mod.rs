@@ -44,6 +44,14 @@ pub struct Dirty {
     pub node: bool,
 }
 
+/// Of which kinds a complete list was received.
+#[derive(Debug, Default)]
+struct Heard {
+    services: bool,
+    slices: bool,
+    node: bool,
+}
+
 /// Everything that is known of the cluster.
 #[derive(Debug)]
 pub struct Model {
@@ -61,9 +69,7 @@ pub struct Model {
     /// The ranges of all of them; none while no list was complete.
     service_ranges: Option<Vec<IpNet>>,
     defects: Defects,
-    has_services: bool,
-    has_slices: bool,
-    has_node: bool,
+    heard: Heard,
     has_had_node: bool,
     dirty: Dirty,
 }
@@ -81,9 +87,7 @@ impl Model {
             service_cidrs: BTreeMap::new(),
             service_ranges: None,
             defects: Defects::default(),
-            has_services: false,
-            has_slices: false,
-            has_node: false,
+            heard: Heard::default(),
             has_had_node: false,
             dirty: Dirty::default(),
         }
@@ -91,12 +95,12 @@ impl Model {
 
     /// Whether the lists of Services and of EndpointSlices were both complete once.
     pub fn is_complete(&self) -> bool {
-        self.has_services && self.has_slices
+        self.heard.services && self.heard.slices
     }
 
     /// Whether the source has said what it knows of the Node, be it nothing.
     pub fn knows_node(&self) -> bool {
-        self.has_node
+        self.heard.node
     }
 
     /// The Service with this name.
@@ -150,7 +154,7 @@ impl Model {
         match event {
             Event::Services(change) => self.absorb_services(change),
             Event::EndpointSlices(change) => self.absorb_slices(change),
-            Event::Nodes(change) => self.absorb_nodes(change),
+            Event::Nodes(change) => self.absorb_nodes(&change),
             Event::ServiceCidrs(change) => self.absorb_service_cidrs(change),
         }
         self.defects.take_news()
@@ -159,7 +163,7 @@ impl Model {
     fn absorb_services(&mut self, change: Change<core::Service>) {
         match change {
             Change::Replace(objects) => {
-                self.has_services = true;
+                self.heard.services = true;
                 let kept: BTreeSet<_> = objects.iter().map(|object| ObjectName::of(object.metadata())).collect();
                 self.defects.retain("Service", &kept);
                 let gone: Vec<_> = self.services.keys().filter(|name| !kept.contains(name)).cloned().collect();
@@ -199,7 +203,7 @@ impl Model {
     fn absorb_slices(&mut self, change: Change<discovery::EndpointSlice>) {
         match change {
             Change::Replace(objects) => {
-                self.has_slices = true;
+                self.heard.slices = true;
                 let kept: BTreeSet<_> = objects.iter().map(|object| ObjectName::of(object.metadata())).collect();
                 self.defects.retain("EndpointSlice", &kept);
                 let gone: Vec<_> = self.slice_owner.keys().filter(|name| !kept.contains(name)).cloned().collect();
@@ -289,11 +293,11 @@ impl Model {
         self.dirty.services.insert(owner);
     }
 
-    fn absorb_nodes(&mut self, change: Change<core::Node>) {
+    fn absorb_nodes(&mut self, change: &Change<core::Node>) {
         let is_own = |object: &&core::Node| object.metadata.name.as_deref() == Some(self.node_name.as_str());
-        let object = match &change {
+        let object = match change {
             Change::Replace(objects) => {
-                self.has_node = true;
+                self.heard.node = true;
                 objects.iter().find(is_own)
             }
             Change::Apply(object) if is_own(&object.as_ref()) => Some(object.as_ref()),
@@ -316,7 +320,9 @@ impl Model {
                 self.defects.retain("ServiceCIDR", &kept);
                 self.service_cidrs.clear();
                 self.service_ranges = Some(Vec::new());
-                objects.iter().for_each(|object| self.apply_service_cidr(object));
+                for object in &objects {
+                    self.apply_service_cidr(object);
+                }
             }
             Change::Apply(object) => self.apply_service_cidr(&object),
             Change::Delete(name) => {

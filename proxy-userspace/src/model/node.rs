@@ -37,19 +37,19 @@ impl Node {
     pub fn parse(object: &core::Node, defects: &mut Vec<Defect>) -> Self {
         let zone = object.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE)).cloned();
         let mut node = Self { zone, is_leaving: is_leaving(object), ..Self::default() };
-        let mut note =
+        let mut tell =
             |problem| defects.push(Defect { object: ObjectReference::of("Node", &object.metadata), problem });
         let addresses = object.status.iter().filter_map(|status| status.addresses.as_ref()).flatten();
         for address in addresses.filter(|address| ["InternalIP", "ExternalIP"].contains(&address.type_.as_str())) {
             match address.address.parse() {
                 Ok(parsed) => node.add_address(parsed, address.type_ == "InternalIP"),
-                Err(_) => note(Problem::address("status.addresses", &address.address)),
+                Err(_) => tell(Problem::address("status.addresses", &address.address)),
             }
         }
         for text in pod_cidrs(object) {
             match text.parse() {
                 Ok(range) => node.pod_cidrs.push(range),
-                Err(_) => note(Problem::cidr("spec.podCIDRs", text)),
+                Err(_) => tell(Problem::cidr("spec.podCIDRs", text)),
             }
         }
         node

@@ -22,7 +22,7 @@ fn at(address: [u8; 4]) -> Frontend<Ipv4> {
 }
 
 /// A Service with every kind of frontend.
-fn of_every_kind(mut spec: Value, annotations: Value) -> Service {
+fn of_every_kind(mut spec: Value, annotations: &Value) -> Service {
     spec["clusterIP"] = json!("10.96.0.1");
     spec["type"] = json!("LoadBalancer");
     spec["externalIPs"] = json!(["203.0.113.1"]);
@@ -70,11 +70,13 @@ impl Agent {
     }
 }
 
+/// A name, a `spec`, annotations, and the flags of every kind of frontend.
+type Case = (&'static str, Value, Value, [u8; 4]);
+
 #[test]
 fn every_kind_of_frontend_bears_the_flags_of_its_kind() {
     let ranges = json!({"loadBalancerSourceRanges": ["192.0.2.0/24"]});
     let restricted = EXTERNAL | SOURCE_RANGES;
-    type Case = (&'static str, Value, Value, [u8; 4]);
     let cases: [Case; 6] = [
         ("plain", json!({}), json!({}), [0, EXTERNAL, EXTERNAL, EXTERNAL]),
         (
@@ -99,7 +101,7 @@ fn every_kind_of_frontend_bears_the_flags_of_its_kind() {
         ),
     ];
     for (name, spec, annotations, flags) in cases {
-        let agent = Agent::new(of_every_kind(spec, annotations));
+        let agent = Agent::new(of_every_kind(spec, &annotations));
         let found = [CLUSTER_IP, NODE_PORT, EXTERNAL_IP, BALANCER_IP].map(|address| agent.flags(address));
         assert_eq!(found, flags, "{name}");
     }
@@ -109,16 +111,16 @@ fn every_kind_of_frontend_bears_the_flags_of_its_kind() {
 fn the_time_of_affinity_is_that_of_the_service() {
     let config = json!({"clientIP": {"timeoutSeconds": 60}});
     let mut agent =
-        Agent::new(of_every_kind(json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": config}), json!({})));
+        Agent::new(of_every_kind(json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": config}), &json!({})));
     assert_eq!(agent.kernel.v4.services[&at(NODE_PORT)].affinity_seconds, 60);
-    agent.learn(of_every_kind(json!({}), json!({})));
+    agent.learn(of_every_kind(json!({}), &json!({})));
     let service = agent.kernel.v4.services[&at(NODE_PORT)];
     assert_eq!((service.affinity_seconds, service.flags & AFFINITY), (0, 0));
 }
 
 #[test]
 fn ports_that_nobody_defined_are_rejected_on_an_active_cluster_ip_only() {
-    let agent = Agent::new(of_every_kind(json!({}), json!({})));
+    let agent = Agent::new(of_every_kind(json!({}), &json!({})));
     let whole: Vec<_> = agent.kernel.v4.services.iter().filter(|(frontend, _)| frontend.port.number() == 0).collect();
     assert_eq!(whole.len(), 1);
     let (frontend, service) = whole[0];
@@ -130,7 +132,7 @@ fn ports_that_nobody_defined_are_rejected_on_an_active_cluster_ip_only() {
 
 #[test]
 fn ranges_of_clients_come_before_the_frontend_that_asks_for_them_and_go_after_it() {
-    let with = |ranges: Value| of_every_kind(json!({"loadBalancerSourceRanges": ranges}), json!({}));
+    let with = |ranges: Value| of_every_kind(json!({"loadBalancerSourceRanges": ranges}), &json!({}));
     let mut agent = Agent::new(with(json!([])));
     assert!(agent.sources().is_empty());
     // `settle` looks at each step that no restricted frontend is without its ranges.
@@ -147,7 +149,7 @@ fn ranges_of_clients_come_before_the_frontend_that_asks_for_them_and_go_after_it
 
 #[test]
 fn ranges_of_clients_survive_a_restart_and_leave_with_their_service() {
-    let restricted = of_every_kind(json!({"loadBalancerSourceRanges": ["192.0.2.0/24"]}), json!({}));
+    let restricted = of_every_kind(json!({"loadBalancerSourceRanges": ["192.0.2.0/24"]}), &json!({}));
     let mut agent = Agent::new(restricted.clone());
     let name = ObjectName::of(&restricted.metadata);
     agent.reconciler = reconciler(&agent.kernel, SMALL);
@@ -160,7 +162,7 @@ fn ranges_of_clients_survive_a_restart_and_leave_with_their_service() {
 
 #[test]
 fn ranges_that_no_frontend_needs_are_removed_by_a_new_agent() {
-    let mut agent = Agent::new(of_every_kind(json!({}), json!({})));
+    let mut agent = Agent::new(of_every_kind(json!({}), &json!({})));
     agent.kernel.v4.sources.insert((9, crate::desired::Prefix { addr: Ipv4::default(), bits: 0 }));
     agent.reconciler = reconciler(&agent.kernel, SMALL);
     tell(&mut agent.reconciler, lists(vec![], vec![]));
@@ -171,7 +173,7 @@ fn ranges_that_no_frontend_needs_are_removed_by_a_new_agent() {
 #[test]
 fn ranges_that_find_no_room_keep_their_frontend_closed_and_harm_no_other() {
     let ranges: Vec<String> = (0..100).map(|net| format!("10.{net}.0.0/16")).collect();
-    let restricted = of_every_kind(json!({"loadBalancerSourceRanges": ranges}), json!({}));
+    let restricted = of_every_kind(json!({"loadBalancerSourceRanges": ranges}), &json!({}));
     let mut reconciler = reconciler(&KernelState::default(), SMALL);
     tell(&mut reconciler, lists(vec![restricted], vec![]));
     let mut kernel = KernelState::default();
@@ -186,7 +188,7 @@ fn ranges_that_find_no_room_keep_their_frontend_closed_and_harm_no_other() {
 /// itself, at once.
 #[test]
 fn an_address_whose_balancer_becomes_a_proxy_is_no_frontend_any_more() {
-    let mut service = of_every_kind(json!({}), json!({}));
+    let mut service = of_every_kind(json!({}), &json!({}));
     let mut agent = Agent::new(service.clone());
     assert!(agent.kernel.v4.services.contains_key(&at(BALANCER_IP)));
     let ingress = service.status.as_mut().unwrap().load_balancer.as_mut().unwrap().ingress.as_mut().unwrap();
@@ -207,7 +209,7 @@ fn a_node_that_may_use_a_restricted_address_may_bear_it_too() {
             is_usable: true,
         }],
     };
-    let mut agent = Agent::new(of_every_kind(json!({"loadBalancerSourceRanges": ["192.0.2.0/24"]}), json!({})));
+    let mut agent = Agent::new(of_every_kind(json!({"loadBalancerSourceRanges": ["192.0.2.0/24"]}), &json!({})));
     for (address, sources) in
         [("192.0.2.9/24", vec!["192.0.2.0/24", "203.0.113.2/32"]), ("198.51.100.9/24", vec!["192.0.2.0/24"])]
     {
@@ -223,7 +225,7 @@ fn ranges_of_cluster_ips_are_written_when_they_are_known_and_kept_until_then() {
         let cidr = object(json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": [range]}}));
         Event::ServiceCidrs(Change::Replace(vec![cidr]))
     };
-    let mut agent = Agent::new(of_every_kind(json!({}), json!({})));
+    let mut agent = Agent::new(of_every_kind(json!({}), &json!({})));
     assert_eq!(agent.kernel.service_cidrs, ServiceCidrs::NONE);
     agent.reconciler.absorb(cidr("10.96.0.0/12"));
     let plan = agent.settle();
@@ -234,7 +236,7 @@ fn ranges_of_cluster_ips_are_written_when_they_are_known_and_kept_until_then() {
     assert_eq!(agent.kernel.service_cidrs.v6, ServiceCidrs::NONE.v6);
 
     agent.reconciler = reconciler(&agent.kernel, SMALL);
-    tell(&mut agent.reconciler, lists(vec![of_every_kind(json!({}), json!({}))], vec![]));
+    tell(&mut agent.reconciler, lists(vec![of_every_kind(json!({}), &json!({}))], vec![]));
     assert!(agent.settle().is_empty(), "a new agent that has not heard of them leaves them");
     agent.reconciler.absorb(Event::ServiceCidrs(Change::Replace(vec![])));
     agent.settle();
