@@ -1,7 +1,7 @@
 //! A socket's way: at `connect` and `sendmsg` a frontend becomes a backend, once per connection and without any work per
 //! packet; at `recvmsg` and `getpeername` the backend becomes the frontend again, because that is whom the application
 //! named. TCP of all sockets, UDP only of the node's own: a pod's UDP is translated per packet, where it can leave a dead
-//! backend. A pod's TCP is, too, where the rule needs to know its packets: see [`takes_packets`].
+//! backend. A pod's TCP is, too, where the rule needs to know its packets: see `takes_packets`.
 
 use aya_ebpf::{EbpfContext as _, bindings::BPF_ANY, helpers::generated as helpers, programs::SockAddrContext};
 use proxy_common::{
