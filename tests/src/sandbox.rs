@@ -15,7 +15,7 @@ use nix::{
     unistd::Pid,
 };
 use proxy_common::{
-    addr::Ipv4,
+    addr::{Ipv4, Protocol},
     service::{Frontend, Service},
 };
 use tempfile::TempDir;
@@ -100,14 +100,15 @@ impl Sandbox {
         waited.with_context(|| format!("the kernel holds {:#?}", self.picture()))
     }
 
-    /// `SERVICES_V4` as it is now; empty as long as there is no map.
+    /// `SERVICES_V4` as it is now, without what stands for undefined ports; empty as long as there is no map.
     pub fn services(&self) -> Result<Vec<(Frontend<Ipv4>, Service)>> {
         let path = self.pins.path().join("maps/SERVICES_V4");
         if !path.exists() {
             return Ok(Vec::new());
         }
         let map: HashMap<_, Frontend<Ipv4>, Service> = Map::HashMap(MapData::from_pin(path)?).try_into()?;
-        Ok(map.iter().collect::<Result<_, _>>()?)
+        let entries: Vec<_> = map.iter().collect::<Result<_, _>>()?;
+        Ok(entries.into_iter().filter(|(frontend, _)| frontend.proto != Protocol::Any).collect())
     }
 
     /// Waits until `SERVICES_V4` is so; returns how long it took.

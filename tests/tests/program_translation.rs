@@ -192,6 +192,7 @@ fn a_pod_that_picks_itself_is_answered_by_itself_under_the_frontend_address() ->
     })
 }
 
+/// Trap 8: two frontends, one backend and one client port: the replies keep their frontends.
 #[test]
 fn two_services_one_backend_and_one_client_port_stay_apart() -> Result<()> {
     for_each_kind(|family, transport, proto| {

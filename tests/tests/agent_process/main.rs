@@ -78,7 +78,7 @@ fn a_restart_with_equal_input_writes_nothing_and_with_other_input_the_difference
     server.apply(service("other", "10.96.0.9"))?;
     let agent = sandbox.agent(&["--master", &server.url()])?;
     agent.wait_for("in sync")?;
-    assert!(agent.log().contains("kernel follows writes=1 "), "{}", agent.log());
+    assert!(agent.log().contains("kernel follows writes=2 "), "a port and the address: {}", agent.log());
     Ok(())
 }
 
