@@ -140,6 +140,11 @@ impl Agent {
         self.log().matches(words).count()
     }
 
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits until it has said so.
     pub fn wait_for(&self, words: &str) -> Result<()> {
         self.wait_for_count(words, 1)

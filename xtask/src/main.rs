@@ -4,6 +4,7 @@
 //! compiler and nothing else.
 #![expect(clippy::print_stdout, reason = "a command line speaks on its standard output")]
 
+mod bench;
 mod build;
 mod check;
 mod run;
@@ -48,6 +49,7 @@ enum Verb {
     Test(test::Arguments),
     Vm(vm::Arguments),
     Run(run::Arguments),
+    Bench(bench::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -69,6 +71,7 @@ fn perform(verb: &Verb) -> Result<ExitCode> {
         Verb::Test(arguments) => return test::run(&workspace, arguments),
         Verb::Vm(arguments) => return vm::run(&workspace, arguments),
         Verb::Run(arguments) => return run::run(&workspace, arguments),
+        Verb::Bench(arguments) => return bench::run(&workspace, arguments),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -167,7 +167,10 @@ where
             list.extend(read(received).ok());
             None
         }
-        watcher::Event::InitDone => Some(Change::Replace(std::mem::take(list))),
+        watcher::Event::InitDone => {
+            debug!(objects = list.len(), "all {}s are known", K::kind(&()));
+            Some(Change::Replace(std::mem::take(list)))
+        }
         watcher::Event::Apply(received) => Some(match read(received) {
             Ok(object) => Change::Apply(Box::new(object)),
             Err(name) => Change::Delete(name),

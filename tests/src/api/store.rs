@@ -110,7 +110,8 @@ impl Store {
 
     /// What has happened after a version.
     pub(super) fn since(&self, version: u64) -> Vec<Happened> {
-        self.history.iter().filter(|happened| happened.version > version).cloned().collect()
+        let first = self.history.partition_point(|happened| happened.version <= version);
+        self.history[first..].to_vec()
     }
 
     /// All objects, as of now.

@@ -65,6 +65,8 @@ impl Listener {
     }
 
     async fn greet(&self, stream: TcpStream) -> std::io::Result<Box<dyn Socket>> {
+        // As a real one: an event must not wait for the acknowledgement of the one before.
+        stream.set_nodelay(true)?;
         let authority = self.shared.world().authority.clone();
         Ok(match authority {
             Some(authority) => Box::new(TlsAcceptor::from(authority.config).accept(stream).await?),
