@@ -4,7 +4,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::Result;
 use proxy_common::{
-    addr::Protocol,
+    addr::{Ipv4, Ipv6, Protocol},
+    node::{Cidr, ServiceCidrs},
     outcome::{Hook, Outcome},
     service::{Service, flag},
 };
@@ -38,6 +39,20 @@ fn must_count(bed: &mut Testbed, hook: Hook, frame: &Frame, outcome: Outcome) ->
     Ok(())
 }
 
+/// Ranges that hold [`SERVICE`].
+fn around_services() -> ServiceCidrs {
+    let mut cidrs = ServiceCidrs::NONE;
+    let (v4, v6) = (SERVICE.v4.octets(), SERVICE.v6.octets());
+    cidrs.v4[1] = Cidr { addr: Ipv4 { octets: [v4[0], v4[1], 0, 0] }, mask: Ipv4 { octets: [255, 255, 0, 0] } };
+    let mut mask = [0; 16];
+    mask[..6].fill(255);
+    cidrs.v6[1] = Cidr {
+        addr: Ipv6 { octets: std::array::from_fn(|index| v6[index] & mask[index]) },
+        mask: Ipv6 { octets: mask },
+    };
+    cidrs
+}
+
 #[test]
 fn a_port_of_a_cluster_ip_that_nobody_defined_is_rejected_and_defined_ones_are_served() -> Result<()> {
     for family in Family::BOTH {
@@ -51,6 +66,28 @@ fn a_port_of_a_cluster_ip_that_nobody_defined_is_rejected_and_defined_ones_are_s
                 let to = |port| Frame::new((client, 4_000), (SERVICE.address(family), port), transport);
                 must_count(&mut bed, hook, &to(PORT + 1), Outcome::RejectNoPort)?;
                 must_count(&mut bed, hook, &to(PORT), Outcome::Opened)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Trap 22: what may become a ClusterIP a moment later goes nowhere, not even by a default route.
+#[test]
+fn an_address_that_could_be_a_cluster_ip_and_is_none_is_dropped() -> Result<()> {
+    for family in Family::BOTH {
+        for transport in [SYN, Transport::Tcp(Flags::ACK), Transport::Udp] {
+            let mut bed = Testbed::new()?;
+            bed.add_service(OTHER_SERVICE.address(family), PORT, Protocol::Tcp, &[])?;
+            for (cidrs, dropped) in [(around_services(), 1), (ServiceCidrs::NONE, 0)] {
+                bed.set_service_cidrs(cidrs)?;
+                for (hook, port) in WAYS_IN.into_iter().flat_map(|hook| [(hook, PORT), (hook, 30_000)]) {
+                    let client = client_at(hook).address(family);
+                    let before = bed.counter(hook, Outcome::DropUnallocated)?;
+                    bed.run(hook, &Frame::new((client, 4_000), (SERVICE.address(family), port), transport))?;
+                    let counted = bed.counter(hook, Outcome::DropUnallocated)? - before;
+                    assert_eq!(counted, dropped, "{family:?} {transport:?} at {hook:?}, port {port}");
+                }
             }
         }
     }

@@ -5,6 +5,11 @@ mod bad_node;
 use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
+use aya::maps::{Array, Map, MapData};
+use proxy_common::{
+    addr::Ipv4,
+    node::{Cidr, ServiceCidrs},
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tests::{
@@ -143,5 +148,26 @@ fn a_broken_document_is_named_in_the_log_and_the_others_are_served() -> Result<(
     fs::write(services.path().join("mixed.yaml"), text)?;
     agent.wait_for("mixed.yaml: document 2: not YAML")?;
     sandbox.wait_for_services("the good ones", |services| services.len() == 4)?;
+    Ok(())
+}
+
+#[test]
+fn where_cluster_ips_are_taken_from_is_in_the_kernel() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let services = TempDir::new()?;
+    let cidr = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": ["10.96.0.0/16", "fd00:10:96::/112"]},
+    });
+    write(services.path(), "good.yaml", &[service("a", "10.96.0.1"), cidr])?;
+    let agent = sandbox.agent(&["--source", &format!("file:{}", services.path().display())])?;
+    agent.wait_for("in sync")?;
+    let map = MapData::from_pin(sandbox.pins.path().join("maps/SERVICE_CIDRS"))?;
+    let map: Array<_, ServiceCidrs> = Map::Array(map).try_into()?;
+    println!("{}", agent.log());
+    assert_eq!(
+        map.get(&0, 0)?.v4[0],
+        Cidr { addr: Ipv4 { octets: [10, 96, 0, 0] }, mask: Ipv4 { octets: [255, 255, 0, 0] } }
+    );
     Ok(())
 }

@@ -248,7 +248,6 @@ pub(crate) fn write_service_cidr(directory: &Path) -> Result<()> {
     let object = json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": { "name": "kubernetes" },
         "spec": { "cidrs": ["10.96.0.0/16", "fd00:10:96::/112"] },
-        "status": { "conditions": [{ "type": "Ready", "status": "True" }] },
     });
     write_documents(directory, "cidrs.yaml", &[object])
 }
