@@ -60,12 +60,9 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     let (sender, mut events) = mpsc::channel(source::QUEUE);
     let mut terminate = signal(SignalKind::terminate()).map_err(StartError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(StartError::Signals)?;
-    match &config.source {
-        Source::Files(directory) => source::file::start(directory.clone(), sender)?,
-        Source::Kubernetes(server) => source::kubernetes::start(server, &config.node.name, sender).await?,
-    }
+    let client = start_source(&config, sender).await?;
     let dataplane = Dataplane::open(&config.dataplane)?;
-    let account = Account::open(&config).map_err(OpenError::from)?;
+    let account = Account::open(&config, client).map_err(OpenError::from)?;
     let mut agent = Agent::new(dataplane, config, account);
     let mut network = netlink::watch();
     loop {
@@ -81,6 +78,17 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     }
     info!("stopped; everything stays in the kernel");
     Ok(())
+}
+
+/// The API server, if there is one, may be asked for more than objects.
+async fn start_source(config: &Config, sender: source::Sender) -> Result<Option<kube::Client>, StartError> {
+    Ok(match &config.source {
+        Source::Files(directory) => {
+            source::file::start(directory.clone(), sender)?;
+            None
+        }
+        Source::Kubernetes(server) => Some(source::kubernetes::start(server, &config.node.name, sender).await?),
+    })
 }
 
 /// Takes in what else is there already.

@@ -15,5 +15,6 @@ pub mod metrics;
 pub mod model;
 pub mod progress;
 pub mod reconcile;
+pub mod recorder;
 pub mod source;
 pub mod topology;

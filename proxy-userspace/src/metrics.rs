@@ -26,7 +26,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use self::labels::{CodeLabel, FamilyLabel, PolicyLabel};
+use self::labels::{CodeLabel, FamilyLabel, OutcomeLabel, PolicyLabel};
 pub use self::{
     kernel::{Kernel, PerBackend},
     labels::Policy,
@@ -82,6 +82,7 @@ struct Handles {
     livez: Family<CodeLabel, Counter>,
     reconciler_deleted: Family<FamilyLabel, Counter>,
     reconciler_sync: Durations,
+    api_events: Family<OutcomeLabel, Counter>,
 }
 
 /// Changes of one kind of object.
@@ -122,6 +123,7 @@ impl Default for Metrics {
             livez: Family::default(),
             reconciler_deleted: Family::default(),
             reconciler_sync: Family::new_with_constructor(Buckets::Sync),
+            api_events: Family::default(),
         };
         handles.begin();
         Self { handles: Arc::new(handles) }
@@ -149,6 +151,9 @@ impl Handles {
                 drop(self.no_local_endpoints.get_or_create(&PolicyLabel::new(family, policy)));
             }
         }
+        for outcome in OutcomeLabel::ALL {
+            drop(self.api_events.get_or_create(&outcome));
+        }
     }
 
     fn register(&self, registry: &mut Registry) {
@@ -170,6 +175,7 @@ impl Handles {
         registry.register("kubeproxy_sync_proxy_rules_no_local_endpoints_total", what, local);
         registry.register("kubeproxy_proxy_healthz", "Answers to /healthz", self.healthz.clone());
         registry.register("kubeproxy_proxy_livez", "Answers to /livez", self.livez.clone());
+        registry.register("sluice_api_events", "Events about objects, for the API server", self.api_events.clone());
     }
 
     fn register_syncs(&self, registry: &mut Registry) {
@@ -209,6 +215,17 @@ impl Metrics {
     /// `/livez` was answered.
     pub fn count_livez(&self, code: StatusCode) {
         self.handles.livez.get_or_create(&code.into()).inc();
+    }
+
+    /// An Event was offered to the API server.
+    pub fn count_event(&self, is_published: bool) {
+        let outcome = if is_published { OutcomeLabel::PUBLISHED } else { OutcomeLabel::FAILED };
+        self.handles.api_events.get_or_create(&outcome).inc();
+    }
+
+    /// An Event was not offered to the API server, because there were too many.
+    pub fn count_suppressed_event(&self) {
+        self.handles.api_events.get_or_create(&OutcomeLabel::SUPPRESSED).inc();
     }
 
     /// So many Services have changed.

@@ -5,6 +5,7 @@
 //! It runs in a thread of its own and is told what to do from the test's: objects are applied and deleted as JSON, as
 //! they would be with kubectl. Dropping it ends every connection.
 
+mod event;
 mod fault;
 mod list;
 pub mod object;
@@ -16,6 +17,7 @@ mod tls;
 mod watch;
 
 use std::{
+    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -25,8 +27,9 @@ use std::{
 use anyhow::{Context as _, Result};
 use axum::{
     Router,
+    body::Bytes,
     extract::{RawQuery, State},
-    http::{HeaderMap, Uri, header},
+    http::{HeaderMap, Method, Uri, header},
     response::Response,
 };
 use serde_json::Value;
@@ -79,6 +82,7 @@ struct World {
     store: Store,
     faults: Faults,
     requests: Vec<Request>,
+    events: BTreeMap<String, Value>,
     refuses_streaming_lists: bool,
     /// Objects per page of a list, whatever is asked for.
     largest_page: Option<usize>,
@@ -241,6 +245,16 @@ impl ApiServer {
         self.shared.change(|world| world.largest_page = Some(objects));
     }
 
+    /// Every Event it was told.
+    pub fn events(&self) -> Vec<Value> {
+        self.shared.world().events.values().cloned().collect()
+    }
+
+    /// Forgets every Event, as a server does after an hour.
+    pub fn forget_events(&self) {
+        self.shared.world().events.clear();
+    }
+
     /// Every request so far.
     pub fn requests(&self) -> Vec<Request> {
         self.shared.world().requests.clone()
@@ -253,14 +267,23 @@ impl Drop for ApiServer {
     }
 }
 
-async fn answer(State(shared): State<Arc<Shared>>, headers: HeaderMap, uri: Uri, RawQuery(raw): RawQuery) -> Response {
+async fn answer(
+    State(shared): State<Arc<Shared>>,
+    method: Method,
+    headers: HeaderMap,
+    uri: Uri,
+    RawQuery(raw): RawQuery,
+    body: Bytes,
+) -> Response {
     let raw = raw.unwrap_or_default();
     if !is_known(&shared, &headers) {
         return status::refusal(401);
     }
-    let Some(resource) = Resource::at(uri.path()) else { return status::not_found(uri.path()) };
+    let writes = event::Write::at(&method, uri.path());
+    let resource = if writes.is_some() { Some(Resource::Events) } else { Resource::at(uri.path()) };
+    let Some(resource) = resource else { return status::not_found(uri.path()) };
     let query = match Query::parse(&raw) {
-        Ok(query) => query,
+        Ok(query) => Query { writes: writes.as_ref().map(event::Write::verb), ..query },
         Err(error) => return status::bad_request(&error),
     };
     let fault = {
@@ -273,9 +296,10 @@ async fn answer(State(shared): State<Arc<Shared>>, headers: HeaderMap, uri: Uri,
         Some(Fault::Silence) => std::future::pending().await,
         _ => {}
     }
-    match query.verb() {
-        Verb::List => list::answer(&shared, resource, &query, fault),
-        Verb::Watch => watch::answer(&shared, resource, &query, fault),
+    match (writes, query.verb()) {
+        (Some(write), _) => write.answer(&mut shared.world().events, &body),
+        (None, Verb::Watch) => watch::answer(&shared, resource, &query, fault),
+        (None, _) => list::answer(&shared, resource, &query, fault),
     }
 }
 

@@ -69,6 +69,8 @@ struct Known {
     cidrs: Option<BTreeMap<String, String>>,
     /// Sizes of the lists of Services that came.
     lists: Vec<usize>,
+    /// What was wrong beside that.
+    defects: Vec<String>,
 }
 
 impl Known {
@@ -76,7 +78,15 @@ impl Known {
         let (sender, events) = channel(QUEUE);
         let server = config::ApiServer { urls: vec![url.to_owned()], ..config::ApiServer::default() };
         kubernetes::start_with(&kubernetes::client(&server).await?, "here", watches, &sender);
-        Ok(Self { events, services: None, slices: None, nodes: None, cidrs: None, lists: Vec::new() })
+        Ok(Self {
+            events,
+            services: None,
+            slices: None,
+            nodes: None,
+            cidrs: None,
+            lists: Vec::new(),
+            defects: Vec::new(),
+        })
     }
 
     /// Takes events in until the condition holds.
@@ -102,6 +112,7 @@ impl Known {
             Event::EndpointSlices(change) => absorb(&mut self.slices, change),
             Event::Nodes(change) => absorb(&mut self.nodes, change),
             Event::ServiceCidrs(change) => absorb(&mut self.cidrs, change),
+            Event::Defect(defect) => self.defects.push(defect.to_string()),
         }
     }
 
@@ -356,6 +367,9 @@ fn an_object_that_cannot_be_read_does_not_hide_the_others() -> Result<()> {
             server.apply(service("bad", "10.96.0.9"))?;
             known.until("one that was mended", |known| known.has_services(&["a", "bad", "c"])).await?;
             assert_eq!(known.lists, [3], "no list but the first");
+            assert_eq!(known.defects.len(), 2, "{:?}", known.defects);
+            let named = |name| format!("Service test/{name}: cannot be read and is left out: ");
+            assert!(known.defects[0].starts_with(&named("bad")) && known.defects[1].starts_with(&named("b")));
         }
         Ok(())
     })
@@ -372,7 +386,7 @@ fn a_kubeconfig_is_followed_and_one_that_cannot_be_read_is_an_error_that_names_i
         events.recv().await.context("the source ended")?;
         let missing = directory.path().join("missing");
         let bad = config::ApiServer { kubeconfig: Some(missing.clone()), ..config::ApiServer::default() };
-        let error = kubernetes::start(&bad, "here", sender).await.unwrap_err();
+        let error = kubernetes::start(&bad, "here", sender).await.map(drop).unwrap_err();
         assert!(matches!(error, OpenError::Kubeconfig { .. }));
         assert!(error.to_string().contains(&missing.display().to_string()), "{error}");
         Ok(())

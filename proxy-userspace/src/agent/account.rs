@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use tokio::time::Instant;
+use tracing::warn;
 
 use crate::{
     config::Config,
@@ -13,7 +14,9 @@ use crate::{
     diff::{KernelState, Plan},
     health, http,
     metrics::{self, Kernel, Metrics},
+    model::Defect,
     progress::{IpFamily, Progress},
+    recorder::Recorder,
     source::{Change, Event},
 };
 
@@ -26,6 +29,7 @@ pub(super) struct Account {
     progress: Arc<Progress>,
     metrics: Metrics,
     kernel: Arc<Kernel>,
+    recorder: Recorder,
     /// Something has changed that the kernel does not have yet.
     has_news: bool,
     /// The kernel was read anew, so that everything is compared.
@@ -33,8 +37,8 @@ pub(super) struct Account {
 }
 
 impl Account {
-    /// Starts to answer.
-    pub(super) fn open(config: &Config) -> Result<Self, dataplane::Error> {
+    /// Starts to answer, and to tell the API server.
+    pub(super) fn open(config: &Config, client: Option<kube::Client>) -> Result<Self, dataplane::Error> {
         let progress = Arc::new(Progress::new(health::patience(config.sync_period)));
         let metrics = Metrics::default();
         let kernel = Arc::new(Kernel::new(Observer::open(&config.dataplane.pin_path)?, config.metrics_per_backend));
@@ -48,7 +52,8 @@ impl Account {
             tokio::spawn(http::serve_at(address, "/metrics, /proxyMode and /configz", router));
         }
         tokio::spawn(recount(Arc::clone(&kernel)));
-        Ok(Self { progress, metrics, kernel, has_news: true, is_full: true })
+        let recorder = Recorder::start(client, &config.node.name, metrics.clone());
+        Ok(Self { progress, metrics, kernel, recorder, has_news: true, is_full: true })
     }
 
     /// The kernel's state was read anew, and the tables are computed that it should hold.
@@ -75,8 +80,17 @@ impl Account {
             Event::Services(change) => self.metrics.count_service_changes(size(change)),
             Event::EndpointSlices(change) => self.metrics.count_endpoint_changes(size(change)),
             Event::Nodes(_) | Event::ServiceCidrs(_) => {}
+            Event::Defect(_) => return,
         }
         self.note_news();
+    }
+
+    /// This is wrong, and was not before.
+    pub(super) fn tell(&mut self, defects: &[Defect]) {
+        for defect in defects {
+            warn!("{defect}");
+        }
+        self.recorder.tell(defects, std::time::Instant::now());
     }
 
     /// Something else has changed that the kernel must have.
@@ -123,7 +137,7 @@ async fn recount(kernel: Arc<Kernel>) {
         tokio::time::sleep(RECOUNT).await;
         let kernel = Arc::clone(&kernel);
         if let Ok(Err(error)) = tokio::task::spawn_blocking(move || kernel.recount()).await {
-            tracing::warn!("connections could not be counted: {error}");
+            warn!("connections could not be counted: {error}");
         }
     }
 }

@@ -15,7 +15,6 @@ use crate::{
         netlink::{NetworkEvent, NodeNetwork},
     },
     diff::{Capacity, GRACE, KernelState, Overflow},
-    model::Defect,
     reconcile::Reconciler,
     source::Event,
 };
@@ -82,7 +81,8 @@ impl Agent {
 
     pub(super) fn absorb(&mut self, event: Event) {
         self.account.note(&event);
-        tell(&self.reconciler.absorb(event));
+        let defects = self.reconciler.absorb(event);
+        self.account.tell(&defects);
         self.account.set_node_eligible(self.reconciler.is_node_eligible());
     }
 
@@ -174,7 +174,8 @@ impl Agent {
             self.account.adopt(&state, self.reconciler.tables());
         }
         self.account.follow(&plan, self.reconciler.tables());
-        tell(&self.reconciler.take_defects());
+        let defects = self.reconciler.take_defects();
+        self.account.tell(&defects);
         self.dataplane.put_node(&self.node_settings())?;
         if !plan.is_empty() {
             self.dataplane.apply(&plan)?;
@@ -250,11 +251,5 @@ impl Agent {
         let wait = RETRY.0.saturating_mul(1 << self.failures.min(16)).min(RETRY.1);
         self.retry_at = Some(Instant::now() + wait);
         error!("{error}; trying again in {wait:?}");
-    }
-}
-
-fn tell(defects: &[Defect]) {
-    for defect in defects {
-        warn!("{defect}");
     }
 }

@@ -59,3 +59,20 @@ impl PolicyLabel {
         Self { ip_family: family.name(), traffic_policy }
     }
 }
+
+/// `outcome`, of an Event that the API server was to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+impl OutcomeLabel {
+    /// The server has it.
+    pub(super) const PUBLISHED: Self = Self { outcome: "published" };
+    /// The server did not take it.
+    pub(super) const FAILED: Self = Self { outcome: "failed" };
+    /// There were too many.
+    pub(super) const SUPPRESSED: Self = Self { outcome: "suppressed" };
+    /// All of them.
+    pub(super) const ALL: [Self; 3] = [Self::PUBLISHED, Self::FAILED, Self::SUPPRESSED];
+}

@@ -11,9 +11,11 @@ use super::ObjectName;
 
 /// How much of a value that makes no sense is repeated.
 const EXCERPT: usize = 80;
+/// How much of what others say about an object is repeated.
+const REASON: usize = 300;
 
 /// Names an object so that an Event can be about it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectReference {
     /// `Service`, `EndpointSlice`, `Node` or `ServiceCIDR`.
     pub kind: &'static str,
@@ -27,6 +29,12 @@ impl ObjectReference {
     /// From an object's metadata.
     pub fn of(kind: &'static str, metadata: &ObjectMeta) -> Self {
         Self { kind, name: ObjectName::of(metadata), uid: metadata.uid.clone().unwrap_or_default() }
+    }
+
+    /// This agent's own Node. Events of kubelets are about one whose uid is its name, and people look for those.
+    pub fn of_node(name: &str) -> Self {
+        let name = ObjectName { namespace: String::new(), name: name.to_owned() };
+        Self { kind: "Node", uid: name.name.clone(), name }
     }
 
     /// The API group and version of its kind.
@@ -164,6 +172,17 @@ pub enum Problem {
     /// The object bears no name.
     #[error("metadata.name is missing")]
     Nameless,
+    /// It does not have the shape of its kind.
+    #[error("cannot be read and is left out: {0}")]
+    Unreadable(String),
+    /// The API server refuses to tell of a kind of object.
+    #[error("watching {kind}s: {error}; what is known is kept, trying again")]
+    Watch {
+        /// The kind.
+        kind: String,
+        /// What the server said.
+        error: String,
+    },
 }
 
 /// Whose an address is that a Service wants.
@@ -184,47 +203,92 @@ pub enum Taken {
 }
 
 impl Problem {
+    /// In one word, as Events give it.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Address { .. } => "InvalidAddress",
+            Self::Refused { .. } | Self::Taken { .. } => "AddressRefused",
+            Self::Port { .. } => "InvalidPort",
+            Self::Protocol { .. } => "InvalidProtocol",
+            Self::Policy { .. } => "InvalidTrafficPolicy",
+            Self::AddressType(_) => "InvalidAddressType",
+            Self::Twice { .. } => "DuplicatePort",
+            Self::SourceRange(_) => "InvalidSourceRange",
+            Self::Cidr { .. } => "InvalidCIDR",
+            Self::TooManyCidrs(_) => "TooManyServiceCIDRs",
+            Self::SourceScope(_) | Self::Annotation { .. } => "InvalidAnnotation",
+            Self::Affinity(_) | Self::AffinitySeconds(_) => "InvalidSessionAffinity",
+            Self::Conflict { .. } => "FrontendConflict",
+            Self::More(_) => "MoreProblems",
+            Self::Nameless | Self::Unreadable(_) => "Unreadable",
+            Self::Watch { .. } => "FailedToWatch",
+        }
+    }
+
+    /// From what a parser said, which may repeat what it found.
+    pub fn unreadable(reason: &str) -> Self {
+        Self::Unreadable(escaped(&excerpt(reason, REASON)))
+    }
+
+    /// From what the API server said.
+    pub fn watch(kind: &str, error: &str) -> Self {
+        Self::Watch { kind: kind.to_owned(), error: escaped(&excerpt(error, REASON)) }
+    }
+
     pub(super) fn address(field: &'static str, value: &str) -> Self {
-        Self::Address { field, value: excerpt(value) }
+        Self::Address { field, value: excerpt(value, EXCERPT) }
     }
 
     pub(super) fn protocol(field: &'static str, value: &str) -> Self {
-        Self::Protocol { field, value: excerpt(value) }
+        Self::Protocol { field, value: excerpt(value, EXCERPT) }
     }
 
     pub(super) fn policy(field: &'static str, value: &str) -> Self {
-        Self::Policy { field, value: excerpt(value) }
+        Self::Policy { field, value: excerpt(value, EXCERPT) }
     }
 
     pub(super) fn address_type(value: &str) -> Self {
-        Self::AddressType(excerpt(value))
+        Self::AddressType(excerpt(value, EXCERPT))
     }
 
     pub(super) fn cidr(field: &'static str, value: &str) -> Self {
-        Self::Cidr { field, value: excerpt(value) }
+        Self::Cidr { field, value: excerpt(value, EXCERPT) }
     }
 
     pub(super) fn source_range(value: &str) -> Self {
-        Self::SourceRange(excerpt(value))
+        Self::SourceRange(excerpt(value, EXCERPT))
     }
 
     pub(super) fn annotation(name: &'static str, value: &str) -> Self {
-        Self::Annotation { name, value: excerpt(value) }
+        Self::Annotation { name, value: excerpt(value, EXCERPT) }
     }
 
     pub(super) fn source_scope(value: &str) -> Self {
-        Self::SourceScope(excerpt(value))
+        Self::SourceScope(excerpt(value, EXCERPT))
     }
 
     pub(super) fn affinity(value: &str) -> Self {
-        Self::Affinity(excerpt(value))
+        Self::Affinity(excerpt(value, EXCERPT))
     }
 }
 
 /// An object may hold megabytes where an address belongs.
-fn excerpt(value: &str) -> String {
-    match value.char_indices().nth(EXCERPT) {
+fn excerpt(value: &str, length: usize) -> String {
+    match value.char_indices().nth(length) {
         Some((end, _)) => format!("{}…", &value[..end]),
         None => value.to_owned(),
     }
+}
+
+/// With nothing in it that a terminal would obey.
+pub fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for letter in text.chars() {
+        if letter.is_control() {
+            escaped.extend(letter.escape_default());
+        } else {
+            escaped.push(letter);
+        }
+    }
+    escaped
 }

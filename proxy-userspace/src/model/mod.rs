@@ -19,7 +19,7 @@ use std::{
 };
 
 pub use annotation::{Spread, Weights};
-pub use defect::{Defect, ObjectReference, Problem, Taken};
+pub use defect::{Defect, ObjectReference, Problem, Taken, escaped};
 pub use defects::Defects;
 use ipnet::IpNet;
 use k8s_openapi::{
@@ -156,6 +156,7 @@ impl Model {
             Event::EndpointSlices(change) => self.absorb_slices(change),
             Event::Nodes(change) => self.absorb_nodes(&change),
             Event::ServiceCidrs(change) => self.absorb_service_cidrs(change),
+            Event::Defect(defect) => return vec![*defect],
         }
         self.defects.take_news()
     }

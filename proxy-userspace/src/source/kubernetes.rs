@@ -9,7 +9,7 @@ mod connection;
 mod received;
 mod servers;
 
-use std::{error::Error, fmt::Debug, pin::pin, time::Duration};
+use std::{borrow::Cow, error::Error, fmt::Debug, pin::pin, time::Duration};
 
 use futures::StreamExt as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -27,7 +27,10 @@ use tracing::{debug, info, warn};
 pub use self::connection::OpenError;
 use self::received::Received;
 use super::{Change, Event, Sender};
-use crate::{config::ApiServer, model::ObjectName};
+use crate::{
+    config::ApiServer,
+    model::{Defect, ObjectName, ObjectReference, Problem},
+};
 
 /// Services that bear this label belong to another proxy, those without a ClusterIP to none.
 const SERVICES: (&str, &str) = ("!service.kubernetes.io/service-proxy-name", "spec.clusterIP!=None");
@@ -53,11 +56,11 @@ impl Default for Watches {
 }
 
 /// Opens the connection's settings and starts the watches. A server that cannot be reached is no error: it is tried
-/// again for ever.
-pub async fn start(server: &ApiServer, node_name: &str, sender: Sender) -> Result<(), OpenError> {
+/// again for ever. The client may be used for other requests, too.
+pub async fn start(server: &ApiServer, node_name: &str, sender: Sender) -> Result<Client, OpenError> {
     let client = connection::open(server).await?;
     start_with(&client, node_name, Watches::default(), &sender);
-    Ok(())
+    Ok(client)
 }
 
 /// Starts the watches. They end when nobody listens any more.
@@ -65,11 +68,12 @@ pub fn start_with(client: &Client, node_name: &str, watches: Watches, sender: &S
     let config = watcher::Config::default().page_size(watches.page_size).timeout(watches.timeout);
     let services = config.clone().labels(SERVICES.0).fields(SERVICES.1);
     let slices = config.clone().labels(SLICES);
-    spawn(Api::all(client.clone()), config.clone(), Event::ServiceCidrs, sender);
-    let nodes = config.fields(&format!("metadata.name={node_name}"));
-    spawn(Api::all(client.clone()), services, Event::Services, sender);
-    spawn(Api::all(client.clone()), slices, Event::EndpointSlices, sender);
-    spawn(Api::all(client.clone()), nodes, Event::Nodes, sender);
+    let nodes = config.clone().fields(&format!("metadata.name={node_name}"));
+    let listener = Listener { sender: sender.clone(), node: ObjectReference::of_node(node_name) };
+    spawn(Api::all(client.clone()), config, Event::ServiceCidrs, &listener);
+    spawn(Api::all(client.clone()), services, Event::Services, &listener);
+    spawn(Api::all(client.clone()), slices, Event::EndpointSlices, &listener);
+    spawn(Api::all(client.clone()), nodes, Event::Nodes, &listener);
 }
 
 /// A client with this source's settings, for [`start_with`].
@@ -77,19 +81,36 @@ pub async fn client(server: &ApiServer) -> Result<Client, OpenError> {
     connection::open(server).await
 }
 
-fn spawn<K>(api: Api<Received<K>>, config: watcher::Config, event: fn(Change<K>) -> Event, sender: &Sender)
+/// Who is told.
+#[derive(Clone)]
+struct Listener {
+    sender: Sender,
+    /// What defects are about that are not an object's own.
+    node: ObjectReference,
+}
+
+/// Nobody listens any more.
+struct Unheard;
+
+impl Listener {
+    async fn tell(&self, event: Event) -> Result<(), Unheard> {
+        self.sender.send(event).await.or(Err(Unheard))
+    }
+}
+
+fn spawn<K>(api: Api<Received<K>>, config: watcher::Config, event: fn(Change<K>) -> Event, listener: &Listener)
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let sender = sender.clone();
+    let listener = listener.clone();
     tokio::spawn(async move {
         let mut strategy = Strategy::Stream;
         loop {
             let began = Instant::now();
-            match follow(api.clone(), &config, strategy, event, &sender).await {
-                Ended::Refused => strategy = Strategy::Pages,
-                Ended::Expired => sleep_until(began + PAUSE).await,
-                Ended::Unheard => return,
+            match follow(api.clone(), &config, strategy, event, &listener).await {
+                Ok(Ended::Refused) => strategy = Strategy::Pages,
+                Ok(Ended::Expired) => sleep_until(began + PAUSE).await,
+                Err(Unheard) => return,
             }
         }
     });
@@ -110,8 +131,6 @@ enum Ended {
     Refused,
     /// The version the watch would go on from is gone, and the server said so before it began.
     Expired,
-    /// Nobody listens any more.
-    Unheard,
 }
 
 async fn follow<K>(
@@ -119,8 +138,8 @@ async fn follow<K>(
     config: &watcher::Config,
     strategy: Strategy,
     event: fn(Change<K>) -> Event,
-    sender: &Sender,
-) -> Ended
+    listener: &Listener,
+) -> Result<Ended, Unheard>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
@@ -132,61 +151,70 @@ where
     let mut list = Vec::new();
     let mut trouble = Trouble::default();
     while let Some(next) = watch.next().await {
-        let change = match next {
+        match next {
             Ok(next) => {
                 trouble.end::<K>();
-                advance(next, &mut list)
+                let (change, broken) = advance(next, &mut list);
+                if let Some(broken) = broken {
+                    listener.tell(Event::Defect(broken)).await?;
+                }
+                if let Some(change) = change {
+                    listener.tell(event(change)).await?;
+                }
             }
-            Err(error) if strategy == Strategy::Stream && is_refusal(&error) => return Ended::Refused,
-            Err(error) if is_expiry(&error) => return Ended::Expired,
+            Err(error) if strategy == Strategy::Stream && is_refusal(&error) => return Ok(Ended::Refused),
+            Err(error) if is_expiry(&error) => return Ok(Ended::Expired),
             Err(error) => {
-                trouble.note::<K>(&error);
-                None
+                if let Some(problem) = trouble.note::<K>(&error) {
+                    let defect = Defect { object: listener.node.clone(), problem };
+                    listener.tell(Event::Defect(Box::new(defect))).await?;
+                }
             }
-        };
-        if let Some(change) = change
-            && sender.send(event(change)).await.is_err()
-        {
-            return Ended::Unheard;
         }
     }
-    Ended::Expired
+    Ok(Ended::Expired)
 }
 
 /// Collects lists; passes on what follows them.
-fn advance<K>(event: watcher::Event<Received<K>>, list: &mut Vec<K>) -> Option<Change<K>>
+fn advance<K>(event: watcher::Event<Received<K>>, list: &mut Vec<K>) -> (Option<Change<K>>, Option<Box<Defect>>)
 where
     K: Resource<DynamicType = ()>,
 {
     match event {
         watcher::Event::Init => {
             list.clear();
-            None
+            (None, None)
         }
-        watcher::Event::InitApply(received) => {
-            list.extend(read(received).ok());
-            None
-        }
+        watcher::Event::InitApply(received) => match read(received) {
+            Ok(object) => {
+                list.push(object);
+                (None, None)
+            }
+            Err(broken) => (None, Some(broken)),
+        },
         watcher::Event::InitDone => {
             debug!(objects = list.len(), "all {}s are known", K::kind(&()));
-            Some(Change::Replace(std::mem::take(list)))
+            (Some(Change::Replace(std::mem::take(list))), None)
         }
-        watcher::Event::Apply(received) => Some(match read(received) {
-            Ok(object) => Change::Apply(Box::new(object)),
-            Err(name) => Change::Delete(name),
-        }),
-        watcher::Event::Delete(received) => Some(Change::Delete(name(received.meta()))),
+        watcher::Event::Apply(received) => match read(received) {
+            Ok(object) => (Some(Change::Apply(Box::new(object))), None),
+            Err(broken) => (Some(Change::Delete(broken.object.name.clone())), Some(broken)),
+        },
+        watcher::Event::Delete(received) => (Some(Change::Delete(name(received.meta()))), None),
     }
 }
 
-/// The object; of one that does not have the shape of its kind, only its name.
-fn read<K: Resource<DynamicType = ()>>(received: Received<K>) -> Result<K, ObjectName> {
+/// The object; of one that does not have the shape of its kind, what is wrong with it.
+fn read<K: Resource<DynamicType = ()>>(received: Received<K>) -> Result<K, Box<Defect>> {
+    let kind = match K::kind(&()) {
+        Cow::Borrowed(kind) => kind,
+        Cow::Owned(_) => "Object",
+    };
     match received {
         Received::Whole(object) => Ok(pruned(object)),
         Received::Broken { metadata, reason } => {
-            let name = name(&metadata);
-            warn!("{} {name} cannot be read and is left out: {reason}", K::kind(&()));
-            Err(name)
+            let object = ObjectReference::of(kind, &metadata);
+            Err(Box::new(Defect { object, problem: Problem::unreadable(&reason) }))
         }
     }
 }
@@ -214,6 +242,19 @@ fn is_expiry(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
 }
 
+/// What a server says that answers, and will not let us watch until somebody changes that.
+fn denial(error: &watcher::Error) -> Option<&str> {
+    use watcher::Error::{InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed};
+    let status = match error {
+        InitialListFailed(kube::Error::Api(status))
+        | WatchStartFailed(kube::Error::Api(status))
+        | WatchFailed(kube::Error::Api(status))
+        | WatchError(status) => status,
+        InitialListFailed(_) | WatchStartFailed(_) | WatchFailed(_) | NoResourceVersion => return None,
+    };
+    [401, 403, 404].contains(&status.code).then_some(status.message.as_str())
+}
+
 /// An error and what caused it. A library's error may or may not say itself what its cause says: that is not repeated.
 fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
@@ -235,15 +276,20 @@ struct Trouble {
 }
 
 impl Trouble {
-    fn note<K: Resource<DynamicType = ()>>(&mut self, error: &watcher::Error) {
+    /// Says it, unless it was the last thing said. What the server denies is a matter for
+    /// its operators, too.
+    fn note<K: Resource<DynamicType = ()>>(&mut self, error: &watcher::Error) -> Option<Problem> {
         let kind = K::kind(&());
         let text = with_causes(error);
-        if self.last.as_ref() == Some(&text) {
+        let is_news = self.last.as_ref() != Some(&text);
+        let problem = denial(error).filter(|_| is_news).map(|said| Problem::watch(&kind, said));
+        if !is_news {
             debug!("watching {kind}s: {text}; trying again");
-        } else {
+        } else if problem.is_none() {
             warn!("watching {kind}s: {text}; what is known is kept, trying again");
         }
         self.last = Some(text);
+        problem
     }
 
     fn end<K: Resource<DynamicType = ()>>(&mut self) {

@@ -9,7 +9,7 @@ use k8s_openapi::api::{
     networking::v1::ServiceCIDR,
 };
 
-use crate::model::ObjectName;
+use crate::model::{Defect, ObjectName};
 
 /// Something a source has learned.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,6 +22,8 @@ pub enum Event {
     Nodes(Change<Node>),
     /// Of `ServiceCIDRs`.
     ServiceCidrs(Change<ServiceCIDR>),
+    /// Something is wrong that the objects themselves do not show.
+    Defect(Box<Defect>),
 }
 
 /// A change to the objects of one kind.

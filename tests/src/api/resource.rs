@@ -16,6 +16,8 @@ pub enum Resource {
     Nodes,
     /// `ServiceCIDRs`.
     ServiceCidrs,
+    /// Events, which can only be written.
+    Events,
 }
 
 /// How objects are asked for.
@@ -25,6 +27,10 @@ pub enum Verb {
     List,
     /// A watch.
     Watch,
+    /// A new object.
+    Create,
+    /// A part of an object.
+    Patch,
 }
 
 impl Resource {
@@ -51,6 +57,7 @@ impl Resource {
             Self::EndpointSlices => "EndpointSlice",
             Self::Nodes => "Node",
             Self::ServiceCidrs => "ServiceCIDR",
+            Self::Events => "Event",
         }
     }
 
@@ -59,6 +66,7 @@ impl Resource {
             Self::Services | Self::Nodes => "v1",
             Self::EndpointSlices => "discovery.k8s.io/v1",
             Self::ServiceCidrs => "networking.k8s.io/v1",
+            Self::Events => "events.k8s.io/v1",
         }
     }
 
@@ -68,6 +76,7 @@ impl Resource {
             Self::Services => json!({"spec": {}, "status": {"loadBalancer": {}}}),
             Self::EndpointSlices => json!({"addressType": "", "endpoints": null, "ports": null}),
             Self::ServiceCidrs => json!({"spec": {"cidrs": null}, "status": {}}),
+            Self::Events => json!({}),
             Self::Nodes => json!({"spec": {}, "status": {"daemonEndpoints": {"kubeletEndpoint": {"Port": 0}}}}),
         }
     }
@@ -76,6 +85,8 @@ impl Resource {
 /// The parameters of a request.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Query {
+    /// What is written instead of asked for.
+    pub(super) writes: Option<Verb>,
     pub(super) is_watch: bool,
     pub(super) limit: Option<usize>,
     pub(super) continue_token: Option<String>,
@@ -89,7 +100,8 @@ pub(super) struct Query {
 
 impl Query {
     pub(super) fn verb(&self) -> Verb {
-        if self.is_watch { Verb::Watch } else { Verb::List }
+        let reads = if self.is_watch { Verb::Watch } else { Verb::List };
+        self.writes.unwrap_or(reads)
     }
 
     pub(super) fn parse(raw: &str) -> Result<Self> {

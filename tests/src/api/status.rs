@@ -23,6 +23,11 @@ pub(super) fn bad_request(error: &anyhow::Error) -> Response {
     response(400, &object(400, "BadRequest", &format!("{error:#}")))
 }
 
+/// What an object gets that breaks a rule.
+pub(super) fn invalid(message: &str) -> Response {
+    response(422, &object(422, "Invalid", message))
+}
+
 /// What a streaming list gets from a server without them.
 pub(super) fn no_streaming_lists() -> Response {
     let message = "ListOptions.meta.k8s.io \"\" is invalid: sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
