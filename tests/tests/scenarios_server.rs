@@ -154,10 +154,8 @@ fn scenario_04_a_410_storm_swaps_atomically() -> Result<()> {
         server.compact();
         server.end_watches();
         // Each refusal makes the next attempt wait longer, up to half a minute.
-        wait_until("a new list", Duration::from_mins(1), || {
-            (lists(&server, Resource::Services) > asked).then_some(())
-        })
-        .with_context(|| format!("round {round}; the log:\n{}", agent.log()))?;
+        wait_until("a new list", Duration::from_mins(1), || (lists(&server, Resource::Services) > asked).then_some(()))
+            .with_context(|| format!("round {round}; the log:\n{}", agent.log()))?;
     }
     server.apply(slice("s7", &["10.0.1.7"]))?;
     let at = format!("{}:80/TCP", cluster_ip(7));
