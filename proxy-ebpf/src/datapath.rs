@@ -1,6 +1,8 @@
 //! A packet's way, the same at every hook: parse → could it be ours → flow → (if unknown: admit) → rewrite → output.
 //! What is not ours or not understood is passed on untouched; `Err` is a drop with its reason.
 
+use core::ops::ControlFlow;
+
 use proxy_common::{
     addr::{Address as _, Protocol},
     flow::Direction,
@@ -18,7 +20,7 @@ use crate::{
     fragment, icmp,
     output::{self, Verdict},
     packet::Packet,
-    parse::{ETHERNET, Ethernet, Ipv6Header, Tcp, TcpHeader, Transport, Udp, ethertype},
+    parse::{ETHERNET, Ethernet, Ipv6Header, Payload, Tcp, TcpHeader, Transport, Udp, ethertype},
     reject, service, stats,
 };
 
@@ -61,20 +63,21 @@ fn internet<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P) -> R
     if !may_be_ours {
         return Ok(Verdict::PASS);
     }
-    let payload = match F::payload(header) {
-        Ok(payload) => payload,
-        Err(Outcome::PassFragment) => return fragment::run::<P, F>(hook, stage, packet),
+    let (protocol, extent) = match F::payload(header) {
+        Ok(payload) if !packet.holds(ETHERNET + size_of::<F::Header>() + payload.length as usize) => {
+            return pass(hook, Outcome::PassMalformed);
+        }
+        Ok(Payload { protocol, length }) => {
+            let bytes = size_of::<F::Header>() as u32 + u32::from(length);
+            (protocol, Extent { offset: ETHERNET + size_of::<F::Header>(), payload: length, bytes })
+        }
+        Err(Outcome::PassFragment) => match fragment::run::<P, F>(hook, stage, packet)? {
+            ControlFlow::Continue(first) => first,
+            ControlFlow::Break(verdict) => return Ok(verdict),
+        },
         Err(reason) => return pass(hook, reason),
     };
-    if !packet.holds(ETHERNET + size_of::<F::Header>() + payload.length as usize) {
-        return pass(hook, Outcome::PassMalformed);
-    }
-    let extent = Extent {
-        offset: ETHERNET + size_of::<F::Header>(),
-        payload: payload.length,
-        bytes: size_of::<F::Header>() as u32 + u32::from(payload.length),
-    };
-    match payload.protocol {
+    match protocol {
         TCP => transport::<P, F, Tcp>(hook, stage, packet, saddr, daddr, extent),
         UDP => transport::<P, F, Udp>(hook, stage, packet, saddr, daddr, extent),
         _ => pass(hook, Outcome::PassProtocol),

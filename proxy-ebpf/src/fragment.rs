@@ -1,6 +1,8 @@
 //! Fragments. The first one has the ports and goes the way of any packet; it leaves word of them, and the others follow its
 //! flow with addresses alone. One that comes before the first is passed on: nobody knows yet where it belongs.
 
+use core::ops::ControlFlow;
+
 use aya_ebpf::bindings::BPF_ANY;
 use proxy_common::{
     addr::{Address as _, Protocol},
@@ -18,7 +20,7 @@ use crate::{
     flow,
     output::{self, Verdict},
     packet::Packet,
-    parse::{ETHERNET, Tcp, Transport, Udp, UdpHeader},
+    parse::{ETHERNET, UdpHeader},
     stats,
 };
 
@@ -37,16 +39,27 @@ pub struct Fragment {
 /// The length an UDP header of a fragment may speak of: that of the whole packet, which nobody knows yet.
 const ANY_LENGTH: u16 = u16::MAX;
 
-/// Sends a fragment on. In two pieces, one after the other, because together they would not fit the stack.
+/// What to do with a fragment: the first one has a transport header, and goes on as any packet does.
 #[inline(always)]
-pub(crate) fn run<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P) -> Result<Verdict, Outcome> {
+pub(crate) fn run<P: Packet, F: Family>(
+    hook: Hook,
+    stage: Stage,
+    packet: &mut P,
+) -> Result<ControlFlow<Verdict, (u8, Extent)>, Outcome> {
     let sorted = sort::<P, F>(hook, stage, packet);
-    match sorted.first as u8 {
-        datapath::TCP => first::<P, F, Tcp>(hook, stage, packet, sorted.length as u16),
-        datapath::UDP => first::<P, F, Udp>(hook, stage, packet, sorted.length as u16),
-        _ if sorted.is_dropped != 0 => Err(Outcome::DropNotWritable),
-        _ => Ok(sorted.verdict),
+    if sorted.is_dropped != 0 {
+        return Err(Outcome::DropNotWritable);
     }
+    if sorted.first == 0 {
+        return Ok(ControlFlow::Break(sorted.verdict));
+    }
+    let protocol = sorted.first as u8;
+    let extent = Extent {
+        offset: F::FRAGMENT_TRANSPORT,
+        payload: if protocol == datapath::UDP { ANY_LENGTH } else { sorted.length as u16 },
+        bytes: (F::FRAGMENT_TRANSPORT - ETHERNET) as u32 + sorted.length,
+    };
+    Ok(ControlFlow::Continue((protocol, extent)))
 }
 
 /// What is left to do with a fragment.
@@ -68,24 +81,6 @@ impl Sorted {
 fn pass(hook: Hook, reason: Outcome) -> Sorted {
     count(hook, reason);
     Sorted::PASS
-}
-
-/// A first fragment, whose transport header stands behind the fragment header if the family has one.
-#[inline(never)]
-fn first<P: Packet, F: Family, L: Transport>(
-    hook: Hook,
-    stage: Stage,
-    packet: &mut P,
-    length: u16,
-) -> Result<Verdict, Outcome> {
-    let Some(header) = packet.at::<F::Header>(ETHERNET) else { return Err(Outcome::DropNotWritable) };
-    let (saddr, daddr) = F::addresses(header);
-    let extent = Extent {
-        offset: F::FRAGMENT_TRANSPORT,
-        payload: if L::HAS_STATE { length } else { ANY_LENGTH },
-        bytes: (F::FRAGMENT_TRANSPORT - ETHERNET) as u32 + u32::from(length),
-    };
-    datapath::transport::<P, F, L>(hook, stage, packet, saddr, daddr, extent)
 }
 
 /// Remembers the ports of a first fragment, and deals with the others.

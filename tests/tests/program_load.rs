@@ -10,11 +10,11 @@ use proxy_userspace::dataplane::OBJECT;
 /// The most instructions the verifier may look at, per program. A program that grows past its bound is either a mistake or
 /// a decision to be made here.
 const BOUNDS: [(&str, u32); 16] = [
-    ("uplink_xdp", 300_000),
-    ("uplink_in", 300_000),
-    ("uplink_out", 120_000),
-    ("pod_in", 300_000),
-    ("pod_out", 120_000),
+    ("uplink_xdp", 200_000),
+    ("uplink_in", 200_000),
+    ("uplink_out", 60_000),
+    ("pod_in", 200_000),
+    ("pod_out", 60_000),
     ("connect4", 20_000),
     ("connect6", 30_000),
     ("sendmsg4", 20_000),
