@@ -2,6 +2,8 @@
 //! `/readyz` (KEP-3836). In: [`Progress`]. Out: HTTP. An API server that cannot be reached is no reason to fail: what is
 //! known goes on being served.
 
+mod listeners;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -16,6 +18,7 @@ use axum::{
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+pub(crate) use self::listeners::Listeners;
 use crate::{
     metrics::Metrics,
     progress::{Health, IpFamily, Progress},

@@ -1,7 +1,7 @@
 //! Small HTTP servers that others' slowness cannot hurt: each request has a connection of its own, a connection has a
 //! deadline, and when there are too many the oldest goes. Nothing here waits for the agent's loop, nor the loop for it.
 
-use std::{collections::VecDeque, io, net::SocketAddr, time::Duration};
+use std::{collections::VecDeque, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
 use hyper::server::conn::http1;
@@ -35,7 +35,7 @@ pub(crate) async fn serve_at(address: SocketAddr, what: &'static str, router: Ro
         match listen(address, Families::Both) {
             Ok(listener) => {
                 info!("serving {what} at {address}");
-                return serve(listener, router).await;
+                return serve(Arc::new(listener), router).await;
             }
             Err(error) if told == Some(error.kind()) => {}
             Err(error) => {
@@ -70,7 +70,7 @@ pub(crate) fn listen(address: SocketAddr, families: Families) -> io::Result<TcpL
 }
 
 /// Serves for as long as it is polled. Connections that are open when it is dropped are answered to their end.
-pub(crate) async fn serve(listener: TcpListener, router: Router) {
+pub(crate) async fn serve(listener: Arc<TcpListener>, router: Router) {
     let mut connections: VecDeque<AbortHandle> = VecDeque::new();
     loop {
         // Out of descriptors, most likely: others must close theirs first.

@@ -10,6 +10,7 @@ pub mod dataplane;
 pub mod desired;
 pub mod diff;
 pub mod health;
+pub mod health_check;
 mod http;
 pub mod metrics;
 pub mod model;

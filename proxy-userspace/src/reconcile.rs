@@ -9,6 +9,7 @@ use crate::{
     dataplane::{DevicePattern, netlink::NodeNetwork},
     desired::{Desired, ExternalIps, Listener, Rules, Tables},
     diff::{Capacity, KernelState, Ledger, Overflow, Plan},
+    health_check::{HealthChecks, Subjects},
     model::{Defect, Dirty, Model, ObjectName},
     source::Event,
     topology::Place,
@@ -39,6 +40,7 @@ pub struct Reconciler {
     listeners: BTreeSet<Listener>,
     model: Model,
     desired: Desired,
+    health_checks: HealthChecks,
     network: Option<NodeNetwork>,
     primary: Primary,
     capacity: Capacity,
@@ -57,6 +59,7 @@ impl Reconciler {
             place: Place { node: settings.name.clone(), ..Place::default() },
             model: Model::new(settings.name.clone()),
             desired: Desired::new(settings.algorithm),
+            health_checks: HealthChecks::default(),
             settings,
             network: None,
             primary: Primary::default(),
@@ -96,6 +99,11 @@ impl Reconciler {
     /// Services that may not have what they ask for, as far as that has changed since the last call.
     pub fn take_defects(&mut self) -> Vec<Defect> {
         self.desired.take_defects()
+    }
+
+    /// What load balancers ask this node about, as of the last plan, if that has changed since the last call.
+    pub fn take_health_checks(&mut self) -> Option<Subjects> {
+        self.health_checks.take_changed()
     }
 
     /// Takes over what was read back from the kernel: at the start, and after a write failed.
@@ -173,6 +181,7 @@ impl Reconciler {
         self.desired.update_service_ranges(self.model.service_ranges());
         for name in &services {
             self.desired.update(name, &self.model, &self.place, &self.rules);
+            self.health_checks.update(name, &self.model);
         }
     }
 
@@ -201,7 +210,9 @@ impl Reconciler {
         let Some(network) = &self.network else { return };
         self.primary = Primary::of(network, self.model.node(), &self.settings.uplinks);
         let choice = &self.settings.node_port_addresses;
-        self.desired.update_addresses(&addresses::local_addresses(network, self.primary, choice));
+        let addresses = addresses::local_addresses(network, self.primary, choice);
+        self.desired.update_addresses(&addresses);
+        self.health_checks.update_addresses(&addresses);
         self.has_stale_addresses = false;
     }
 }

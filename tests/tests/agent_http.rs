@@ -163,6 +163,20 @@ fn an_update_that_waits_for_too_long_is_a_failure() -> Result<()> {
     let sandbox = Sandbox::new()?;
     let (server, agent) = started(&sandbox, &["--config", &hasty(&sandbox)?])?;
     wait_for_status(&sandbox, "/livez", 200)?;
+    let balancer = SocketAddr::from((Ipv4Addr::LOCALHOST, 32_100));
+    let mut web = service("balanced", "10.96.0.3");
+    web["spec"]["type"] = json!("LoadBalancer");
+    web["spec"]["externalTrafficPolicy"] = json!("Local");
+    web["spec"]["healthCheckNodePort"] = json!(balancer.port());
+    server.apply(web)?;
+    server.apply(json!({
+        "kind": "EndpointSlice",
+        "metadata": {"namespace": "test", "name": "b-1", "labels": {"kubernetes.io/service-name": "balanced"}},
+        "addressType": "IPv4",
+        "endpoints": [{"addresses": ["10.0.0.1"], "nodeName": "here"}],
+        "ports": [{"name": "", "port": 8080, "protocol": "TCP"}],
+    }))?;
+    wait_for_answer(&sandbox.namespace, balancer, "/", |answer| answer.status == 200)?;
     freeze(&sandbox, "SERVICES_V4")?;
     server.apply(service("late", "10.96.0.2"))?;
     agent.wait_for("trying again in")?;
@@ -170,6 +184,9 @@ fn an_update_that_waits_for_too_long_is_a_failure() -> Result<()> {
     assert_eq!(body["healthy"], json!(false));
     assert!(text(&body, "/lastUpdated") < text(&body, "/currentTime"), "{body}");
     assert_eq!(get(&sandbox, "/healthz")?.status, 503);
+    let answer = ask(&sandbox.namespace, balancer, "GET", "/")?;
+    assert_eq!((answer.status, &answer.json()?["localEndpoints"]), (503, &json!(1)));
+    assert_eq!(answer.json()?["serviceProxyHealthy"], json!(false));
     assert_eq!(get(&sandbox, "/readyz")?.status, 200, "what was written first still stands");
     Ok(())
 }

@@ -12,7 +12,9 @@ use crate::{
     dataplane::{self, Observer},
     desired::Tables,
     diff::{KernelState, Plan},
-    health, http,
+    health,
+    health_check::Subjects,
+    http,
     metrics::{self, Kernel, Metrics},
     model::Defect,
     progress::{IpFamily, Progress},
@@ -30,6 +32,8 @@ pub(super) struct Account {
     metrics: Metrics,
     kernel: Arc<Kernel>,
     recorder: Recorder,
+    /// For load balancers that ask about Services.
+    listeners: health::Listeners,
     /// Something has changed that the kernel does not have yet.
     has_news: bool,
     /// The kernel was read anew, so that everything is compared.
@@ -53,7 +57,8 @@ impl Account {
         }
         tokio::spawn(recount(Arc::clone(&kernel)));
         let recorder = Recorder::start(client, &config.node.name, metrics.clone());
-        Ok(Self { progress, metrics, kernel, recorder, has_news: true, is_full: true })
+        let listeners = health::Listeners::new(Arc::clone(&progress));
+        Ok(Self { progress, metrics, kernel, recorder, listeners, has_news: true, is_full: true })
     }
 
     /// The kernel's state was read anew, and the tables are computed that it should hold.
@@ -91,6 +96,20 @@ impl Account {
             warn!("{defect}");
         }
         self.recorder.tell(defects, std::time::Instant::now());
+    }
+
+    /// Answers load balancers that ask about these Services.
+    pub(super) fn answer_for(&mut self, subjects: Option<Subjects>, now: Instant) {
+        let defects = match subjects {
+            Some(subjects) => self.listeners.update(subjects, now),
+            None => self.listeners.retry(now),
+        };
+        self.tell(&defects);
+    }
+
+    /// When there is something to do here even if nothing happens.
+    pub(super) fn wakes_at(&self) -> Option<Instant> {
+        self.listeners.retry_at()
     }
 
     /// Something else has changed that the kernel must have.

@@ -108,7 +108,7 @@ impl Agent {
             _ => None,
         };
         let next_plan = self.reconciler.next_deadline().map(Instant::from_std);
-        [self.retry_at, node_deadline, self.prune_at, next_plan].into_iter().flatten().min()
+        [self.retry_at, node_deadline, self.prune_at, next_plan, self.account.wakes_at()].into_iter().flatten().min()
     }
 
     /// Makes the kernel hold what should be there.
@@ -145,6 +145,7 @@ impl Agent {
         self.write_tables()?;
         self.attach()?;
         self.account.finish(began.elapsed());
+        self.account.answer_for(self.reconciler.take_health_checks(), began);
         self.announce();
         self.prune()
     }

@@ -1,7 +1,10 @@
 //! What can be wrong with an object. The part that is wrong becomes nothing, and a defect says so by name; other parts
 //! and other objects are served.
 
-use std::{fmt, net::IpAddr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -175,6 +178,14 @@ pub enum Problem {
     /// It does not have the shape of its kind.
     #[error("cannot be read and is left out: {0}")]
     Unreadable(String),
+    /// Load balancers cannot ask about it.
+    #[error("health checks at {place} cannot be answered: {error}")]
+    HealthCheck {
+        /// An address of the node, and the port.
+        place: SocketAddr,
+        /// Why.
+        error: String,
+    },
     /// The API server refuses to tell of a kind of object.
     #[error("watching {kind}s: {error}; what is known is kept, trying again")]
     Watch {
@@ -221,6 +232,8 @@ impl Problem {
             Self::Conflict { .. } => "FrontendConflict",
             Self::More(_) => "MoreProblems",
             Self::Nameless | Self::Unreadable(_) => "Unreadable",
+            // The word of kube-proxy.
+            Self::HealthCheck { .. } => "FailedToStartServiceHealthcheck",
             Self::Watch { .. } => "FailedToWatch",
         }
     }

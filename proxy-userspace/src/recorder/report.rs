@@ -81,7 +81,11 @@ impl Report {
 
 /// What was attempted: to have it is the API's wish.
 fn action(reason: &str) -> &'static str {
-    if reason == "FailedToWatch" { "Watch" } else { "Serve" }
+    match reason {
+        "FailedToStartServiceHealthcheck" => "Listen",
+        "FailedToWatch" => "Watch",
+        _ => "Serve",
+    }
 }
 
 /// As client-go makes it, unique by the time. An object may have a name that leaves no room for that.

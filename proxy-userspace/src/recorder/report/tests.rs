@@ -49,6 +49,10 @@ fn every_problem_has_a_reason() {
         (Problem::Conflict { frontend: value.clone(), winner }, "FrontendConflict"),
         (Problem::More(3), "MoreProblems"),
         (Problem::unreadable("x"), "Unreadable"),
+        (
+            Problem::HealthCheck { place: "192.0.2.9:30100".parse().unwrap(), error: "in use".into() },
+            "FailedToStartServiceHealthcheck",
+        ),
         (Problem::watch("EndpointSlice", "forbidden"), "FailedToWatch"),
     ];
     for (problem, reason) in cases {
