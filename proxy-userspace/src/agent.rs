@@ -27,9 +27,9 @@ use crate::{
 /// should not change its mind twice.
 const NODE_PATIENCE: Duration = Duration::from_secs(3);
 
-/// Why the agent did not start.
+/// Why the agent did not start, or ended by itself.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub enum AgentError {
     /// The directory of the file source.
     #[error(transparent)]
     Files(#[from] source::file::OpenError),
@@ -42,24 +42,30 @@ pub enum StartError {
     /// Signals.
     #[error("cannot listen for signals: {0}")]
     Signals(std::io::Error),
+    /// A source that says nothing more would leave the kernel as it is for ever.
+    #[error("the source of objects has ended; what is in the kernel stays as it is until the agent is started again")]
+    SourceEnded,
+    /// The same of netlink.
+    #[error("the watch of the node's network has ended; the agent has to be started again")]
+    NetworkEnded,
 }
 
-impl StartError {
+impl AgentError {
     /// The exit code of a process that ends with this error.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Files(_) | Self::Kubernetes(_) => 78,
             Self::Dataplane(error) => error.exit_code(),
-            Self::Signals(_) => 1,
+            Self::Signals(_) | Self::SourceEnded | Self::NetworkEnded => 1,
         }
     }
 }
 
 /// Runs until SIGTERM or SIGINT. What is in the kernel stays there.
-pub async fn run(config: Config) -> Result<(), StartError> {
+pub async fn run(config: Config) -> Result<(), AgentError> {
     let (sender, mut events) = mpsc::channel(source::QUEUE);
-    let mut terminate = signal(SignalKind::terminate()).map_err(StartError::Signals)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(StartError::Signals)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::Signals)?;
     let client = start_source(&config, sender).await?;
     let dataplane = Dataplane::open(&config.dataplane)?;
     let account = Account::open(&config, client).map_err(OpenError::from)?;
@@ -67,8 +73,8 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     let mut network = netlink::watch();
     loop {
         tokio::select! {
-            Some(event) = events.recv() => agent.absorb(event),
-            Some(event) = network.recv() => agent.absorb_network(event),
+            event = events.recv() => agent.absorb(event.ok_or(AgentError::SourceEnded)?),
+            event = network.recv() => agent.absorb_network(event.ok_or(AgentError::NetworkEnded)?),
             () = sleep_until(agent.wakes_at().unwrap_or_else(far_away)) => {}
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
@@ -81,7 +87,7 @@ pub async fn run(config: Config) -> Result<(), StartError> {
 }
 
 /// The API server, if there is one, may be asked for more than objects.
-async fn start_source(config: &Config, sender: source::Sender) -> Result<Option<kube::Client>, StartError> {
+async fn start_source(config: &Config, sender: source::Sender) -> Result<Option<kube::Client>, AgentError> {
     Ok(match &config.source {
         Source::Files(directory) => {
             source::file::start(directory.clone(), sender)?;

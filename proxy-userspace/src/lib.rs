@@ -18,4 +18,5 @@ pub mod progress;
 pub mod reconcile;
 pub mod recorder;
 pub mod source;
+mod supervise;
 pub mod topology;

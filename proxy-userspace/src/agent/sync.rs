@@ -22,6 +22,9 @@ use crate::{
 /// Waits between attempts after failures: the first, and the longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
 
+/// After a failure, news is tried this soon.
+const NEWS_RETRY: Duration = Duration::from_millis(250);
+
 /// The address filters are swept this long after a change: it reads every flow, and a bit too many costs a packet
 /// nanoseconds.
 const PRUNE_AFTER: Duration = Duration::from_mins(10);
@@ -31,12 +34,15 @@ pub(super) struct Agent {
     dataplane: Dataplane,
     config: Config,
     reconciler: Reconciler,
-    /// To be attached to; none when it already is.
-    unattached: Option<NodeNetwork>,
+    network: Option<NodeNetwork>,
+    /// When programs are attached next: at once after news of the network, and else now and then, because what others have
+    /// detached is not told.
+    attach_at: Option<Instant>,
     has_new_routes: bool,
     /// The kernel's state is not known: at the start, and after a failure.
     is_blind: bool,
     failures: u32,
+    failed_at: Instant,
     retry_at: Option<Instant>,
     stage: Stage,
     overflows: BTreeSet<Overflow>,
@@ -66,10 +72,12 @@ impl Agent {
             dataplane,
             reconciler: Reconciler::new(config.node.clone(), Capacity::default()),
             config,
-            unattached: None,
+            network: None,
+            attach_at: None,
             has_new_routes: false,
             is_blind: true,
             failures: 0,
+            failed_at: Instant::now(),
             retry_at: None,
             stage: Stage::Incomplete,
             overflows: BTreeSet::new(),
@@ -80,6 +88,7 @@ impl Agent {
     }
 
     pub(super) fn absorb(&mut self, event: Event) {
+        self.hurry();
         self.account.note(&event);
         let defects = self.reconciler.absorb(event);
         self.account.tell(&defects);
@@ -89,8 +98,11 @@ impl Agent {
     pub(super) fn absorb_network(&mut self, event: NetworkEvent) {
         match event {
             NetworkEvent::Changed(network) => {
+                self.hurry();
+                let network = network.or_default_routes_of(self.network.as_ref());
                 self.reconciler.absorb_network(network.clone());
-                self.unattached = Some(network);
+                self.network = Some(network);
+                self.attach_at = Some(Instant::now());
                 self.has_new_routes = true;
                 self.account.note_news();
             }
@@ -108,7 +120,16 @@ impl Agent {
             _ => None,
         };
         let next_plan = self.reconciler.next_deadline().map(Instant::from_std);
-        [self.retry_at, node_deadline, self.prune_at, next_plan, self.account.wakes_at()].into_iter().flatten().min()
+        let attach_at = self.attach_at.filter(|_| self.has_begun());
+        let own = [self.retry_at, node_deadline, self.prune_at, next_plan, attach_at];
+        own.into_iter().chain([self.account.wakes_at()]).flatten().min()
+    }
+
+    /// News does not wait as long as what has failed again and again: it may be of something else.
+    fn hurry(&mut self) {
+        if let Some(retry_at) = self.retry_at.as_mut().filter(|_| self.failures > 0) {
+            *retry_at = (self.failed_at + NEWS_RETRY).min(*retry_at);
+        }
     }
 
     /// Makes the kernel hold what should be there.
@@ -143,9 +164,11 @@ impl Agent {
         }
         self.account.begin(began);
         self.write_tables()?;
-        self.attach()?;
-        self.account.finish(began.elapsed());
         self.account.answer_for(self.reconciler.take_health_checks(), began);
+        if !self.attach() {
+            return Ok(());
+        }
+        self.account.finish(began.elapsed());
         self.announce();
         self.prune()
     }
@@ -221,11 +244,18 @@ impl Agent {
         self.overflows = overflows;
     }
 
-    fn attach(&mut self) -> Result<(), dataplane::Error> {
-        let Some(network) = &self.unattached else { return Ok(()) };
-        self.dataplane.attach(network)?;
-        self.unattached = None;
-        Ok(())
+    /// Attaches if it is time to. What cannot be attached does not keep tables from being written.
+    fn attach(&mut self) -> bool {
+        let now = Instant::now();
+        let Some(network) = self.network.as_ref().filter(|_| self.attach_at.is_some_and(|at| at <= now)) else {
+            return true;
+        };
+        self.attach_at = Some(now + self.config.sync_period);
+        let attached = self.dataplane.attach(network);
+        if let Err(error) = &attached {
+            error!("{error}; trying again in {:?}", self.config.sync_period);
+        }
+        attached.is_ok()
     }
 
     fn prune(&mut self) -> Result<(), dataplane::Error> {
@@ -248,6 +278,7 @@ impl Agent {
     fn fail(&mut self, error: &dataplane::Error) {
         self.is_blind = true;
         self.account.note_failure();
+        self.failed_at = Instant::now();
         self.failures = self.failures.saturating_add(1);
         let wait = RETRY.0.saturating_mul(1 << self.failures.min(16)).min(RETRY.1);
         self.retry_at = Some(Instant::now() + wait);

@@ -166,8 +166,10 @@ impl Dataplane {
         family::add_steps(&plan.v6, &mut self.inbound, &mut self.outbound);
         self.inbound.flush()?;
         self.outbound.flush()?;
-        self.v4.apply(&self.slots, &plan.v4)?;
-        self.v6.apply(&self.slots, &plan.v6)?;
+        // What goes wrong in one family is nothing the other need wait for.
+        let v4 = self.v4.apply(&self.slots, &plan.v4);
+        let v6 = self.v6.apply(&self.slots, &plan.v6);
+        v4.and(v6)?;
         plan.service_cidrs.map_or(Ok(()), |cidrs| self.service_cidrs.put(&0, &cidrs))
     }
 

@@ -23,6 +23,21 @@ impl NodeNetwork {
     pub fn link(&self, name: &str) -> Option<&Link> {
         self.links.iter().find(|link| link.name == name)
     }
+
+    /// Takes over from before which links carry a default route, when none does any more: the route may come back in a
+    /// moment, and what is attached to its link need not go meanwhile. Another default route, or the link's end, ends that.
+    #[must_use]
+    pub fn or_default_routes_of(mut self, before: Option<&Self>) -> Self {
+        let is_known = self.links.iter().any(|link| link.has_default_route);
+        for old in before.into_iter().flat_map(|before| &before.links).filter(|old| !is_known && old.has_default_route)
+        {
+            let same = |link: &&mut Link| link.ifindex == old.ifindex;
+            if let Some(link) = self.links.iter_mut().find(same) {
+                link.has_default_route = true;
+            }
+        }
+        self
+    }
 }
 
 /// A network device.
@@ -91,4 +106,32 @@ pub enum NetlinkError {
         /// What the kernel said.
         source: rtnetlink::Error,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Link, NodeNetwork};
+
+    /// Links by index, and whether they carry a default route.
+    fn network(links: &[(u32, bool)]) -> NodeNetwork {
+        let link = |&(ifindex, has_default_route)| Link { ifindex, has_default_route, ..Link::default() };
+        NodeNetwork { links: links.iter().map(link).collect(), addresses: Vec::new() }
+    }
+
+    #[test]
+    fn a_default_route_that_is_lost_is_remembered_until_there_is_another_or_its_link_is_gone() {
+        let before = network(&[(1, false), (2, true), (3, true)]);
+        let cases = [
+            ("lost", network(&[(1, false), (2, false), (3, false)]), vec![2, 3]),
+            ("one of two lost", network(&[(1, false), (2, true), (3, false)]), vec![2]),
+            ("moved", network(&[(1, true), (2, false), (3, false)]), vec![1]),
+            ("lost, and a link gone", network(&[(1, false), (3, false), (4, false)]), vec![3]),
+        ];
+        for (name, after, expected) in cases {
+            let after = after.or_default_routes_of(Some(&before));
+            let uplinks = after.links.iter().filter(|link| link.has_default_route);
+            assert_eq!(uplinks.map(|link| link.ifindex).collect::<Vec<_>>(), expected, "{name}");
+        }
+        assert_eq!(network(&[(1, false)]).or_default_routes_of(None), network(&[(1, false)]));
+    }
 }

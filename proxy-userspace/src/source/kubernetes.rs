@@ -30,6 +30,7 @@ use super::{Change, Event, Sender};
 use crate::{
     config::ApiServer,
     model::{Defect, ObjectName, ObjectReference, Problem},
+    supervise,
 };
 
 /// Services that bear this label belong to another proxy, those without a ClusterIP to none.
@@ -103,17 +104,22 @@ where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let listener = listener.clone();
-    tokio::spawn(async move {
-        let mut strategy = Strategy::Stream;
-        loop {
-            let began = Instant::now();
-            match follow(api.clone(), &config, strategy, event, &listener).await {
-                Ok(Ended::Refused) => strategy = Strategy::Pages,
-                Ok(Ended::Expired) => sleep_until(began + PAUSE).await,
-                Err(Unheard) => return,
-            }
+    supervise::spawn("a watch of the API server", move || watch(api.clone(), config.clone(), event, listener.clone()));
+}
+
+async fn watch<K>(api: Api<Received<K>>, config: watcher::Config, event: fn(Change<K>) -> Event, listener: Listener)
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let mut strategy = Strategy::Stream;
+    loop {
+        let began = Instant::now();
+        match follow(api.clone(), &config, strategy, event, &listener).await {
+            Ok(Ended::Refused) => strategy = Strategy::Pages,
+            Ok(Ended::Expired) => sleep_until(began + PAUSE).await,
+            Err(Unheard) => return,
         }
-    });
+    }
 }
 
 /// How a list is asked for.

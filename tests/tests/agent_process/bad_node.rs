@@ -18,7 +18,7 @@ use tests::{
 use super::{filled, service, write};
 
 /// The node must change first: `EX_CONFIG` of sysexits.h.
-const NODE_MUST_CHANGE: i32 = 78;
+pub(super) const NODE_MUST_CHANGE: i32 = 78;
 
 /// Starts an agent from a thread of its own, which first spoils what the agent inherits.
 fn start_where(

@@ -20,6 +20,7 @@ use super::{
     NetlinkError, NetworkEvent, NodeNetwork,
     messages::{Effect, Neighbours, address, default_route_links, link},
 };
+use crate::supervise;
 
 const GROUPS: [MulticastGroup; 8] = [
     MulticastGroup::Link,
@@ -54,19 +55,21 @@ pub async fn snapshot() -> Result<NodeNetwork, NetlinkError> {
 /// Must be called in a tokio runtime.
 pub fn watch() -> mpsc::Receiver<NetworkEvent> {
     let (sender, receiver) = mpsc::channel(QUEUE);
-    tokio::spawn(async move {
-        let mut last = None;
-        while !sender.is_closed() {
-            if let Err(error) = follow(&sender, &mut last).await {
-                tracing::warn!("the node's network cannot be watched: {error}");
-            }
-            tokio::select! {
-                () = tokio::time::sleep(PAUSE) => {}
-                () = sender.closed() => {}
-            }
-        }
-    });
+    supervise::spawn("the watch of the node's network", move || watch_on(sender.clone()));
     receiver
+}
+
+async fn watch_on(sender: mpsc::Sender<NetworkEvent>) {
+    let mut last = None;
+    while !sender.is_closed() {
+        if let Err(error) = follow(&sender, &mut last).await {
+            tracing::warn!("the node's network cannot be watched: {error}");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(PAUSE) => {}
+            () = sender.closed() => {}
+        }
+    }
 }
 
 /// Watches over one connection, until that breaks or nobody listens. Subscribes before it reads, so that no change falls

@@ -1,0 +1,84 @@
+//! What others do to the node while an agent runs, and what a configuration file makes of the agent.
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result};
+use tests::{patience::wait_until, sandbox::Sandbox};
+
+use super::{bad_node::NODE_MUST_CHANGE, filled};
+
+/// An agent's configuration file with these fields.
+fn configuration(sandbox: &Sandbox, fields: &str) -> Result<String> {
+    let path = sandbox.directory.path().join("config.yaml");
+    let head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration";
+    fs::write(&path, format!("{head}\n{fields}\n"))?;
+    Ok(path.display().to_string())
+}
+
+fn pin(sandbox: &Sandbox, name: &str) -> PathBuf {
+    sandbox.pins.path().join("links").join(name)
+}
+
+fn wait_for_pin(sandbox: &Sandbox, name: &str) -> Result<()> {
+    let usual = Duration::from_secs(20);
+    wait_until(&format!("the link {name}"), usual, || pin(sandbox, name).exists().then_some(()))
+}
+
+#[test]
+fn what_others_detach_is_attached_again_within_the_sync_period() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let server = filled(&sandbox)?;
+    sandbox.namespace.ip("link add up0 type veth peer name far0\nlink set up0 up\nlink set far0 up")?;
+    let config = configuration(&sandbox, "iptables: {syncPeriod: 300ms}")?;
+    let agent = sandbox.agent(&["--master", &server.url(), "--config", &config, "--uplinks", "up0"])?;
+    agent.wait_for("in sync")?;
+    let links = ["connect4-cgroup", "uplink_out-up0"];
+    for name in links {
+        // A link lives as long as its pin.
+        fs::remove_file(pin(&sandbox, name)).with_context(|| format!("no link {name}"))?;
+    }
+    links.into_iter().try_for_each(|name| wait_for_pin(&sandbox, name))
+}
+
+#[test]
+fn an_uplink_keeps_its_programs_until_another_device_has_a_default_route() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let server = filled(&sandbox)?;
+    for (device, peer, network) in [("up0", "far0", "192.0.2"), ("up1", "far1", "198.51.100")] {
+        sandbox.namespace.ip(&format!(
+            "link add {device} type veth peer name {peer}\nlink set {device} up\nlink set {peer} up\n\
+             address add {network}.1/24 dev {device}"
+        ))?;
+    }
+    sandbox.namespace.ip("route add default via 192.0.2.2")?;
+    let agent = sandbox.agent(&["--master", &server.url(), "--pod-devices", "pod0"])?;
+    agent.wait_for("in sync")?;
+    wait_for_pin(&sandbox, "uplink_out-up0")?;
+
+    // The new device shows that the agent knows the network as it is without a default route.
+    sandbox.namespace.ip("route delete default\nlink add pod0 type veth peer name far2\nlink set pod0 up")?;
+    wait_for_pin(&sandbox, "pod_in-pod0")?;
+    assert!(pin(&sandbox, "uplink_out-up0").exists());
+
+    sandbox.namespace.ip("route add default via 198.51.100.2")?;
+    wait_for_pin(&sandbox, "uplink_out-up1")?;
+    let usual = Duration::from_secs(20);
+    wait_until("the former uplink's link to go", usual, || (!pin(&sandbox, "uplink_out-up0").exists()).then_some(()))
+}
+
+#[test]
+fn a_configuration_that_cannot_be_used_is_told_by_file_and_field_and_what_means_nothing_is_named() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let server = filled(&sandbox)?;
+    let config = configuration(&sandbox, "ipvs: {schedular: rr}")?;
+    let mut agent = sandbox.agent(&["--master", &server.url(), "--config", &config])?;
+    assert_eq!(agent.ended()?, NODE_MUST_CHANGE, "{}", agent.log());
+    let log = agent.log();
+    assert!(log.contains(&config) && log.contains("ipvs.schedular: unknown field"), "{log}");
+
+    configuration(&sandbox, "ipvs: {strictARP: true}")?;
+    let agent = sandbox.agent(&["--master", &server.url(), "--config", &config])?;
+    agent.wait_for("in sync")?;
+    assert_eq!(agent.count("ipvs.strictARP is ignored: "), 1, "{}", agent.log());
+    Ok(())
+}
