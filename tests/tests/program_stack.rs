@@ -1,5 +1,5 @@
 //! How deep the programs' stacks become, as the oldest kernel counts: each function's is rounded up to 32 bytes, and those
-//! of a chain of calls have 512 together (`check_max_stack_depth` of `kernel/bpf/verifier.c`; 6.8 and later round to 16
+//! of a chain of calls have 512 together (`check_max_stack_depth` of `kernel/bpf/verifier.c`; newer ones round to 16
 //! where the JIT allows it). What loads here may be refused there, so that this is counted without a kernel.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
