@@ -3,7 +3,7 @@
 
 mod clients;
 
-use std::{net::IpAddr, thread, time::Duration};
+use std::{net::IpAddr, sync::OnceLock, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
@@ -167,7 +167,7 @@ impl Testbed {
             node.source_port_last = Port::new(SOURCE_PORTS.1);
             node.jiffies_per_second = 0;
         })?;
-        let hz = self.measure_hz()?;
+        let hz = self.hz()?;
         self.set_node(|node| node.jiffies_per_second = hz)?;
         self.add_local_addr(NODE.v4.into())?;
         self.add_local_addr(NODE.v6.into())
@@ -186,11 +186,17 @@ impl Testbed {
         self.let_in(address)
     }
 
-    fn measure_hz(&mut self) -> Result<u32> {
+    /// Measured once for all tests of a process.
+    fn hz(&mut self) -> Result<u32> {
+        static HZ: OnceLock<u32> = OnceLock::new();
+        if let Some(hz) = HZ.get() {
+            return Ok(*hz);
+        }
         let before = self.jiffies()?;
         thread::sleep(Duration::from_millis(200));
         let passed = self.jiffies()?.wrapping_sub(before) * 5;
-        [100_u32, 250, 300, 1000].into_iter().min_by_key(|hz| hz.abs_diff(passed)).context("no HZ")
+        let hz = [100_u32, 250, 300, 1000].into_iter().min_by_key(|hz| hz.abs_diff(passed)).context("no HZ")?;
+        Ok(*HZ.get_or_init(|| hz))
     }
 
     /// The kernel's clock, as the programs see it.
