@@ -16,6 +16,7 @@ use std::{
 };
 
 use conflicts::Conflicts;
+pub use contribution::NoLocal;
 use contribution::{Claim, Contribution, World, contribution};
 use ipnet::IpNet;
 use proxy_common::{
@@ -224,6 +225,11 @@ impl Desired {
         news
     }
 
+    /// Of IPv4 and of IPv6: ports that have no endpoint where their Service wants one.
+    pub fn no_local(&self) -> [NoLocal; 2] {
+        [self.v4.no_local, self.v6.no_local]
+    }
+
     /// Says where ClusterIPs are taken from, if that is known; as many ranges of each family as there is room for.
     pub fn update_service_ranges(&mut self, ranges: Option<&[IpNet]>) {
         self.tables.service_cidrs = ranges.map(service_cidrs);
@@ -268,6 +274,8 @@ struct FamilyDesired<A: Ord> {
     claims: BTreeMap<Frontend<A>, BTreeSet<Claim>>,
     owners: BTreeMap<Target<A>, BTreeSet<ObjectName>>,
     conflicts: Conflicts<A>,
+    /// Of all contributions.
+    no_local: NoLocal,
 }
 
 impl<A: Ord> Default for FamilyDesired<A> {
@@ -277,6 +285,7 @@ impl<A: Ord> Default for FamilyDesired<A> {
             claims: BTreeMap::new(),
             owners: BTreeMap::new(),
             conflicts: Conflicts::default(),
+            no_local: NoLocal::default(),
         }
     }
 }
@@ -319,10 +328,14 @@ impl<A: Family> FamilyDesired<A> {
         let frontends = both().flat_map(|contribution| contribution.frontends.keys().copied()).collect();
         let targets = both().flat_map(|contribution| contribution.backends.keys().copied()).collect();
         if let Some(old) = &old {
+            self.no_local.internal -= old.no_local.internal;
+            self.no_local.external -= old.no_local.external;
             old.frontends.keys().for_each(|frontend| withdraw(&mut self.claims, frontend, &old.claim));
             old.backends.keys().for_each(|target| withdraw(&mut self.owners, target, name));
         }
         if let Some(new) = new {
+            self.no_local.internal += new.no_local.internal;
+            self.no_local.external += new.no_local.external;
             for frontend in new.frontends.keys() {
                 self.claims.entry(*frontend).or_default().insert(new.claim.clone());
             }

@@ -7,10 +7,10 @@ use crate::{
     addresses::{self, NodePortAddresses, Primary},
     algorithm::AlgorithmName,
     dataplane::{DevicePattern, netlink::NodeNetwork},
-    desired::{Desired, ExternalIps, Listener, Rules, Tables},
+    desired::{Desired, ExternalIps, Listener, NoLocal, Rules, Tables},
     diff::{Capacity, KernelState, Ledger, Overflow, Plan},
     health_check::{HealthChecks, Subjects},
-    model::{Defect, Dirty, Model, ObjectName},
+    model::{Defect, Dirty, Model, ObjectName, Trigger},
     source::Event,
     topology::Place,
 };
@@ -99,6 +99,16 @@ impl Reconciler {
     /// Services that may not have what they ask for, as far as that has changed since the last call.
     pub fn take_defects(&mut self) -> Vec<Defect> {
         self.desired.take_defects()
+    }
+
+    /// When the changes of endpoints were made that plans since the last call have taken in.
+    pub fn take_triggers(&mut self) -> Vec<Trigger> {
+        self.model.take_triggers()
+    }
+
+    /// Of IPv4 and of IPv6: ports that have no endpoint where their Service wants one, as of the last plan.
+    pub fn no_local(&self) -> [NoLocal; 2] {
+        self.desired.no_local()
     }
 
     /// What load balancers ask this node about, as of the last plan, if that has changed since the last call.

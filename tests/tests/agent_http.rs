@@ -1,4 +1,4 @@
-//! What the agent says about itself over HTTP, asked as kubelets, load balancers and Prometheus ask. Needs root.
+//! What the agent says about its health over HTTP, asked as kubelets and load balancers ask. Needs root.
 
 use std::{
     fs,
@@ -8,15 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use aya::{
-    maps::{Array, Map, MapData, PerCpuArray, PerCpuValues},
-    util::nr_cpus,
-};
-use proxy_common::{
-    outcome::{Hook, Outcome, counter},
-    service::Frontend,
-    stats::Stats,
-};
+use aya::maps::MapData;
 use serde_json::{Value, json};
 use tests::{
     api::{ApiServer, Fault, On, Resource},
@@ -26,7 +18,6 @@ use tests::{
 };
 
 const HEALTH: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10256);
-const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
 
 fn service(name: &str, cluster_ip: &str) -> Value {
     json!({
@@ -215,83 +206,5 @@ fn an_address_in_use_is_waited_for() -> Result<()> {
     agent.wait_for("cannot serve /healthz, /livez and /readyz at 0.0.0.0:10256")?;
     drop(occupant);
     wait_for_status(&sandbox, "/healthz", 200)?;
-    Ok(())
-}
-
-fn metrics(sandbox: &Sandbox, series: &str, is_right: impl Fn(f64) -> bool) -> Result<Answer> {
-    let is_right = |answer: &Answer| answer.metric(series).is_some_and(&is_right);
-    wait_for_answer(&sandbox.namespace, METRICS, "/metrics", is_right).with_context(|| series.to_owned())
-}
-
-fn map(sandbox: &Sandbox, name: &str) -> Result<MapData> {
-    Ok(MapData::from_pin(sandbox.pins.path().join("maps").join(name))?)
-}
-
-#[test]
-fn dashboards_made_for_kube_proxy_find_their_metrics() -> Result<()> {
-    let sandbox = Sandbox::new()?;
-    let (server, _agent) = started(&sandbox, &[])?;
-    let family = "{ip_family=\"IPv4\"}";
-    let answer = metrics(&sandbox, &format!("kubeproxy_sync_proxy_rules_duration_seconds_count{family}"), |n| n > 0.0)?;
-    assert_eq!(answer.headers["content-type"], "text/plain; version=0.0.4; charset=utf-8");
-    let synced = answer.metric(&format!("kubeproxy_sync_proxy_rules_last_timestamp_seconds{family}"));
-    assert!(synced.is_some_and(|at| at > 1_700_000_000.0), "{synced:?}");
-    assert!(answer.metric(&format!("kubeproxy_sync_full_proxy_rules_duration_seconds_count{family}")) >= Some(1.0));
-    assert!(answer.metric("process_resident_memory_bytes") > Some(1e6));
-    let total = "kubeproxy_sync_proxy_rules_service_changes_total{ip_family=\"IPv6\"}";
-    let before = answer.metric(total).context("no changes")?;
-    server.apply(service("late", "10.96.0.2"))?;
-    let answer = metrics(&sandbox, total, |changes| changes > before)?;
-    assert_eq!(answer.metric("sluice_map_capacity{map=\"SERVICES_V4\"}"), Some(65_536.0));
-    assert!(answer.metric("sluice_map_entries{map=\"SERVICES_V4\"}") > Some(0.0));
-    assert_eq!(ask(&sandbox.namespace, METRICS, "GET", "/proxyMode")?.body, "sluice");
-    let configuration = ask(&sandbox.namespace, METRICS, "GET", "/configz")?.json()?;
-    assert_eq!(configuration["sluice"]["hostname"], json!("here"));
-    get(&sandbox, "/livez")?;
-    metrics(&sandbox, "kubeproxy_proxy_livez_total{code=\"200\"}", |count| count > 0.0)?;
-    Ok(())
-}
-
-#[test]
-fn what_the_programs_count_is_told_by_name() -> Result<()> {
-    let sandbox = Sandbox::new()?;
-    let (server, agent) = started(&sandbox, &["--metrics-per-backend", "true"])?;
-    server.apply(json!({
-        "kind": "EndpointSlice",
-        "metadata": {"namespace": "test", "name": "web-1", "labels": {"kubernetes.io/service-name": "web"}},
-        "addressType": "IPv4",
-        "endpoints": [{"addresses": ["10.0.0.1"]}],
-        "ports": [{"name": "", "port": 8080, "protocol": "TCP"}],
-    }))?;
-    sandbox.wait_for_services("the endpoint", |services| services.iter().any(|service| service.internal.count == 1))?;
-    let is_port = |frontend: &Frontend<_>| frontend.port.number() == 80;
-    let found = sandbox.services()?.into_iter().find(|(frontend, _)| is_port(frontend));
-    let index = found.context("no Service")?.1.index;
-    let counted = Stats { opened: 3, packets: 10, bytes: 1000, reply_packets: 20, reply_bytes: 2000 };
-    let mut services: Array<_, Stats> = Map::Array(map(&sandbox, "SERVICE_STATS_4")?).try_into()?;
-    services.set(index, counted, 0)?;
-    let mut backends: Array<_, Stats> = Map::Array(map(&sandbox, "BACKEND_STATS_4")?).try_into()?;
-    backends.set(1, counted, 0)?;
-    let mut counters: PerCpuArray<_, u64> = Map::PerCpuArray(map(&sandbox, "COUNTERS")?).try_into()?;
-    let each = nr_cpus().map_err(|(_, error)| error)?;
-    let place = counter(Hook::UplinkXdp, Outcome::DropNoPort);
-    counters.set(place, PerCpuValues::try_from(vec![2; each])?, 0)?;
-
-    let service = "namespace=\"test\",service=\"web\",port=\"\",protocol=\"TCP\",ip_family=\"IPv4\"";
-    let opened = format!("sluice_service_connections_opened_total{{{service}}}");
-    let answer = metrics(&sandbox, &opened, |opened| (opened - 3.0).abs() < 0.1)?;
-    let value = |series: &str| answer.metric(series);
-    assert_eq!(value(&format!("sluice_service_packets_total{{{service},direction=\"original\"}}")), Some(10.0));
-    assert_eq!(value(&format!("sluice_service_bytes_total{{{service},direction=\"reply\"}}")), Some(2000.0));
-    assert_eq!(value("sluice_backend_packets_total{backend=\"10.0.0.1:8080\",direction=\"reply\"}"), Some(20.0));
-    assert_eq!(value("sluice_drops_total{reason=\"no_port\",hook=\"uplink_xdp\"}"), Some(f64::from(2 * each as u32)));
-
-    // What was counted before is not counted again by the next agent, as counters of a process that begins anew are not.
-    drop(agent);
-    let agent = sandbox.agent(&["--master", &server.url(), "--metrics-per-backend", "false"])?;
-    agent.wait_for("in sync")?;
-    services.set(index, Stats { opened: 4, ..counted }, 0)?;
-    let answer = metrics(&sandbox, &opened, |opened| (opened - 1.0).abs() < 0.1)?;
-    assert!(!answer.body.contains("sluice_backend_packets_total{"), "they were turned off");
     Ok(())
 }

@@ -10,13 +10,13 @@ use tracing::warn;
 use crate::{
     config::Config,
     dataplane::{self, Observer},
-    desired::Tables,
+    desired::{NoLocal, Tables},
     diff::{KernelState, Plan},
     health,
     health_check::Subjects,
     http,
-    metrics::{self, Kernel, Metrics},
-    model::Defect,
+    metrics::{self, Kernel, Metrics, Policy},
+    model::{Defect, Trigger},
     progress::{IpFamily, Progress},
     recorder::Recorder,
     source::{Change, Event},
@@ -32,6 +32,7 @@ pub(super) struct Account {
     metrics: Metrics,
     kernel: Arc<Kernel>,
     recorder: Recorder,
+    started: Timestamp,
     /// For load balancers that ask about Services.
     listeners: health::Listeners,
     /// Something has changed that the kernel does not have yet.
@@ -58,7 +59,16 @@ impl Account {
         tokio::spawn(recount(Arc::clone(&kernel)));
         let recorder = Recorder::start(client, &config.node.name, metrics.clone());
         let listeners = health::Listeners::new(Arc::clone(&progress));
-        Ok(Self { progress, metrics, kernel, recorder, listeners, has_news: true, is_full: true })
+        Ok(Self {
+            progress,
+            metrics,
+            kernel,
+            recorder,
+            started: Timestamp::now(),
+            listeners,
+            has_news: true,
+            is_full: true,
+        })
     }
 
     /// The kernel's state was read anew, and the tables are computed that it should hold.
@@ -128,6 +138,23 @@ impl Account {
         if self.has_news {
             self.progress.queue(now.into_std());
             self.metrics.queued(Timestamp::now());
+        }
+    }
+
+    /// Changes of endpoints are in the kernel. What was made before the agent started it could not be quick about.
+    pub(super) fn note_programmed(&self, triggers: &[Trigger]) {
+        let now = Timestamp::now();
+        for Trigger { is_ipv4, at } in triggers.iter().filter(|trigger| trigger.at >= self.started) {
+            let family = if *is_ipv4 { IpFamily::V4 } else { IpFamily::V6 };
+            self.metrics.programmed(family, now.duration_since(*at).try_into().unwrap_or_default());
+        }
+    }
+
+    /// So many ports of IPv4 and of IPv6 have no endpoint where their Service wants one.
+    pub(super) fn note_no_local(&self, ports: [NoLocal; 2]) {
+        for (family, NoLocal { internal, external }) in IpFamily::ALL.into_iter().zip(ports) {
+            self.metrics.set_no_local_endpoints(family, Policy::Internal, internal);
+            self.metrics.set_no_local_endpoints(family, Policy::External, external);
         }
     }
 

@@ -164,8 +164,14 @@ impl Agent {
         }
         self.account.begin(began);
         self.write_tables()?;
-        self.account.answer_for(self.reconciler.take_health_checks(), began);
-        if !self.attach() {
+        self.account.note_programmed(&self.reconciler.take_triggers());
+        self.account.note_no_local(self.reconciler.no_local());
+        let is_attached = self.attach();
+        // A load balancer that hears of endpoints sends traffic, and at first nothing here would translate it.
+        if is_attached || self.stage == Stage::InSync {
+            self.account.answer_for(self.reconciler.take_health_checks(), began);
+        }
+        if !is_attached {
             return Ok(());
         }
         self.account.finish(began.elapsed());

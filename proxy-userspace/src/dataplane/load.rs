@@ -68,7 +68,9 @@ pub(super) fn load(options: &Options) -> Result<Ebpf, OpenError> {
     let cookie = syscall::network_namespace_cookie()
         .map_err(|source| super::Error::Kernel { what: "the cookie of the network namespace", source })?;
     let mut loader = EbpfLoader::new();
+    let stats = u8::from(options.counts_traffic);
     loader.override_global("SOCKET_LB", &socket_lb, true).override_global("HOST_NETNS_COOKIE", &cookie, true);
+    loader.override_global("STATS", &stats, true);
     for (name, shape) in &shapes {
         loader.map_pin_path(name, directory.join(name)).map_max_entries(name, shape.max_entries);
     }

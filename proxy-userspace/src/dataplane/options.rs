@@ -23,6 +23,8 @@ pub struct Options {
     pub pod_bridge: Option<String>,
     /// How TC programs are attached.
     pub classifiers: ClassifierMode,
+    /// Whether packets and bytes are counted per Service and backend.
+    pub counts_traffic: bool,
     /// Entries of maps that shall not have their default size, by the map's name.
     pub sizes: BTreeMap<String, u32>,
 }
@@ -39,6 +41,7 @@ impl Options {
             pod_devices: Vec::new(),
             pod_bridge: None,
             classifiers: ClassifierMode::default(),
+            counts_traffic: true,
             sizes: BTreeMap::new(),
         }
     }

@@ -41,6 +41,16 @@ pub(super) struct Contribution<A: Ord> {
     pub(super) backends: BTreeMap<Target<A>, DesiredBackend>,
     /// Addresses it may not have.
     pub(super) refused: Vec<Problem>,
+    pub(super) no_local: NoLocal,
+}
+
+/// Ports whose clients may only be sent to endpoints of this node, and that have none here but some elsewhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NoLocal {
+    /// By `spec.internalTrafficPolicy`.
+    pub internal: usize,
+    /// By `spec.externalTrafficPolicy`.
+    pub external: usize,
 }
 
 /// What a contribution depends on beside the Service itself.
@@ -55,15 +65,15 @@ pub(super) struct World<'a> {
 pub(super) fn contribution<A: Family>(name: &ObjectName, world: &World<'_>) -> Option<Contribution<A>> {
     let backends = backends(name, world.model);
     let service = world.model.service(name);
-    let mut refused = Vec::new();
-    let frontends: BTreeMap<_, _> = service.map(|service| frontends(service, world, &mut refused)).unwrap_or_default();
+    let (mut refused, mut no_local) = (Vec::new(), NoLocal::default());
+    let frontends = service.map(|service| frontends(service, world, &mut refused, &mut no_local)).unwrap_or_default();
     let claim = Claim {
         created: service.map_or(0, |service| service.created),
         uid: service.map(|service| service.uid.clone()).unwrap_or_default(),
         service: name.clone(),
     };
     let is_empty = frontends.is_empty() && backends.is_empty();
-    (!is_empty).then_some(Contribution { claim, frontends, backends, refused })
+    (!is_empty).then_some(Contribution { claim, frontends, backends, refused, no_local })
 }
 
 /// Everything that stands in a slice, also when no port of the Service leads to it: connections that are there keep it
@@ -77,6 +87,7 @@ fn frontends<A: Family>(
     service: &model::Service,
     world: &World<'_>,
     refused: &mut Vec<Problem>,
+    no_local: &mut NoLocal,
 ) -> BTreeMap<Frontend<A>, DesiredService<A>> {
     let mut frontends = BTreeMap::new();
     let Some(cluster_ip) = service.cluster_ips.iter().find_map(|address| A::of(*address)) else {
@@ -85,6 +96,7 @@ fn frontends<A: Family>(
     let sources = sources::sources(service, world.place);
     for port in &service.ports {
         let [inside, outside] = port_services::<A>(service, port, world);
+        no_local.add(service, port, &inside, &outside);
         let frontend =
             |address: A, number: NonZeroU16| Frontend::new(address, Port::new(number.get()), port.name.protocol);
         frontends.entry(frontend(cluster_ip, port.port)).or_insert(inside);
@@ -106,6 +118,25 @@ fn frontends<A: Family>(
         frontends.insert(Frontend::whole(cluster_ip), undefined_ports(&service.name));
     }
     frontends
+}
+
+impl NoLocal {
+    fn add<A>(
+        &mut self,
+        service: &model::Service,
+        port: &ServicePort,
+        inside: &DesiredService<A>,
+        outside: &DesiredService<A>,
+    ) {
+        let is_dropped = |range: &[Target<A>], when_empty| range.is_empty() && when_empty == WhenEmpty::Drop;
+        if service.internal_policy == TrafficPolicy::Local && is_dropped(&inside.internal, inside.internal_empty) {
+            self.internal += 1;
+        }
+        let is_local = service.external_policy == TrafficPolicy::Local && service.is_externally_accessible(port);
+        if is_local && is_dropped(&outside.external, outside.external_empty) {
+            self.external += 1;
+        }
+    }
 }
 
 /// The addresses of the family that pass. What is wrong with the others is told once.

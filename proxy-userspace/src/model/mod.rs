@@ -10,6 +10,7 @@ mod service;
 mod service_cidr;
 mod slice;
 mod source_ranges;
+mod trigger;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,6 +33,8 @@ pub use service::{Service, ServicePort, TrafficPolicy};
 use service_cidr::ServiceCidr;
 pub use slice::{Endpoint, Hints, Slice, SlicePort, endpoints};
 pub use source_ranges::{SourceRanges, SourceScope};
+use trigger::Triggers;
+pub use trigger::{TRIGGER_TIME, Trigger};
 
 use crate::source::{Change, Event};
 
@@ -72,6 +75,7 @@ pub struct Model {
     heard: Heard,
     has_had_node: bool,
     dirty: Dirty,
+    triggers: Triggers,
 }
 
 impl Model {
@@ -90,6 +94,7 @@ impl Model {
             heard: Heard::default(),
             has_had_node: false,
             dirty: Dirty::default(),
+            triggers: Triggers::default(),
         }
     }
 
@@ -142,6 +147,11 @@ impl Model {
     /// What was touched since the last call.
     pub fn take_dirty(&mut self) -> Dirty {
         std::mem::take(&mut self.dirty)
+    }
+
+    /// When the changes of endpoints were made that came since the last call.
+    pub fn take_triggers(&mut self) -> Vec<Trigger> {
+        self.triggers.take()
     }
 
     /// Ranges of addresses that only Services have; none while that is not known.
@@ -227,19 +237,22 @@ impl Model {
         let (name, mut defects) = (ObjectName::of(object.metadata()), Vec::new());
         let slice = Slice::parse(object, &self.node_name, &mut defects);
         self.defects.replace("EndpointSlice", &name, defects);
-        self.put_slice(&name, slice);
+        if self.put_slice(&name, slice) {
+            self.triggers.note(&name, object);
+        }
     }
 
-    fn put_slice(&mut self, name: &ObjectName, slice: Option<Slice>) {
+    /// Says whether that changes anything.
+    fn put_slice(&mut self, name: &ObjectName, slice: Option<Slice>) -> bool {
         if let Some(is_ipv4) = self.last_of_api_server(name, slice.as_ref()) {
             self.outlived.insert(is_ipv4, name.clone());
-            return;
+            return false;
         }
         self.succeed_outlived(name, slice.as_ref());
         let owner = self.slice_owner.get(name);
         let old = owner.and_then(|owner| self.slices.get(owner)).and_then(|slices| slices.get(&name.name));
         if old.map(Arc::as_ref) == slice.as_ref() {
-            return;
+            return false;
         }
         self.remove_slice(name);
         if let Some(slice) = slice {
@@ -248,6 +261,7 @@ impl Model {
             self.slice_owner.insert(name.clone(), owner.clone());
             self.slices.entry(owner).or_default().insert(name.name.clone(), Arc::new(slice));
         }
+        true
     }
 
     /// Endpoints of the API server that an earlier agent left in the kernel. They count as long as no slice has any of

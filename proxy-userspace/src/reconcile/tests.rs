@@ -4,6 +4,7 @@
 mod access;
 mod claims;
 mod half;
+mod no_local;
 mod spread;
 
 use std::{

@@ -29,7 +29,7 @@ use self::received::Received;
 use super::{Change, Event, Sender};
 use crate::{
     config::ApiServer,
-    model::{Defect, ObjectName, ObjectReference, Problem},
+    model::{Defect, ObjectName, ObjectReference, Problem, TRIGGER_TIME},
     supervise,
 };
 
@@ -232,7 +232,7 @@ fn name(metadata: &ObjectMeta) -> ObjectName {
 /// Without what nobody here reads and what is most of an object's bytes.
 fn pruned<K: Resource>(mut object: K) -> K {
     object.managed_fields_mut().clear();
-    object.annotations_mut().retain(|name, _| name.starts_with("service.sluice.dev/"));
+    object.annotations_mut().retain(|name, _| name.starts_with("service.sluice.dev/") || name == TRIGGER_TIME);
     object.meta_mut().owner_references = None;
     object
 }

@@ -181,7 +181,11 @@ impl Arguments {
                 local_backends: self.masquerade_local_backends,
             },
             sync_period: file.sync_period.unwrap_or(SYNC_PERIOD),
-            dataplane: self.dataplane(self.detect_local(file.detect_local))?,
+            dataplane: dataplane::Options {
+                // Nobody could ask for the counts.
+                counts_traffic: self.metrics(&file).is_some(),
+                ..self.dataplane(self.detect_local(file.detect_local))?
+            },
             node: reconcile::Settings {
                 name: node_name(self.hostname_override.or(file.hostname_override))?,
                 node_port_addresses: self.nodeport_addresses.or(file.node_port_addresses).unwrap_or_default(),
