@@ -7,6 +7,7 @@
 //! Servers speak text, so that people can talk to them too. To `who` they answer
 //! `<pod> <peer as seen by the server> <TTL or -> <server's port>` and repeat what else stood in the request.
 
+pub mod bare;
 pub mod client;
 pub mod inquiry;
 pub mod place;
@@ -300,6 +301,10 @@ pub enum Command {
     Inquire(Vec<Inquiry>),
     /// Connects and keeps the connection, or the UDP socket. → [`Reply::Started`]
     Open(Ask),
+    /// Makes a socket. → [`Reply::Started`]
+    Make(bare::Kind),
+    /// One call on such a socket. → [`Reply::Heard`]
+    Call(u64, bare::Call),
     /// One more request on an open connection or socket. → [`Reply::Answers`], of one
     Again(u64),
     /// Closes an open connection or socket. → [`Reply::Done`]
@@ -323,6 +328,8 @@ pub enum Reply {
     Started(u64),
     /// One per request.
     Answers(Vec<Result<Answer, Failure>>),
+    /// What came of a call, or its error number.
+    Heard(Result<bare::Heard, i32>),
     /// One per inquiry.
     Found(Vec<Findings>),
     /// The transfer is complete.

@@ -13,7 +13,7 @@ use super::{
     socket::{accept_no_checksum, any_like, connect, datagram, retransmits, skip_checksum},
 };
 
-const WHO: &str = "who";
+pub(super) const WHO: &str = "who";
 
 /// One request on a socket of its own.
 pub fn ask(ask: &Ask) -> Result<Answer, Failure> {

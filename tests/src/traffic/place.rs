@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use super::{
     Answer, Ask, Command, Failure, Findings, Inquiry, RatePlan, RateReport, Reply, StreamPlan, StreamReport, Target,
     TransferReport,
+    bare::{Call, Heard, Kind},
 };
 use crate::{lab::cgroup, netns::Namespace};
 
@@ -133,6 +134,11 @@ impl Place {
         self.start(&Command::Open(ask))
     }
 
+    /// A socket that does what it is told.
+    pub fn make(&self, kind: Kind) -> Result<Activity<'_>> {
+        self.start(&Command::Make(kind))
+    }
+
     /// A stream of numbered UDP datagrams.
     pub fn stream(&self, plan: StreamPlan) -> Result<Activity<'_>> {
         self.start(&Command::Stream(plan))
@@ -203,6 +209,14 @@ impl Activity<'_> {
     pub fn try_ask(&self) -> Result<Result<Answer, Failure>> {
         match self.place.call(&Command::Again(self.number))? {
             Reply::Answers(mut answers) => answers.pop().context("no answer to one request"),
+            reply => self.place.unexpected(reply),
+        }
+    }
+
+    /// One call on a socket that does what it is told; the error is its number.
+    pub fn call(&self, call: Call) -> Result<Result<Heard, i32>> {
+        match self.place.call(&Command::Call(self.number, call))? {
+            Reply::Heard(heard) => Ok(heard),
             reply => self.place.unexpected(reply),
         }
     }

@@ -11,6 +11,7 @@ use anyhow::Result;
 
 use super::{
     Command, Failure, Protocol, Reply,
+    bare::Bare,
     client::{Connection, Conversation, ask, transfer},
     inquiry::inquire,
     rate::Rate,
@@ -24,6 +25,7 @@ use super::{
 enum Activity {
     Open(Connection),
     Talk(Conversation),
+    Bare(Bare),
     Stream(Stream, Duration),
     Rate(Rate),
 }
@@ -61,6 +63,11 @@ impl Resident {
                 self.started(Conversation::open(&request).map(Activity::Talk))
             }
             Command::Open(request) => self.started(Connection::open(&request).map(Activity::Open)),
+            Command::Make(kind) => self.started(Bare::new(kind).map(Activity::Bare)),
+            Command::Call(number, call) => match self.activities.get_mut(&number) {
+                Some(Activity::Bare(socket)) => Reply::Heard(socket.call(call)),
+                _ => unknown(number),
+            },
             Command::Again(number) => match self.activities.get_mut(&number) {
                 Some(Activity::Open(connection)) => Reply::Answers(vec![connection.ask()]),
                 Some(Activity::Talk(conversation)) => Reply::Answers(vec![conversation.ask()]),

@@ -79,6 +79,15 @@ fn socket(address: IpAddr, kind: Type) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// Connects to nobody: a UDP socket hears from everybody again, a TCP connection is cut off.
+pub fn disconnect(socket: &impl AsRawFd) -> io::Result<()> {
+    let nobody = libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] };
+    let length = size_of::<libc::sockaddr>() as libc::socklen_t;
+    // SAFETY: the kernel reads one sockaddr, which outlives the call.
+    let result = unsafe { libc::connect(socket.as_raw_fd(), &raw const nobody, length) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Sends datagrams with checksum 0 from now on; over IPv6 (RFC 6935) it also takes such datagrams.
 pub fn skip_checksum(socket: &UdpSocket, skip: bool) -> io::Result<()> {
     if socket.local_addr()?.is_ipv4() {
