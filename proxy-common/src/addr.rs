@@ -21,6 +21,9 @@ pub trait Address: Copy + Eq + Ord + Default {
     /// The unspecified address, which stands for "any node address" in a NodePort's frontend.
     const ANY: Self;
 
+    /// The host itself, as Linux takes the unspecified address of a destination.
+    const LOOPBACK: Self;
+
     /// The one's-complement sum of the address, words taken in memory order (RFC 1071 §1.B), not folded.
     fn sum(&self) -> u32;
 
@@ -58,6 +61,7 @@ const fn halves(word: u32) -> u32 {
 
 impl Address for Ipv4 {
     const ANY: Self = Self { octets: [0; 4] };
+    const LOOPBACK: Self = Self { octets: [127, 0, 0, 1] };
 
     #[inline(always)]
     fn sum(&self) -> u32 {
@@ -83,6 +87,7 @@ impl Address for Ipv4 {
 
 impl Address for Ipv6 {
     const ANY: Self = Self { octets: [0; 16] };
+    const LOOPBACK: Self = Self { octets: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1] };
 
     #[inline(always)]
     fn sum(&self) -> u32 {

@@ -3,7 +3,7 @@
 use crate::addr::{Address, Ipv4, Ipv6, Port};
 
 /// Version of all map types together. A pin that carries another one is left alone.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// The one entry of `NODE`.
 #[repr(C)]

@@ -67,7 +67,8 @@ pub enum Outcome {
     DropNoLocalEndpoint = 37,
     /// Dropped: the new flow could not be entered into the flow table.
     DropTableFull = 38,
-    /// Dropped: a loopback address on a packet that came from elsewhere (CVE-2020-8558).
+    /// Dropped: a loopback address on a packet that came from elsewhere (CVE-2020-8558). Refused: a socket that is bound to
+    /// one and was to talk to somebody who is not on the node.
     DropMartian = 39,
     /// Dropped: the client's address is in none of the Service's source ranges.
     DropSource = 40,

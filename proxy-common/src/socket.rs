@@ -14,6 +14,9 @@ pub enum SocketWay {
     /// From a frontend (the key) to the backend this socket was given (the value): later `sendmsg` of an unconnected
     /// socket.
     ToBackend = 2,
+    /// From a socket alone (the key names no peer) to the backend it is connected to (the value): what is to be forgotten
+    /// when it connects to somebody else or is closed.
+    Connection = 3,
 }
 
 /// Which system call gave a socket its peer. Only connected sockets may be destroyed when their backend has gone: others

@@ -1,5 +1,5 @@
 //! How many flows a backend has, by its id: raised when a flow is opened, lowered when it is first seen to close or is
-//! forgotten. Flows that end in silence, and those of sockets, are not seen here.
+//! forgotten, or when its socket is closed. Flows that end in silence are not seen here.
 
 use proxy_common::backend::BackendId;
 

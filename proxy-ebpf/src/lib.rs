@@ -19,6 +19,7 @@ mod checksum;
 mod choose;
 mod claim;
 mod clock;
+mod connection;
 pub mod counters;
 pub mod datapath;
 mod family;

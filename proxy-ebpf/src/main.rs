@@ -138,6 +138,13 @@ fn post_bind6(context: SockContext) -> i32 {
     verdict(bind::post_bind6(&context))
 }
 
+#[cgroup_sock(sock_release)]
+#[inline(always)]
+fn sock_release(context: SockContext) -> i32 {
+    socket::release(&context);
+    1
+}
+
 #[inline(always)]
 fn verdict(answer: Answer) -> i32 {
     match answer {

@@ -1,7 +1,12 @@
 //! A socket's peer, as the context of a socket address program holds it: comes in as two fields, goes out as two fields.
 
-use aya_ebpf::{bindings::bpf_sock_addr, programs::SockAddrContext};
-use proxy_common::addr::{Ipv4, Ipv6, Port};
+use aya_ebpf::{
+    bindings::{bpf_sock, bpf_sock_addr},
+    programs::SockAddrContext,
+};
+use proxy_common::addr::{Address, Ipv4, Ipv6, Port};
+
+use crate::family::{Family as _, V6};
 
 /// Address and port of whom a socket talks to.
 #[derive(Clone, Copy)]
@@ -15,6 +20,21 @@ pub(crate) struct Peer<A> {
 pub(crate) fn protocol(context: &SockAddrContext) -> u32 {
     // SAFETY: only the place of the field is taken.
     load(unsafe { &raw const (*context.sock_addr).protocol })
+}
+
+impl<A: Address> Peer<A> {
+    /// Whom Linux takes it for: to a host of its own, the unspecified address means the host itself.
+    #[inline(always)]
+    pub(crate) fn meant(self) -> Self {
+        Self { addr: if self.addr == A::ANY { A::LOOPBACK } else { self.addr }, ..self }
+    }
+}
+
+/// The socket's family, by the kernel's number.
+#[inline(always)]
+pub(crate) fn family(context: &SockAddrContext) -> u32 {
+    // SAFETY: only the place of the field is taken.
+    load(unsafe { &raw const (*context.sock_addr).family })
 }
 
 /// Loads and stores of the context are volatile: the kernel knows its fields by offset and width, so they must not be
@@ -66,6 +86,34 @@ pub(crate) fn peer6(context: &SockAddrContext) -> Peer<Ipv6> {
     // SAFETY: only the place of the field is taken.
     let addr = load6(unsafe { &raw const (*context).user_ip6 }.cast());
     Peer { addr, port: port(context) }
+}
+
+/// The IPv4 address a socket sends from, if that is settled: it is bound to it, or to the mapped one.
+#[inline(always)]
+pub(crate) fn source4(context: &SockAddrContext) -> Ipv4 {
+    let sock = sock(context);
+    // SAFETY: only the place of the field is taken.
+    if load(unsafe { &raw const (*sock).family }) == u32::from(V6::NUMBER) {
+        return mapped_address(&source6(context)).unwrap_or(Ipv4::ANY);
+    }
+    // SAFETY: only the place of the field is taken.
+    Ipv4 { octets: load(unsafe { &raw const (*sock).src_ip4 }).to_ne_bytes() }
+}
+
+/// The IPv6 address a socket sends from, if that is settled.
+#[inline(always)]
+pub(crate) fn source6(context: &SockAddrContext) -> Ipv6 {
+    // SAFETY: only the place of the field is taken.
+    load6(unsafe { &raw const (*sock(context)).src_ip6 }.cast())
+}
+
+#[inline(always)]
+fn sock(context: &SockAddrContext) -> *const bpf_sock {
+    let context = context.sock_addr;
+    // SAFETY: only the place of the field is taken.
+    let place = unsafe { &raw const (*context).__bindgen_anon_1 }.cast::<*const bpf_sock>();
+    // SAFETY: a field of the context this program was called with, which is never null.
+    unsafe { place.read_volatile() }
 }
 
 /// Four words of the context that are an address.

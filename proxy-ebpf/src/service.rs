@@ -19,6 +19,10 @@ pub(crate) fn node() -> Option<&'static Node> {
 /// The Service a destination belongs to: by its own address, else as a NodePort of one of the node's addresses.
 #[inline(always)]
 pub(crate) fn find<F: Family>(daddr: F::Addr, dport: Port, proto: Protocol) -> Option<&'static Service> {
+    // In the table it stands for the addresses that serve NodePorts, which it is none of.
+    if daddr == F::Addr::ANY {
+        return None;
+    }
     // SAFETY: entries are replaced, never written in place, and freed only after a grace period.
     if let Some(service) = unsafe { F::services().get(Frontend::new(daddr, dport, proto)) } {
         return Some(service);

@@ -3,7 +3,12 @@
 //! named. TCP of all sockets, UDP only of the node's own: a pod's UDP is translated per packet, where it can leave a dead
 //! backend. A pod's TCP is, too, where the rule needs to know its packets: see `takes_packets`.
 
-use aya_ebpf::{EbpfContext as _, bindings::BPF_ANY, helpers::generated as helpers, programs::SockAddrContext};
+use aya_ebpf::{
+    EbpfContext,
+    bindings::BPF_ANY,
+    helpers::generated as helpers,
+    programs::{SockAddrContext, SockContext},
+};
 use proxy_common::{
     addr::{Address, Port, Protocol},
     node::masquerade,
@@ -15,10 +20,11 @@ use proxy_common::{
 
 use crate::{
     choose::choose,
+    connection,
     counters::count,
     family::{Family, V4, V6},
     kernel::{self, HOST_NETNS_COOKIE, SOCKET_LB},
-    peer::{self, Peer, mapped, peer4, peer6, set_mapped_peer, set_peer4, set_peer6},
+    peer::{self, Peer, load, mapped, peer4, peer6, set_mapped_peer, set_peer4, set_peer6, source4, source6},
     service, stats,
 };
 
@@ -40,6 +46,7 @@ struct Caller {
 }
 
 const GO_ON: Answer = Answer::GoOn;
+const EADDRNOTAVAIL: i32 = 99;
 const ECONNREFUSED: i32 = 111;
 const EHOSTUNREACH: i32 = 113;
 
@@ -48,7 +55,7 @@ const EHOSTUNREACH: i32 = 113;
 pub fn connect4(context: &SockAddrContext) -> Answer {
     let peer = peer4(context);
     let Some(caller) = balanced(context, &peer.addr) else { return GO_ON };
-    translate::<V4>(context, Hook::Connect, caller, peer, set_peer4)
+    translate::<V4>(context, Hook::Connect, caller, peer, source4, set_peer4)
 }
 
 /// `connect` to an IPv6 address, which may be an IPv4 one in IPv6's clothes.
@@ -57,10 +64,10 @@ pub fn connect6(context: &SockAddrContext) -> Answer {
     let peer = peer6(context);
     let Some(peer) = mapped(&peer) else {
         let Some(caller) = balanced(context, &peer.addr) else { return GO_ON };
-        return translate::<V6>(context, Hook::Connect, caller, peer, set_peer6);
+        return translate::<V6>(context, Hook::Connect, caller, peer, source6, set_peer6);
     };
     let Some(caller) = balanced(context, &peer.addr) else { return GO_ON };
-    translate::<V4>(context, Hook::Connect, caller, peer, set_mapped_peer)
+    translate::<V4>(context, Hook::Connect, caller, peer, source4, set_mapped_peer)
 }
 
 /// `sendmsg` of an unconnected socket to an IPv4 address.
@@ -68,7 +75,7 @@ pub fn connect6(context: &SockAddrContext) -> Answer {
 pub fn sendmsg4(context: &SockAddrContext) -> Answer {
     let peer = peer4(context);
     let Some(caller) = balanced(context, &peer.addr) else { return GO_ON };
-    translate_datagram::<V4>(context, caller, peer, set_peer4)
+    translate_datagram::<V4>(context, caller, peer, source4, set_peer4)
 }
 
 /// `sendmsg` of an unconnected socket to an IPv6 address. A mapped IPv4 address comes by `sendmsg4`.
@@ -76,7 +83,7 @@ pub fn sendmsg4(context: &SockAddrContext) -> Answer {
 pub fn sendmsg6(context: &SockAddrContext) -> Answer {
     let peer = peer6(context);
     let Some(caller) = balanced(context, &peer.addr) else { return GO_ON };
-    translate_datagram::<V6>(context, caller, peer, set_peer6)
+    translate_datagram::<V6>(context, caller, peer, source6, set_peer6)
 }
 
 /// `recvmsg` and `getpeername` of an IPv4 socket.
@@ -93,6 +100,14 @@ pub fn name_peer6(context: &SockAddrContext) {
         Some(peer) => name_peer::<V4>(context, peer, set_mapped_peer),
         None => name_peer::<V6>(context, peer, set_peer6),
     }
+}
+
+/// A socket is closed: its last descriptor is gone.
+#[inline(always)]
+pub fn release(context: &SockContext) {
+    // SAFETY: only the place of the field is taken.
+    let family = load(unsafe { &raw const (*context.sock).family });
+    forget(cookie(context), family);
 }
 
 /// The socket, if its like are balanced here. To a pod, a loopback address means the pod, and the
@@ -115,13 +130,12 @@ fn balanced<A: Address>(context: &SockAddrContext, peer: &A) -> Option<Caller> {
 }
 
 /// Whether pods' connections to this Service are left to `pod_in`. Affinity, source ranges and a hash of the client need the
-/// client's address, which an unbound socket has none of yet; connections cannot be counted here, because their end is not
-/// seen; and who is masqueraded at an external address, or at all, depends on where the backend is and has to be undone on
-/// the way back.
+/// client's address, which an unbound socket has none of yet; and who is masqueraded at an external address, or at all,
+/// depends on where the backend is and has to be undone on the way back.
 #[inline(always)]
 fn takes_packets(service: &Service) -> bool {
     service.flags & (flag::EXTERNAL | flag::AFFINITY | flag::SOURCE_RANGES) != 0
-        || matches!(service.pick, Pick::SourceHash | Pick::LeastConnections)
+        || matches!(service.pick, Pick::SourceHash)
         || service::node().is_none_or(|node| node.flags & masquerade::ALL != 0)
 }
 
@@ -132,19 +146,29 @@ fn translate<F: Family>(
     hook: Hook,
     caller: Caller,
     peer: Peer<F::Addr>,
+    source: fn(&SockAddrContext) -> F::Addr,
     set_peer: fn(&SockAddrContext, Peer<F::Addr>),
 ) -> Answer {
+    let peer = peer.meant();
     let Some(service) = service::find::<F>(peer.addr, peer.port, caller.protocol) else {
-        return service::refusal::<F>(&peer.addr).map_or(GO_ON, |reason| refuse(hook, reason));
+        return service::refusal::<F>(&peer.addr).map_or_else(|| leave(context, hook), |reason| refuse(hook, reason));
     };
     if !caller.is_node && takes_packets(service) {
-        return GO_ON;
+        return leave(context, hook);
     }
-    let Some(key) = question::<F>(&peer, caller.protocol) else { return GO_ON };
+    let Some(key) = question::<F>(&peer, caller.protocol) else { return leave(context, hook) };
     let (id, chosen) = match choose::<F>(service, &key) {
         Ok(chosen) => chosen,
         Err(reason) => return refuse(hook, reason),
     };
+    // The kernel would say EINVAL to such an IPv4 socket, and let the packets of an IPv6 one out for others to drop.
+    if caller.is_node && source(context).is_loopback() && !service::is_of_node::<F>(&chosen.addr) {
+        return refuse(hook, Outcome::DropMartian);
+    }
+    let cookie = cookie(context);
+    if matches!(hook, Hook::Connect) {
+        forget(cookie, peer::family(context));
+    }
     let frontend = SocketTarget {
         addr: peer.addr,
         port: peer.port,
@@ -156,17 +180,38 @@ fn translate<F: Family>(
         netns: netns(context),
     };
     let backend = SocketTarget { addr: chosen.addr, port: chosen.port, ..frontend };
-    let cookie = cookie(context);
     let from_backend = SocketPeer::new(cookie, backend.addr, backend.port, SocketWay::ToFrontend);
     let _ = F::sockets().insert(&from_backend, &frontend, u64::from(BPF_ANY));
-    if matches!(hook, Hook::Sendmsg) {
+    // A connected socket may name its peer in `sendmsg` all the same, and hears from that backend only.
+    if matches!(caller.protocol, Protocol::Udp) {
         let to_backend = SocketPeer::new(cookie, peer.addr, peer.port, SocketWay::ToBackend);
         let _ = F::sockets().insert(&to_backend, &backend, u64::from(BPF_ANY));
+    }
+    if matches!(hook, Hook::Connect) {
+        connection::note::<F>(cookie, &backend);
     }
     set_peer(context, Peer { addr: backend.addr, port: backend.port });
     count(hook, Outcome::Opened);
     stats::opened::<F>(service.index, id);
     GO_ON
+}
+
+/// Lets the system call go on with the address it has.
+#[inline(always)]
+fn leave(context: &SockAddrContext, hook: Hook) -> Answer {
+    if matches!(hook, Hook::Connect) {
+        forget(cookie(context), peer::family(context));
+    }
+    GO_ON
+}
+
+/// Forgets whom a socket was connected to. One of IPv6 may have been connected to a mapped address.
+#[inline(always)]
+fn forget(cookie: u64, family: u32) {
+    connection::forget::<V4>(cookie);
+    if family == u32::from(V6::NUMBER) {
+        connection::forget::<V6>(cookie);
+    }
 }
 
 /// A new flow as the choice of a backend sees it. The client is the node, by the address it shows to others; the port is
@@ -184,8 +229,10 @@ fn translate_datagram<F: Family>(
     context: &SockAddrContext,
     caller: Caller,
     peer: Peer<F::Addr>,
+    source: fn(&SockAddrContext) -> F::Addr,
     set_peer: fn(&SockAddrContext, Peer<F::Addr>),
 ) -> Answer {
+    let peer = peer.meant();
     let key = SocketPeer::new(cookie(context), peer.addr, peer.port, SocketWay::ToBackend);
     // SAFETY: an entry may be given to another socket after an eviction, not one looked up a moment ago.
     if let Some(known) = unsafe { F::sockets().get(&key) } {
@@ -196,7 +243,7 @@ fn translate_datagram<F: Family>(
         count(Hook::Sendmsg, Outcome::Moved);
         let _ = F::sockets().remove(&key);
     }
-    translate::<F>(context, Hook::Sendmsg, caller, peer, set_peer)
+    translate::<F>(context, Hook::Sendmsg, caller, peer, source, set_peer)
 }
 
 /// Shows the application the frontend it named in place of the backend it got.
@@ -212,15 +259,18 @@ fn name_peer<F: Family>(context: &SockAddrContext, peer: Peer<F::Addr>, set_peer
 #[inline(always)]
 fn refuse(hook: Hook, reason: Outcome) -> Answer {
     count(hook, reason);
-    let is_rejected = matches!(reason, Outcome::RejectNoEndpoint | Outcome::RejectNoPort);
-    let error = if is_rejected { ECONNREFUSED } else { EHOSTUNREACH };
+    let error = match reason {
+        Outcome::RejectNoEndpoint | Outcome::RejectNoPort => ECONNREFUSED,
+        Outcome::DropMartian => EADDRNOTAVAIL,
+        _ => EHOSTUNREACH,
+    };
     // SAFETY: takes a number.
     unsafe { helpers::bpf_set_retval(-error) };
     Answer::Refuse
 }
 
 #[inline(always)]
-fn cookie(context: &SockAddrContext) -> u64 {
+fn cookie(context: &impl EbpfContext) -> u64 {
     // SAFETY: a helper on the program's own context.
     unsafe { helpers::bpf_get_socket_cookie(context.as_ptr()) }
 }

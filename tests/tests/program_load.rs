@@ -9,7 +9,7 @@ use proxy_userspace::dataplane::OBJECT;
 
 /// The most instructions the verifier may look at, per program. A program that grows past its bound is either a mistake or
 /// a decision to be made here.
-const BOUNDS: [(&str, u32); 16] = [
+const BOUNDS: [(&str, u32); 17] = [
     ("uplink_xdp", 200_000),
     ("uplink_in", 200_000),
     ("uplink_out", 60_000),
@@ -25,6 +25,7 @@ const BOUNDS: [(&str, u32); 16] = [
     ("getpeername6", 400),
     ("post_bind4", 500),
     ("post_bind6", 1_000),
+    ("sock_release", 1_000),
     ("jiffies", 10),
 ];
 

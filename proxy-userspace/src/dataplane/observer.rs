@@ -13,7 +13,7 @@ use proxy_common::{
     flow::{Direction, Flow, state},
     outcome::{Hook, Outcome, counter},
     service::{Affinity, Client, Frontend, Pick, Service, Source},
-    socket::{SocketOrigin, SocketPeer, SocketTarget, SocketWay},
+    socket::{SocketPeer, SocketTarget, SocketWay},
     stats::Stats,
     tuple::Tuple,
 };
@@ -325,7 +325,7 @@ impl Active {
     }
 
     fn add_socket<A>(&mut self, peer: &SocketPeer<A>, target: &SocketTarget<A>) {
-        if peer.way == SocketWay::ToFrontend && target.origin == SocketOrigin::Connected {
+        if peer.way == SocketWay::Connection {
             self.add(target.service, target.backend);
         }
     }

@@ -35,6 +35,8 @@ pub enum ProgramName {
     PostBind4,
     /// bind(2) has taken a port, IPv6.
     PostBind6,
+    /// The last descriptor of a socket is closed.
+    SockRelease,
 }
 
 /// Where in the kernel a program is attached.
@@ -64,7 +66,7 @@ impl Hook {
 
 impl ProgramName {
     /// Every program.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::PodIn,
         Self::PodOut,
         Self::UplinkXdp,
@@ -80,6 +82,7 @@ impl ProgramName {
         Self::Getpeername6,
         Self::PostBind4,
         Self::PostBind6,
+        Self::SockRelease,
     ];
 
     /// The name in the BPF object.
@@ -100,6 +103,7 @@ impl ProgramName {
             Self::Getpeername6 => "getpeername6",
             Self::PostBind4 => "post_bind4",
             Self::PostBind6 => "post_bind6",
+            Self::SockRelease => "sock_release",
         }
     }
 
@@ -123,6 +127,7 @@ impl ProgramName {
             Self::PostBind6 => Hook::Socket(13),
             Self::Getpeername4 => Hook::Socket(29),
             Self::Getpeername6 => Hook::Socket(30),
+            Self::SockRelease => Hook::Socket(34),
         }
     }
 

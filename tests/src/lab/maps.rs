@@ -12,6 +12,7 @@ use proxy_common::{
     node,
     outcome::{self, Hook, Outcome},
     service::{Frontend, Service},
+    socket::{SocketPeer, SocketTarget},
 };
 
 use super::{Node, address::Family};
@@ -67,7 +68,20 @@ impl Node {
     where
         Backend<A>: Pod,
     {
+        let found = self.ids(name, addr)?;
         let mut backends: Array<_, Backend<A>> = Map::Array(self.map(name)?).try_into()?;
+        for (id, backend) in &found {
+            backends.set(*id, Backend { state, ..*backend }, 0)?;
+        }
+        Ok(found.len())
+    }
+
+    /// Every backend with that address, by its id.
+    fn ids<A: PartialEq + Copy>(&self, name: &str, addr: A) -> Result<Vec<(u32, Backend<A>)>>
+    where
+        Backend<A>: Pod,
+    {
+        let backends: Array<_, Backend<A>> = Map::Array(self.map(name)?).try_into()?;
         let mut found = Vec::new();
         for id in 0..1_024 {
             let backend = backends.get(&id, 0)?;
@@ -75,10 +89,33 @@ impl Node {
                 found.push((id, backend));
             }
         }
-        for (id, backend) in &found {
-            backends.set(*id, Backend { state, ..*backend }, 0)?;
+        Ok(found)
+    }
+
+    /// How many connections the programs believe the backends with that address to have.
+    pub fn active(&self, family: Family, pod: &str) -> Result<u32> {
+        let (_, addresses) = super::address::pod(pod).with_context(|| format!("no pod {pod}"))?;
+        match family {
+            Family::V4 => self.count_active("ACTIVE_V4", "BACKENDS_V4", addr::Ipv4::from(addresses.v4)),
+            Family::V6 => self.count_active("ACTIVE_V6", "BACKENDS_V6", addr::Ipv6::from(addresses.v6)),
         }
-        Ok(found.len())
+    }
+
+    fn count_active<A: PartialEq + Copy>(&self, active: &str, backends: &str, addr: A) -> Result<u32>
+    where
+        Backend<A>: Pod,
+    {
+        let counts: Array<_, u32> = Map::Array(self.map(active)?).try_into()?;
+        self.ids(backends, addr)?.iter().map(|(id, _)| Ok(counts.get(id, 0)?)).sum()
+    }
+
+    /// Entries of `SOCKETS_V4` and `SOCKETS_V6`.
+    pub fn known_sockets(&self) -> Result<usize> {
+        let v4: HashMap<_, SocketPeer<addr::Ipv4>, SocketTarget<addr::Ipv4>> =
+            Map::LruHashMap(self.map("SOCKETS_V4")?).try_into()?;
+        let v6: HashMap<_, SocketPeer<addr::Ipv6>, SocketTarget<addr::Ipv6>> =
+            Map::LruHashMap(self.map("SOCKETS_V6")?).try_into()?;
+        Ok(v4.keys().count() + v6.keys().count())
     }
 
     fn map(&self, name: &str) -> Result<MapData> {

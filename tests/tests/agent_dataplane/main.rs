@@ -29,7 +29,7 @@ use proxy_userspace::{
 };
 use tests::patience::patience;
 
-const SOCKET_PROGRAMS: [&str; 10] = [
+const SOCKET_PROGRAMS: [&str; 11] = [
     "connect4",
     "connect6",
     "getpeername4",
@@ -40,6 +40,7 @@ const SOCKET_PROGRAMS: [&str; 10] = [
     "recvmsg6",
     "sendmsg4",
     "sendmsg6",
+    "sock_release",
 ];
 
 /// Every pin of the node with its devices as they are.
