@@ -1,6 +1,6 @@
 //! Node ports, from outside, from nodes and from pods.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::IpAddr;
 
 use anyhow::Result;
 use tests::{
@@ -11,7 +11,7 @@ use tests::{
         cluster::Cluster,
         manifest::Service,
     },
-    traffic::{Ask, Failure, Protocol, Target},
+    traffic::{Ask, Protocol},
 };
 
 /// One backend each, so that it is known which node it is on.
@@ -113,34 +113,6 @@ fn pods_reach_the_node_ports_of_both_nodes() -> Result<()> {
             let answer = cluster.lab.place(client)?.ask(Ask::new(target))?;
             assert_eq!(answer.pod, service.pods[0], "{client} asks {target}");
             assert_eq!(answer.from, target.address, "{client} asks {target}");
-        }
-    }
-    Ok(())
-}
-
-/// The addresses of the one who asks: loopback, and unspecified, which Linux takes for it.
-fn own_addresses(family: Family) -> [IpAddr; 2] {
-    match family {
-        Family::V4 => [Ipv4Addr::LOCALHOST.into(), Ipv4Addr::UNSPECIFIED.into()],
-        Family::V6 => [Ipv6Addr::LOCALHOST.into(), Ipv6Addr::UNSPECIFIED.into()],
-    }
-}
-
-#[test]
-fn a_node_port_at_a_loopback_address_is_the_nodes_own() -> Result<()> {
-    let cluster = cluster([UplinkMode::Xdp, UplinkMode::Tc])?;
-    let [service, _] = services();
-    for family in Family::ALL {
-        for protocol in Protocol::ALL {
-            let target = |address| Target { address: SocketAddr::new(address, service.node_port), protocol };
-            let [loopback, _] = own_addresses(family).map(target);
-            let answer = cluster.lab.place("node-a")?.ask(Ask::new(loopback))?;
-            assert_eq!((answer.pod.as_str(), answer.from), ("a1", loopback.address), "{loopback}");
-            for target in own_addresses(family).map(target) {
-                let answers = cluster.lab.place("client-a")?.ask_times(Ask::new(target), 1)?;
-                // Nothing listens there in the pod.
-                assert!(matches!(answers[..], [Err(Failure::Refused)]), "a pod asks {target}: {answers:?}");
-            }
         }
     }
     Ok(())

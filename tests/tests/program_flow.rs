@@ -1,6 +1,6 @@
 //! The flow table through the programs: tiers, pairs, lifetimes, dead backends, clashes, and every drop.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::Result;
 use proxy_common::{
@@ -12,8 +12,8 @@ use proxy_common::{
     tuple::Tuple,
 };
 use tests::{
-    frame::{Family, Flags, Frame, Host, Transport},
-    testbed::{CLIENT, NODE, NODE_PORT, OTHER_SERVICE, POD, POD2, PORT, REMOTE, SERVICE, TARGET, Testbed, action},
+    frame::{Flags, Frame, Host, Transport},
+    testbed::{CLIENT, NODE, OTHER_SERVICE, POD, POD2, PORT, REMOTE, SERVICE, TARGET, Testbed, action},
 };
 
 const SYN: Transport = Transport::Tcp(Flags::SYN);
@@ -452,28 +452,6 @@ fn a_node_without_an_address_to_masquerade_with_drops_what_needs_one() -> Result
     bed.add_service(SERVICE.v4.into(), PORT, Protocol::Udp, &[backend])?;
     let request = Frame::new((POD.v4.into(), 1), (SERVICE.v4.into(), PORT), Transport::Udp);
     must_drop(&mut bed, Hook::UplinkXdp, &request, Outcome::DropNoMasquerade)
-}
-
-#[test]
-fn loopback_addresses_from_the_wire_are_a_counted_drop() -> Result<()> {
-    for (family, loopback) in
-        [(Family::V4, IpAddr::V4(Ipv4Addr::new(127, 0, 0, 5))), (Family::V6, IpAddr::V6(Ipv6Addr::LOCALHOST))]
-    {
-        let mut bed = Testbed::new()?;
-        let backend = bed.add_backend(REMOTE.address(family), false)?;
-        // As a NodePort is served for the node's own sockets.
-        bed.add_local_addr(loopback)?;
-        let any = if family == Family::V4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-        bed.add_service(any, NODE_PORT, Protocol::Udp, &[backend])?;
-        let cases = [(loopback, NODE.address(family)), (CLIENT.address(family), loopback)];
-        for (source, destination) in cases {
-            let request = Frame::new((source, 50_000), (destination, NODE_PORT), Transport::Udp);
-            for hook in [Hook::UplinkXdp, Hook::UplinkIn, Hook::PodIn] {
-                must_drop(&mut bed, hook, &request, Outcome::DropMartian)?;
-            }
-        }
-    }
-    Ok(())
 }
 
 #[test]

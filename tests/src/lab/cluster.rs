@@ -24,9 +24,14 @@ pub struct Cluster {
 impl Cluster {
     /// Builds the lab and starts the agents, which know the Services once this returns.
     pub fn start(lab: LabOptions, options: AgentOptions, services: &[Service]) -> Result<Self> {
+        Self::start_with(lab, options, |source| services.iter().try_for_each(|service| service.write(source)))
+    }
+
+    /// The same with whatever is written into the directory first.
+    pub fn start_with(lab: LabOptions, options: AgentOptions, write: impl FnOnce(&Path) -> Result<()>) -> Result<Self> {
         let source = tempfile::tempdir()?;
         write_nodes(source.path())?;
-        services.iter().try_for_each(|service| service.write(source.path()))?;
+        write(source.path())?;
         let lab = Lab::new(lab)?;
         lab.start_agents(source.path(), &options)?;
         Ok(Self { lab, options, source })

@@ -1,6 +1,8 @@
 //! A look into the maps of a node's agent, and a hand in them: what the agent does not write yet, or would not write on its
 //! own, a test writes by the pins. The agent leaves it until the object behind it changes.
 
+use std::net::IpAddr;
+
 use anyhow::{Context as _, Result};
 use aya::{
     Pod,
@@ -11,7 +13,7 @@ use proxy_common::{
     backend::{Backend, BackendState},
     node,
     outcome::{self, Hook, Outcome},
-    service::{Frontend, Service},
+    service::{Affinity, Client, Frontend, Service},
     socket::{SocketPeer, SocketTarget},
 };
 
@@ -107,6 +109,45 @@ impl Node {
     {
         let counts: Array<_, u32> = Map::Array(self.map(active)?).try_into()?;
         self.ids(backends, addr)?.iter().map(|(id, _)| Ok(counts.get(id, 0)?)).sum()
+    }
+
+    /// Whom the clients of a family stay with, by their addresses.
+    pub fn affinities(&self, family: Family) -> Result<Vec<(IpAddr, Affinity)>> {
+        fn read<A: Into<IpAddr> + Copy>(map: MapData) -> Result<Vec<(IpAddr, Affinity)>>
+        where
+            Client<A>: Pod,
+        {
+            let map: HashMap<_, Client<A>, Affinity> = Map::LruHashMap(map).try_into()?;
+            map.iter()
+                .map(|entry| entry.map(|(client, affinity)| (client.addr.into(), affinity)).map_err(Into::into))
+                .collect()
+        }
+        match family {
+            Family::V4 => read::<addr::Ipv4>(self.map("AFFINITY_V4")?),
+            Family::V6 => read::<addr::Ipv6>(self.map("AFFINITY_V6")?),
+        }
+    }
+
+    /// Has the last connection of every client of a family be that many seconds longer ago.
+    pub fn age_affinities(&self, family: Family, seconds: u32) -> Result<()> {
+        fn age<A>(map: MapData, jiffies: u32) -> Result<()>
+        where
+            Client<A>: Pod,
+        {
+            let mut map: HashMap<_, Client<A>, Affinity> = Map::LruHashMap(map).try_into()?;
+            let entries: Vec<_> = map.iter().collect::<Result<_, _>>()?;
+            for (client, affinity) in entries {
+                let last_used = affinity.last_used.wrapping_sub(jiffies);
+                map.insert(client, Affinity { last_used, ..affinity }, 0)?;
+            }
+            Ok(())
+        }
+        let node: Array<_, node::Node> = Map::Array(self.map("NODE")?).try_into()?;
+        let jiffies = seconds * node.get(&0, 0)?.jiffies_per_second;
+        match family {
+            Family::V4 => age::<addr::Ipv4>(self.map("AFFINITY_V4")?, jiffies),
+            Family::V6 => age::<addr::Ipv6>(self.map("AFFINITY_V6")?, jiffies),
+        }
     }
 
     /// Entries of `SOCKETS_V4` and `SOCKETS_V6`.
