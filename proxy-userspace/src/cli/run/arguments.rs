@@ -76,8 +76,8 @@ pub(in crate::cli) struct Arguments {
     /// Whose sockets are balanced when they connect
     #[arg(long, value_enum, default_value_t)]
     socket_lb: SocketLb,
-    /// Addresses of the node that serve NodePorts: `primary`, `all`, `localhost`, networks, or several of them
-    /// [default: primary]
+    /// Addresses of the node that serve NodePorts: `primary`, `all`, `localhost`, networks, or several of them; loopback
+    /// addresses, which the first two mean too, for the node's own processes alone [default: primary]
     #[arg(long, value_name = "WHICH,…")]
     nodeport_addresses: Option<NodePortAddresses>,
     /// Ports that may be NodePorts, as the API server has them
