@@ -10,7 +10,7 @@ use crate::{
     desired::{Desired, ExternalIps, Listener, NoLocal, Rules, Tables},
     diff::{Capacity, KernelState, Ledger, Overflow, Plan},
     health_check::{HealthChecks, Subjects},
-    model::{Defect, Dirty, Model, ObjectName, Trigger},
+    model::{Defect, Dirty, Model, ObjectName, ObjectReference, Problem, Trigger},
     source::Event,
     topology::Place,
 };
@@ -165,6 +165,13 @@ impl Reconciler {
         };
         self.compares_all = overflows.iter().any(|overflow| !overflow.is_compromise());
         (plan, overflows)
+    }
+
+    /// What found no room, as a defect of its Service.
+    pub fn defect(&self, overflow: &Overflow) -> Option<Defect> {
+        let service = self.model.service(overflow.service()?)?;
+        let object = ObjectReference { kind: "Service", name: service.name.clone(), uid: service.uid.clone() };
+        Some(Defect { object, problem: Problem::NoRoom(overflow.to_string()) })
     }
 
     /// When the next plan has something to write even if nothing happens until then.

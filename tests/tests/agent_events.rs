@@ -132,6 +132,7 @@ fn server(sandbox: &Sandbox) -> Result<ApiServer> {
     Ok(server)
 }
 
+/// Of scenarios 33 to 35 and 37, what people are told.
 #[test]
 fn each_kind_of_bad_object_gets_an_event_of_its_own() -> Result<()> {
     let sandbox = Sandbox::new()?;

@@ -105,6 +105,11 @@ impl Account {
         for defect in defects {
             warn!("{defect}");
         }
+        self.record(defects);
+    }
+
+    /// The same, where the log has it already.
+    pub(super) fn record(&mut self, defects: &[Defect]) {
         self.recorder.tell(defects, std::time::Instant::now());
     }
 

@@ -241,9 +241,12 @@ impl Agent {
     /// What found no room is told once and tried again.
     fn report(&mut self, overflows: Vec<Overflow>) {
         let overflows: BTreeSet<Overflow> = overflows.into_iter().collect();
-        for overflow in overflows.iter().filter(|overflow| !self.overflows.contains(overflow)) {
+        let news: Vec<_> = overflows.difference(&self.overflows).collect();
+        for overflow in &news {
             error!("{overflow}");
         }
+        let defects: Vec<_> = news.into_iter().filter_map(|overflow| self.reconciler.defect(overflow)).collect();
+        self.account.record(&defects);
         if overflows.iter().any(|overflow| !overflow.is_compromise()) {
             self.retry_at = Some(Instant::now() + GRACE);
         }

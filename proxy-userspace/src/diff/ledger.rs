@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     desired::{DesiredBackend, DesiredService, FamilyTables, FamilyTouched, Tables, Target, Touched},
-    model::ServicePortName,
+    model::{ObjectName, ServicePortName},
 };
 
 /// How many entries the maps have.
@@ -80,6 +80,17 @@ pub enum Overflow {
 }
 
 impl Overflow {
+    /// The Service that finds no room. A backend may be of several.
+    pub fn service(&self) -> Option<&ObjectName> {
+        match self {
+            Self::Backend(_) => None,
+            Self::Slots { service, .. }
+            | Self::Table { service, .. }
+            | Self::Service(service)
+            | Self::Sources(service) => Some(&service.service),
+        }
+    }
+
     /// Whether all works, if not as well as it could.
     pub fn is_compromise(&self) -> bool {
         matches!(self, Self::Table { .. })

@@ -178,6 +178,9 @@ pub enum Problem {
     /// It does not have the shape of its kind.
     #[error("cannot be read and is left out: {0}")]
     Unreadable(String),
+    /// The kernel's maps are full.
+    #[error("{0}")]
+    NoRoom(String),
     /// Load balancers cannot ask about it.
     #[error("health checks at {place} cannot be answered: {error}")]
     HealthCheck {
@@ -232,6 +235,7 @@ impl Problem {
             Self::Conflict { .. } => "FrontendConflict",
             Self::More(_) => "MoreProblems",
             Self::Nameless | Self::Unreadable(_) => "Unreadable",
+            Self::NoRoom(_) => "NoRoom",
             // The word of kube-proxy.
             Self::HealthCheck { .. } => "FailedToStartServiceHealthcheck",
             Self::Watch { .. } => "FailedToWatch",

@@ -73,6 +73,8 @@ fn a_table_that_finds_no_room_is_a_list_until_there_is() {
     let (plan, overflows) = reconciler.plan(Instant::now());
     kernel.carry_out(&plan);
     assert!(matches!(&overflows[..], [Overflow::Table { slots: 509, .. }]), "{overflows:?}");
+    let defect = reconciler.defect(&overflows[0]).unwrap();
+    assert_eq!((defect.object.name.name.as_str(), defect.problem.reason()), ("web", "NoRoom"));
     let service = *ports(&kernel.v4)[0];
     assert_eq!((service.internal.count, service.pick), (3, Pick::Hash));
     assert!(reconciler.plan(Instant::now()).0.is_empty(), "it is not written again and again");

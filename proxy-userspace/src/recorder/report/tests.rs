@@ -48,6 +48,7 @@ fn every_problem_has_a_reason() {
         (Problem::AffinitySeconds(0), "InvalidSessionAffinity"),
         (Problem::Conflict { frontend: value.clone(), winner }, "FrontendConflict"),
         (Problem::More(3), "MoreProblems"),
+        (Problem::NoRoom(value.clone()), "NoRoom"),
         (Problem::unreadable("x"), "Unreadable"),
         (
             Problem::HealthCheck { place: "192.0.2.9:30100".parse().unwrap(), error: "in use".into() },
