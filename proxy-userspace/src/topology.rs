@@ -136,6 +136,7 @@ mod tests {
         (ports(cluster), ports(local), has_any)
     }
 
+    /// Trap 6: the endpoints that drain last are among them.
     #[test]
     fn lists_follow_the_tables_of_kube_proxy() {
         type Case = (&'static str, Vec<Endpoint>, (Vec<u16>, Vec<u16>, bool));

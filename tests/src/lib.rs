@@ -12,4 +12,6 @@ pub mod testbed;
 pub mod traffic;
 
 #[cfg(test)]
+mod mutation;
+#[cfg(test)]
 mod traps;

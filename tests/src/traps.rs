@@ -1,6 +1,12 @@
 //! Twenty-five traps that other proxies fell into, each of which a test guards: its doc comment says which, by number.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use crate::mutation::{self, Mutation};
 
 const TRAPS: std::ops::RangeInclusive<u32> = 1..=25;
 
@@ -9,13 +15,40 @@ const SOURCES: [&str; 5] = ["proxy-common/src", "proxy-ebpf/src", "proxy-userspa
 
 #[test]
 fn each_of_the_traps_is_named_by_a_test() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let root = root();
     let mut named = BTreeSet::new();
     for directory in SOURCES {
         read(&root.join(directory), &mut named);
     }
     let missing: Vec<_> = TRAPS.filter(|trap| !named.contains(trap)).collect();
     assert!(missing.is_empty(), "no test names the traps {missing:?}");
+}
+
+/// What the entries promise is seen by `cargo xtask traps`; that they still fit the code, here.
+#[test]
+fn each_of_the_traps_has_a_handling_that_can_be_removed_and_a_test_that_names_it() {
+    let mutations = Mutation::all(&root()).unwrap();
+    let missing: Vec<_> = TRAPS.filter(|trap| mutations.iter().all(|mutation| mutation.trap != *trap)).collect();
+    assert!(missing.is_empty(), "tests/traps.yaml has nothing for the traps {missing:?}");
+    for mutation in &mutations {
+        let changed = mutation.applied(&root()).unwrap();
+        assert_ne!(changed, mutation::read(&root(), &mutation.file).unwrap(), "{} changes nothing", mutation.what);
+        let Mutation { trap, source, test, .. } = mutation;
+        let text = mutation::read(&root(), source).unwrap();
+        let comment = comment_of(&text, test).unwrap_or_else(|| panic!("{source} has no {test}"));
+        assert!(comment.iter().any(|line| traps(line).contains(trap)), "{test} does not name trap {trap}");
+    }
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The lines of the comment before a function.
+fn comment_of<'a>(source: &'a str, function: &str) -> Option<Vec<&'a str>> {
+    let (before, _) = source.split_once(&format!("fn {function}("))?;
+    let before = before.lines().rev().skip(1).take_while(|line| is_comment(line) || line.trim() == "#[test]");
+    Some(before.collect())
 }
 
 fn read(path: &Path, named: &mut BTreeSet<u32>) {

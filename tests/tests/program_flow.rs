@@ -249,6 +249,7 @@ fn a_flow_silent_for_longer_than_it_lives_is_a_new_one() -> Result<()> {
     Ok(())
 }
 
+/// Trap 2: a flow that never ends would send into the void for ever.
 #[test]
 fn udp_leaves_a_backend_that_no_longer_serves_and_tcp_does_not() -> Result<()> {
     for state in [BackendState::NotServing, BackendState::Gone] {

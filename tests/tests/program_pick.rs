@@ -95,6 +95,7 @@ fn two_nodes_pick_the_same_backend_for_the_same_flow() -> Result<()> {
     Ok(())
 }
 
+/// Trap 23: Maglev, where affinity is asked for.
 #[test]
 fn a_pick_by_the_source_looks_at_nothing_but_the_clients_address() -> Result<()> {
     for family in Family::BOTH {
@@ -267,6 +268,7 @@ fn affinity_is_refreshed_by_new_connections_and_not_by_packets_of_old_ones() -> 
     Ok(())
 }
 
+/// Trap 23: a Service of several ports.
 #[test]
 fn affinity_is_shared_by_the_frontends_of_a_service_port_and_by_no_other_port() -> Result<()> {
     let (mut choice, hashed, other) = contrary()?;

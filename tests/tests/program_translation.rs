@@ -29,6 +29,7 @@ fn for_each_kind(test: impl Fn(Family, Transport, Protocol) -> Result<()>) -> Re
     Ok(())
 }
 
+/// Trap 14: a datagram without a checksum is among them, and gets none.
 #[test]
 fn a_pod_reaches_a_service_and_the_reply_keeps_the_frontend_address() -> Result<()> {
     for_each_kind(|family, transport, proto| {
@@ -50,6 +51,7 @@ fn a_pod_reaches_a_service_and_the_reply_keeps_the_frontend_address() -> Result<
     })
 }
 
+/// Trap 14: a datagram without a checksum is among them, and gets none.
 #[test]
 fn an_outside_client_reaches_a_backend_of_this_node_with_its_own_address() -> Result<()> {
     for (hook, passed) in [(Hook::UplinkXdp, action::XDP_PASS), (Hook::UplinkIn, action::TC_NEXT)] {
@@ -171,6 +173,7 @@ fn a_packet_whose_life_ends_here_is_left_to_the_kernel() -> Result<()> {
     Ok(())
 }
 
+/// Trap 15: it would answer itself directly otherwise, under a name it never asked.
 #[test]
 fn a_pod_that_picks_itself_is_answered_by_itself_under_the_frontend_address() -> Result<()> {
     for_each_kind(|family, transport, proto| {

@@ -10,6 +10,7 @@ mod check;
 mod run;
 mod setup;
 mod test;
+mod traps;
 mod vm;
 
 mod cpio;
@@ -18,6 +19,8 @@ mod guest;
 mod kernel;
 mod machine;
 mod module;
+#[path = "../../tests/src/mutation.rs"]
+mod mutation;
 mod report;
 mod rootfs;
 mod summary;
@@ -50,6 +53,7 @@ enum Verb {
     Vm(vm::Arguments),
     Run(run::Arguments),
     Bench(bench::Arguments),
+    Traps(traps::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -72,6 +76,7 @@ fn perform(verb: &Verb) -> Result<ExitCode> {
         Verb::Vm(arguments) => return vm::run(&workspace, arguments),
         Verb::Run(arguments) => return run::run(&workspace, arguments),
         Verb::Bench(arguments) => return bench::run(&workspace, arguments),
+        Verb::Traps(arguments) => return traps::run(&workspace, arguments),
     }
     Ok(ExitCode::SUCCESS)
 }

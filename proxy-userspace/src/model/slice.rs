@@ -267,6 +267,7 @@ mod tests {
         assert!(defects.iter().all(|defect| defect.starts_with("EndpointSlice test/web-1: ")), "{defects:#?}");
     }
 
+    /// Trap 21: one address in two slices that disagree.
     #[test]
     fn of_two_entries_for_one_endpoint_the_livelier_counts_then_the_first() {
         const READY: [bool; 2] = [true, false];

@@ -273,6 +273,7 @@ fn an_older_service_keeps_an_address_both_claim_and_the_other_gets_it_later() {
 /// Name, spec and endpoints, counts for the ClusterIP and the NodePort, what an empty range means.
 type Case = (&'static str, Value, [(usize, usize); 2], [WhenEmpty; 2]);
 
+/// Trap 16: a policy about traffic from outside leaves clients of the cluster alone.
 #[test]
 fn traffic_policies_choose_the_ranges() {
     let remote = json!([ready("10.0.0.1"), ready("10.0.0.2")]);

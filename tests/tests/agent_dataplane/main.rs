@@ -112,6 +112,7 @@ fn a_first_start_attaches_every_program_where_it_belongs() -> Result<()> {
     Ok(())
 }
 
+/// Trap 19: nothing is detached to be attached again.
 #[test]
 fn a_restarted_agent_adopts_maps_and_links_and_replaces_the_programs() -> Result<()> {
     let node = Node::new()?;
