@@ -3,7 +3,7 @@
 
 mod clients;
 
-use std::{net::IpAddr, sync::OnceLock, thread, time::Duration};
+use std::{borrow::Cow, env, fs, net::IpAddr, sync::OnceLock, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
@@ -105,6 +105,12 @@ pub struct Testbed {
     slots: u32,
 }
 
+/// The agent's programs, or those in the file that `SLUICE_BPF_OBJECT` names.
+fn programs() -> Result<Cow<'static, [u8]>> {
+    let Some(path) = env::var_os("SLUICE_BPF_OBJECT") else { return Ok(OBJECT.into()) };
+    Ok(fs::read(&path).with_context(|| format!("no programs at {}", path.display()))?.into())
+}
+
 impl Testbed {
     /// Makes the namespace and the maps.
     pub fn new() -> Result<Self> {
@@ -142,7 +148,7 @@ impl Testbed {
             loader.map_max_entries(map, 4_096);
         }
         let mut testbed = Self {
-            object: loader.load(OBJECT)?,
+            object: loader.load(&programs()?)?,
             namespace,
             uplink,
             inbound: Box::new(Filter::EMPTY),

@@ -1,8 +1,10 @@
 //! `traps`: whether a test notices when the handling of a trap is removed. In comes the table of `tests/traps.yaml`; a
 //! scratch copy of the repository is changed by one entry after the other, and the entry's test has to fail each time.
 
+mod verdict;
+
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -15,16 +17,11 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, ensure};
 use clap::Args;
 use signal_hook::{consts::SIGINT, flag};
-use xshell::{Cmd, Shell, cmd};
+use xshell::{Shell, cmd};
 
-use crate::{
-    machine,
-    mutation::Mutation,
-    setup,
-    summary::Totals,
-    test,
-    workspace::{Executable, Workspace},
-};
+use verdict::Verdict;
+
+use crate::{machine, mutation::Mutation, setup, test, toolchain::Toolchain, workspace::Workspace};
 
 /// Remove the handling of traps that other proxies fell into, one by one, and see a test fail each time.
 #[derive(Args)]
@@ -34,6 +31,9 @@ pub(crate) struct Arguments {
     /// Leave what was built for the next time.
     #[arg(long)]
     keep: bool,
+    /// The tests have just passed: do not begin with running them as they are.
+    #[arg(long)]
+    passed: bool,
 }
 
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
@@ -46,13 +46,12 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     let stop = Arc::new(AtomicBool::new(false));
     flag::register(SIGINT, Arc::clone(&stop)).context("cannot look out for ctrl-c")?;
     let scratch = Scratch::new(workspace, arguments.keep)?;
-    let sound = scratch.sound(&mutations);
+    let sound = scratch.sound(&mutations, arguments.passed);
     let mut noticed = 0;
     for mutation in &mutations {
-        let verdict = if sound.contains(&mutation.test) {
-            scratch.try_out(mutation)
-        } else {
-            Err(anyhow!("{} of {} fails as it is, too", mutation.test, mutation.source))
+        let verdict = match sound.get(mutation.test.as_str()) {
+            Some(program) => scratch.try_out(mutation, program),
+            None => Err(anyhow!("{} of {} fails as it is, too", mutation.test, mutation.source)),
         };
         ensure!(!stop.load(Ordering::Relaxed), "stopped after {noticed} of {}", mutations.len());
         noticed += usize::from(matches!(verdict, Ok(Verdict::Noticed(_))));
@@ -98,50 +97,74 @@ impl Scratch {
         Ok(scratch)
     }
 
-    /// The tests that pass as long as nothing is removed; all at once, so that everything is built once for it.
-    fn sound(&self, mutations: &[Mutation]) -> BTreeSet<String> {
-        let mut tried = BTreeSet::new();
-        let first = mutations.iter().filter(|mutation| tried.insert(&mutation.test));
-        let sound = first.filter(|mutation| matches!(self.run(mutation), Ok(Verdict::Passed)));
-        sound.map(|mutation| mutation.test.clone()).collect()
+    /// The tests that pass as long as nothing is removed, with the programs they are in.
+    fn sound<'a>(&self, mutations: &'a [Mutation], is_known: bool) -> BTreeMap<&'a str, PathBuf> {
+        let mut sound = BTreeMap::new();
+        for mutation in mutations {
+            let test = mutation.test.as_str();
+            if sound.contains_key(test) {
+                continue;
+            }
+            let verdict = |program: &Path| if is_known { Ok(Verdict::Passed) } else { self.run(mutation, program) };
+            match self.build(mutation).and_then(|program| Ok((verdict(&program)?, program))) {
+                Ok((Verdict::Passed, program)) => drop(sound.insert(test, program)),
+                other => eprintln!("{test} as it is: {other:?}"),
+            }
+        }
+        sound
     }
 
-    /// What the test says to the copy without the handling.
-    fn try_out(&self, mutation: &Mutation) -> Result<Verdict> {
+    /// What the test says to the copy without the handling. No more is built than what is changed and the test looks at.
+    fn try_out(&self, mutation: &Mutation, program: &Path) -> Result<Verdict> {
         let file = self.copy.root.join(&mutation.file);
         let (whole, changed) = (fs::read_to_string(&file)?, mutation.applied(&self.copy.root)?);
         fs::write(&file, changed)?;
-        let verdict = self.run(mutation);
+        let is_known = match tier(mutation) {
+            Tier::Network => true,
+            Tier::Program => mutation.file.starts_with("proxy-ebpf/"),
+            Tier::Library => false,
+        };
+        let verdict = if is_known {
+            self.run(mutation, program)
+        } else {
+            self.build(mutation).and_then(|program| self.run(mutation, &program))
+        };
         fs::write(&file, whole)?;
         verdict
     }
 
-    fn run(&self, mutation: &Mutation) -> Result<Verdict> {
-        let program = self.build(mutation).context("it was not built")?;
-        let shell = &self.copy.shell;
-        let (path, name) = (&program.path, &mutation.test);
+    fn run(&self, mutation: &Mutation, program: &Path) -> Result<Verdict> {
+        let (shell, name) = (&self.copy.shell, &mutation.test);
+        let command = cmd!(shell, "{program} {name} --test-threads=1").quiet().ignore_status();
+        let command = match tier(mutation) {
+            Tier::Program => command.env("SLUICE_BPF_OBJECT", self.build_object()?),
+            Tier::Network => command.env(test::AGENT, test::build_agent(&self.copy)?),
+            Tier::Library => command,
+        };
         let _package = shell.push_dir(self.copy.root.join(package(mutation)));
-        let mut command: Cmd<'_> = cmd!(shell, "{path} {name} --test-threads=1").quiet().ignore_status();
-        if needs_agent(mutation) {
-            command = command.env(test::AGENT, test::build_agent(&self.copy)?);
-        }
         let output = command.output()?;
         let text = [output.stdout, output.stderr].concat();
         Ok(Verdict::of(&String::from_utf8_lossy(&text)))
     }
 
-    fn build(&self, mutation: &Mutation) -> Result<Executable> {
+    /// The program that the test is in.
+    fn build(&self, mutation: &Mutation) -> Result<PathBuf> {
         let built = match target(mutation) {
-            Some(target) => {
-                test::build(&self.copy, &[target.to_owned()])?.into_iter().find(|executable| executable.name == target)
-            }
-            None => self
-                .copy
-                .executables(&["test", "--no-run", "--package", package(mutation), "--lib"])?
-                .into_iter()
-                .next(),
+            Some(target) => test::build(&self.copy, &[target.to_owned()])?,
+            None => self.copy.executables(&["test", "--no-run", "--package", package(mutation), "--lib"])?,
         };
-        built.with_context(|| format!("{} belongs to no test program", mutation.source))
+        let name = target(mutation);
+        let program = built.into_iter().find(|program| name.is_none_or(|name| program.name == name));
+        Ok(program.with_context(|| format!("{} belongs to no test program", mutation.source))?.path)
+    }
+
+    /// The programs for the kernel, apart from the agent.
+    fn build_object(&self) -> Result<PathBuf> {
+        let target = self.copy.target.join("bpf");
+        let mut cargo = Toolchain::find()?.cargo(&self.copy.root, "build", std::env::consts::ARCH);
+        let status = cargo.args(["--bins", "--quiet", "--target-dir"]).arg(&target).status()?;
+        ensure!(status.success(), "the programs do not compile");
+        Ok(target.join("bpfel-unknown-none/bpf/sluice-bpf"))
     }
 }
 
@@ -169,64 +192,20 @@ fn target(mutation: &Mutation) -> Option<&str> {
     rest.split(['/', '.']).next()
 }
 
-/// Tests of pure functions and those of programs alone start no agent.
-fn needs_agent(mutation: &Mutation) -> bool {
-    target(mutation).is_some_and(|target| !target.starts_with("program"))
+/// What a test runs.
+enum Tier {
+    /// The code it is built with.
+    Library,
+    /// The programs for the kernel, alone.
+    Program,
+    /// The agent.
+    Network,
 }
 
-/// What became of a test.
-#[derive(Debug, PartialEq, Eq)]
-enum Verdict {
-    /// It failed, and said this.
-    Noticed(String),
-    Passed,
-    /// The kernel did not take the changed program, so that its behaviour was never seen.
-    NotLoaded(String),
-    NotRun(String),
-}
-
-impl Verdict {
-    /// Reads it in what a test program has said.
-    fn of(output: &str) -> Self {
-        const NOT_LOADED: [&str; 3] = ["BPF_PROG_LOAD", "Verifier output", "verifier log"];
-        let mut totals = Totals::default();
-        output.lines().for_each(|line| totals.read(line));
-        if totals.failed + totals.passed == 0 {
-            Self::NotRun(output.to_owned())
-        } else if totals.failed == 0 {
-            Self::Passed
-        } else if NOT_LOADED.iter().any(|words| output.contains(words)) {
-            Self::NotLoaded(output.to_owned())
-        } else {
-            Self::Noticed(complaint(output))
-        }
-    }
-}
-
-/// The first line of what a failed test complains about.
-fn complaint(output: &str) -> String {
-    let mut lines = output.lines().skip_while(|line| !line.contains("panicked at") && !line.starts_with("Error: "));
-    let first = lines.next().unwrap_or("it says nothing");
-    if first.contains("panicked at") { lines.next().unwrap_or(first).to_owned() } else { first.to_owned() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Verdict, complaint};
-
-    #[test]
-    fn a_failure_is_told_from_what_proves_nothing() {
-        let failed = "thread 'a' panicked at a.rs:1:\nassertion failed: b\ntest result: FAILED. 0 passed; 1 failed;";
-        assert_eq!(Verdict::of(failed), Verdict::Noticed("assertion failed: b".into()));
-        assert_eq!(Verdict::of("test result: ok. 1 passed; 0 failed;"), Verdict::Passed);
-        assert!(matches!(Verdict::of("test result: ok. 0 passed; 0 failed;"), Verdict::NotRun(_)));
-        assert!(matches!(Verdict::of(""), Verdict::NotRun(_)));
-        let refused = "Error: the BPF_PROG_LOAD syscall failed\ntest result: FAILED. 0 passed; 1 failed;";
-        assert!(matches!(Verdict::of(refused), Verdict::NotLoaded(_)));
-    }
-
-    #[test]
-    fn what_a_test_returns_is_a_complaint() {
-        assert_eq!(complaint("---- stdout ----\nError: waited in vain\n\nCaused by:"), "Error: waited in vain");
+fn tier(mutation: &Mutation) -> Tier {
+    match target(mutation) {
+        Some(target) if target.starts_with("program") => Tier::Program,
+        Some(target) if target != "agent_dataplane" => Tier::Network,
+        _ => Tier::Library,
     }
 }
