@@ -17,7 +17,7 @@ use std::{
 
 use conflicts::Conflicts;
 pub use contribution::NoLocal;
-use contribution::{Claim, Contribution, World, contribution};
+use contribution::{Contribution, World, contribution};
 use ipnet::IpNet;
 use proxy_common::{
     addr::{Address, Ipv4, Ipv6, Port},
@@ -49,7 +49,7 @@ pub struct Tables {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FamilyTables<A: Ord> {
     /// Frontends and what stands behind them. A NodePort has the unspecified address.
-    pub services: BTreeMap<Frontend<A>, DesiredService<A>>,
+    pub services: BTreeMap<Frontend<A>, Arc<DesiredService<A>>>,
     /// Every endpoint that stands in a slice of a Service, used by a frontend or not.
     pub backends: BTreeMap<Target<A>, DesiredBackend>,
     /// Addresses of this node, with the bits of [`proxy_common::node::local`].
@@ -84,7 +84,7 @@ pub struct Prefix<A> {
 /// What a frontend should lead to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DesiredService<A> {
-    /// Whose frontend it is.
+    /// Whose frontend it is; for all undefined ports of a ClusterIP, that of one that is defined.
     pub port: Arc<ServicePortName>,
     /// How a slot is chosen.
     pub pick: Pick,
@@ -210,7 +210,8 @@ impl Desired {
     }
 
     fn note_refused(&mut self, name: &ObjectName, v4: Option<&Contribution<Ipv4>>, v6: Option<&Contribution<Ipv6>>) {
-        let uid = v4.map(|v4| &v4.claim.uid).or(v6.map(|v6| &v6.claim.uid)).cloned().unwrap_or_default();
+        let uid = v4.and_then(Contribution::claim).or(v6.and_then(Contribution::claim)).map(|claim| claim.uid);
+        let uid = uid.unwrap_or_default().to_owned();
         let object = ObjectReference { kind: "Service", name: name.clone(), uid };
         let refused = v4.iter().flat_map(|v4| &v4.refused).chain(v6.iter().flat_map(|v6| &v6.refused));
         let defects = refused.map(|problem| Defect { object: object.clone(), problem: problem.clone() }).collect();
@@ -220,8 +221,8 @@ impl Desired {
     /// Services that may not have what they ask for, as far as that was not known at the last call.
     pub fn take_defects(&mut self) -> Vec<Defect> {
         let mut news = self.refused.take_news();
-        news.extend(self.v4.conflicts.take_news(&self.v4.claims));
-        news.extend(self.v6.conflicts.take_news(&self.v6.claims));
+        news.extend(self.v4.take_defects());
+        news.extend(self.v6.take_defects());
         news
     }
 
@@ -267,12 +268,16 @@ fn replace_addresses<A: Family>(
     touched.local_addrs.extend(now.iter().filter(|(address, bits)| old.get(address) != Some(bits)).map(|(a, _)| *a));
 }
 
-/// Contributions, and where they meet.
+/// Contributions by number, and where they meet. There are more frontends and endpoints than anything else, so what is
+/// known of each is a number and no name.
 #[derive(Debug)]
 struct FamilyDesired<A: Ord> {
-    contributions: BTreeMap<ObjectName, Contribution<A>>,
-    claims: BTreeMap<Frontend<A>, BTreeSet<Claim>>,
-    owners: BTreeMap<Target<A>, BTreeSet<ObjectName>>,
+    numbers: BTreeMap<ObjectName, u32>,
+    /// Numbers are not given out again.
+    next_number: u32,
+    contributions: BTreeMap<u32, Contribution<A>>,
+    claims: BTreeSet<(Frontend<A>, u32)>,
+    owners: BTreeSet<(Target<A>, u32)>,
     conflicts: Conflicts<A>,
     /// Of all contributions.
     no_local: NoLocal,
@@ -281,9 +286,11 @@ struct FamilyDesired<A: Ord> {
 impl<A: Ord> Default for FamilyDesired<A> {
     fn default() -> Self {
         Self {
+            numbers: BTreeMap::new(),
+            next_number: 0,
             contributions: BTreeMap::new(),
-            claims: BTreeMap::new(),
-            owners: BTreeMap::new(),
+            claims: BTreeSet::new(),
+            owners: BTreeSet::new(),
             conflicts: Conflicts::default(),
             no_local: NoLocal::default(),
         }
@@ -300,11 +307,10 @@ impl<A: Family> FamilyDesired<A> {
     ) {
         let (frontends, targets) = self.exchange(name, contribution);
         for frontend in frontends {
-            let claims = self.claims.get(&frontend);
-            self.conflicts.suspect(frontend, claims);
-            let winner = claims.and_then(BTreeSet::first);
-            let contribution = winner.and_then(|claim| self.contributions.get(&claim.service));
-            let service = contribution.and_then(|contribution| contribution.frontends.get(&frontend)).cloned();
+            let is_contested = self.claimants(&frontend).nth(1).is_some();
+            self.conflicts.suspect(frontend, is_contested);
+            let winner = self.claimants(&frontend).min_by_key(|contribution| contribution.claim());
+            let service = winner.and_then(|winner| winner.service(&frontend)).cloned();
             if put(&mut tables.services, frontend, service) {
                 touched.frontends.insert(frontend);
             }
@@ -323,35 +329,59 @@ impl<A: Family> FamilyDesired<A> {
         name: &ObjectName,
         new: Option<Contribution<A>>,
     ) -> (BTreeSet<Frontend<A>>, BTreeSet<Target<A>>) {
-        let old = self.contributions.remove(name);
-        let both = || old.iter().chain(new.iter());
-        let frontends = both().flat_map(|contribution| contribution.frontends.keys().copied()).collect();
-        let targets = both().flat_map(|contribution| contribution.backends.keys().copied()).collect();
-        if let Some(old) = &old {
-            self.no_local.internal -= old.no_local.internal;
-            self.no_local.external -= old.no_local.external;
-            old.frontends.keys().for_each(|frontend| withdraw(&mut self.claims, frontend, &old.claim));
-            old.backends.keys().for_each(|target| withdraw(&mut self.owners, target, name));
+        let old = self.numbers.remove(name).and_then(|number| Some((number, self.contributions.remove(&number)?)));
+        let both = || old.iter().map(|(_, old)| old).chain(new.iter());
+        let frontends = both().flat_map(Contribution::frontends).collect();
+        let targets = both().flat_map(Contribution::targets).collect();
+        if let Some((number, old)) = &old {
+            self.withdraw(*number, old);
         }
         if let Some(new) = new {
-            self.no_local.internal += new.no_local.internal;
-            self.no_local.external += new.no_local.external;
-            for frontend in new.frontends.keys() {
-                self.claims.entry(*frontend).or_default().insert(new.claim.clone());
-            }
-            for target in new.backends.keys() {
-                self.owners.entry(*target).or_default().insert(name.clone());
-            }
-            self.contributions.insert(name.clone(), new);
+            let number = old.map_or(self.next_number, |(number, _)| number);
+            self.next_number = self.next_number.max(number + 1);
+            self.numbers.insert(name.clone(), number);
+            self.put_forward(number, new);
         }
         (frontends, targets)
     }
 
+    fn withdraw(&mut self, number: u32, old: &Contribution<A>) {
+        self.no_local.internal -= old.no_local.internal;
+        self.no_local.external -= old.no_local.external;
+        for frontend in old.frontends() {
+            self.claims.remove(&(frontend, number));
+        }
+        for target in old.targets() {
+            self.owners.remove(&(target, number));
+        }
+    }
+
+    fn put_forward(&mut self, number: u32, new: Contribution<A>) {
+        self.no_local.internal += new.no_local.internal;
+        self.no_local.external += new.no_local.external;
+        self.claims.extend(new.frontends().map(|frontend| (frontend, number)));
+        self.owners.extend(new.targets().map(|target| (target, number)));
+        self.contributions.insert(number, new);
+    }
+
+    /// Who wants a frontend.
+    fn claimants(&self, frontend: &Frontend<A>) -> impl Iterator<Item = &Contribution<A>> {
+        let claims = self.claims.range((*frontend, 0)..=(*frontend, u32::MAX));
+        claims.filter_map(|(_, number)| self.contributions.get(number))
+    }
+
     /// Where Services disagree about an endpoint they share, the better opinion counts.
     fn backend(&self, target: &Target<A>) -> Option<DesiredBackend> {
-        let owners = self.owners.get(target)?.iter();
-        let opinions = owners.filter_map(|owner| self.contributions.get(owner)?.backends.get(target).copied());
+        let owners = self.owners.range((*target, 0)..=(*target, u32::MAX));
+        let opinions = owners.filter_map(|(_, number)| self.contributions.get(number)?.backend(target));
         opinions.reduce(DesiredBackend::better)
+    }
+
+    fn take_defects(&mut self) -> Vec<Defect> {
+        let mut conflicts = std::mem::take(&mut self.conflicts);
+        let news = conflicts.take_news(|frontend| self.claimants(frontend).filter_map(Contribution::claim).collect());
+        self.conflicts = conflicts;
+        news
     }
 }
 
@@ -364,14 +394,5 @@ fn put<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>)
             true
         }
         None => map.remove(&key).is_some(),
-    }
-}
-
-fn withdraw<K: Ord, V: Ord>(map: &mut BTreeMap<K, BTreeSet<V>>, key: &K, value: &V) {
-    if let Some(values) = map.get_mut(key) {
-        values.remove(value);
-        if values.is_empty() {
-            map.remove(key);
-        }
     }
 }

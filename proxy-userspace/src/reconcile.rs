@@ -159,6 +159,7 @@ impl Reconciler {
         let touched = self.desired.take_touched();
         let Some(ledger) = &mut self.ledger else { return (Plan::default(), Vec::new()) };
         let (plan, overflows) = if self.compares_all {
+            drop(touched);
             ledger.plan_all(self.desired.tables(), now)
         } else {
             ledger.plan(self.desired.tables(), &touched, now)

@@ -95,7 +95,7 @@ impl Audience {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
+    use std::{net::SocketAddr, sync::Arc};
 
     use super::{Lists, Place, select};
     use crate::model::{Endpoint, Hints};
@@ -113,7 +113,7 @@ mod tests {
             is_terminating,
             is_local: false,
             name: None,
-            hints: Hints::default(),
+            hints: Arc::default(),
         }
     }
 
@@ -123,7 +123,7 @@ mod tests {
 
     fn hinted(nodes: &[&str], zones: &[&str]) -> Endpoint {
         let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        Endpoint { hints: Hints { nodes: owned(nodes), zones: owned(zones) }, ..endpoint(READY) }
+        Endpoint { hints: Arc::new(Hints { nodes: owned(nodes), zones: owned(zones) }), ..endpoint(READY) }
     }
 
     /// The lists as indexes into the case.

@@ -59,18 +59,56 @@ fn server() -> Result<ApiServer> {
     Ok(server)
 }
 
-/// What the source has told so far. None: no complete list has come.
+/// What the source has told so far.
 #[derive(Debug)]
 struct Known {
     events: Receiver<Event>,
-    services: Option<BTreeMap<String, String>>,
-    slices: Option<BTreeMap<String, String>>,
-    nodes: Option<BTreeMap<String, String>>,
-    cidrs: Option<BTreeMap<String, String>>,
-    /// Sizes of the lists of Services that came.
-    lists: Vec<usize>,
+    services: Objects,
+    slices: Objects,
+    nodes: Objects,
+    cidrs: Objects,
     /// What was wrong beside that.
     defects: Vec<String>,
+}
+
+/// Names and resource versions.
+#[derive(Debug, Default)]
+struct Objects {
+    /// None: no complete list has come.
+    known: Option<BTreeMap<String, String>>,
+    /// Of a list that is not complete.
+    listed: BTreeMap<String, String>,
+    /// Sizes of the lists that came.
+    lists: Vec<usize>,
+}
+
+impl Objects {
+    fn absorb<T: kube::Resource<DynamicType = ()>>(&mut self, change: Change<T>) {
+        let entry = |object: &T| {
+            let metadata = object.meta().clone();
+            (metadata.name.unwrap_or_default(), metadata.resource_version.unwrap_or_default())
+        };
+        match change {
+            Change::Replace(list) => self.replace(list.iter().map(entry).collect()),
+            Change::Begin => self.listed.clear(),
+            Change::Listed(object) => self.listed.extend([entry(&object)]),
+            Change::End => {
+                let listed = std::mem::take(&mut self.listed);
+                self.replace(listed);
+            }
+            Change::Apply(object) => self.known.get_or_insert_default().extend([entry(&object)]),
+            Change::Delete(ObjectName { name, .. }) => drop(self.known.get_or_insert_default().remove(&name)),
+        }
+    }
+
+    fn replace(&mut self, objects: BTreeMap<String, String>) {
+        self.lists.push(objects.len());
+        self.known = Some(objects);
+    }
+
+    fn has(&self, names: &[&str]) -> bool {
+        self.known.as_ref().is_some_and(|known| known.keys().eq(names))
+    }
 }
 
 impl Known {
@@ -78,15 +116,8 @@ impl Known {
         let (sender, events) = channel(QUEUE);
         let server = config::ApiServer { urls: vec![url.to_owned()], ..config::ApiServer::default() };
         kubernetes::start_with(&kubernetes::client(&server).await?, "here", watches, &sender);
-        Ok(Self {
-            events,
-            services: None,
-            slices: None,
-            nodes: None,
-            cidrs: None,
-            lists: Vec::new(),
-            defects: Vec::new(),
-        })
+        let [services, slices, nodes, cidrs] = std::array::from_fn(|_| Objects::default());
+        Ok(Self { events, services, slices, nodes, cidrs, defects: Vec::new() })
     }
 
     /// Takes events in until the condition holds.
@@ -103,34 +134,21 @@ impl Known {
 
     fn absorb(&mut self, event: Event) {
         match event {
-            Event::Services(change) => {
-                if let Change::Replace(list) = &change {
-                    self.lists.push(list.len());
-                }
-                absorb(&mut self.services, change);
-            }
-            Event::EndpointSlices(change) => absorb(&mut self.slices, change),
-            Event::Nodes(change) => absorb(&mut self.nodes, change),
-            Event::ServiceCidrs(change) => absorb(&mut self.cidrs, change),
+            Event::Services(change) => self.services.absorb(change),
+            Event::EndpointSlices(change) => self.slices.absorb(change),
+            Event::Nodes(change) => self.nodes.absorb(change),
+            Event::ServiceCidrs(change) => self.cidrs.absorb(change),
             Event::Defect(defect) => self.defects.push(defect.to_string()),
         }
     }
 
     fn has_services(&self, names: &[&str]) -> bool {
-        self.services.as_ref().is_some_and(|services| services.keys().eq(names))
+        self.services.has(names)
     }
-}
 
-/// Names and resource versions.
-fn absorb<T: kube::Resource<DynamicType = ()>>(known: &mut Option<BTreeMap<String, String>>, change: Change<T>) {
-    let entry = |object: &T| {
-        let metadata = object.meta().clone();
-        (metadata.name.unwrap_or_default(), metadata.resource_version.unwrap_or_default())
-    };
-    match change {
-        Change::Replace(list) => *known = Some(list.iter().map(entry).collect()),
-        Change::Apply(object) => known.get_or_insert_default().extend([entry(&object)]),
-        Change::Delete(ObjectName { name, .. }) => drop(known.get_or_insert_default().remove(&name)),
+    /// Sizes of the lists of Services that came.
+    fn lists(&self) -> &[usize] {
+        &self.services.lists
     }
 }
 
@@ -148,10 +166,12 @@ fn lists_come_as_streams_and_only_what_a_proxy_serves() -> Result<()> {
         server.apply(service("headless", "None"))?;
         let mut known = Known::from(&server.url(), Watches::default()).await?;
         known
-            .until("all lists", |known| known.services.is_some() && known.slices.is_some() && known.nodes.is_some())
+            .until("all lists", |known| {
+                known.services.known.is_some() && known.slices.known.is_some() && known.nodes.known.is_some()
+            })
             .await?;
         assert!(known.has_services(&["a", "b", "c"]), "{known:?}");
-        assert!(known.nodes.as_ref().is_some_and(|nodes| nodes.keys().eq(["here"])), "only the own node: {known:?}");
+        assert!(known.nodes.has(&["here"]), "only the own node: {known:?}");
         assert!(server.requests().iter().all(|request| request.verb == Verb::Watch), "{:?}", server.requests());
         Ok(())
     })
@@ -164,7 +184,7 @@ fn a_server_without_streaming_lists_is_asked_for_pages() -> Result<()> {
         server.refuse_streaming_lists();
         let mut known = Known::from(&server.url(), small_pages()).await?;
         known.until("three Services", |known| known.has_services(&["a", "b", "c"])).await?;
-        assert_eq!(known.lists, [3]);
+        assert_eq!(known.lists(), [3]);
         let requests = server.requests();
         let pages =
             requests.iter().filter(|request| (request.resource, request.verb) == (Resource::Services, Verb::List));
@@ -187,7 +207,7 @@ fn changes_follow_as_they_happen() -> Result<()> {
         labelled["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": "other"});
         server.apply(labelled)?;
         known.until("one that goes to another proxy", |known| known.has_services(&["c", "d"])).await?;
-        assert_eq!(known.lists, [3], "no list but the first");
+        assert_eq!(known.lists(), [3], "no list but the first");
         Ok(())
     })
 }
@@ -203,7 +223,7 @@ fn a_watch_that_ends_goes_on_where_it_was() -> Result<()> {
         server.end_watches();
         server.apply(service("e", "10.96.0.5"))?;
         known.until("both additions", |known| known.has_services(&["a", "b", "c", "d", "e"])).await?;
-        assert_eq!(known.lists, [3], "no list but the first");
+        assert_eq!(known.lists(), [3], "no list but the first");
         Ok(())
     })
 }
@@ -221,7 +241,7 @@ fn after_410_a_new_list_replaces_the_old_one_at_once() -> Result<()> {
         server.compact();
         known.until("the new list", |known| known.has_services(&["b", "c", "z"])).await?;
         // Nothing in between: the changes may have come as events before the compaction, but never half a list.
-        assert!(known.lists.iter().all(|size| *size == 3), "{known:?}");
+        assert!(known.lists().iter().all(|size| *size == 3), "{known:?}");
         Ok(())
     })
 }
@@ -234,7 +254,7 @@ fn a_page_that_breaks_off_changes_nothing() -> Result<()> {
         server.inject(On::next_page(Resource::Services), Fault::BreakOff, 2);
         let mut known = Known::from(&server.url(), small_pages()).await?;
         known.until("the list", |known| known.has_services(&["a", "b", "c"])).await?;
-        assert_eq!(known.lists, [3], "half a list was told");
+        assert_eq!(known.lists(), [3], "half a list was told");
         Ok(())
     })
 }
@@ -247,7 +267,7 @@ fn a_list_that_expires_between_its_pages_begins_anew() -> Result<()> {
         server.inject(On::next_page(Resource::Services), Fault::Refuse(410), 1);
         let mut known = Known::from(&server.url(), small_pages()).await?;
         known.until("the list", |known| known.has_services(&["a", "b", "c"])).await?;
-        assert_eq!(known.lists, [3]);
+        assert_eq!(known.lists(), [3]);
         Ok(())
     })
 }
@@ -268,10 +288,12 @@ fn one_resource_that_is_forbidden_does_not_hold_up_the_others() -> Result<()> {
         let server = server()?;
         server.inject(On::all(Resource::Nodes), Fault::Refuse(403), usize::MAX);
         let mut known = Known::from(&server.url(), Watches::default()).await?;
-        known.until("Services and slices", |known| known.services.is_some() && known.slices.is_some()).await?;
-        assert_eq!(known.nodes, None);
+        known
+            .until("Services and slices", |known| known.services.known.is_some() && known.slices.known.is_some())
+            .await?;
+        assert_eq!(known.nodes.known, None);
         server.heal();
-        known.until("the node", |known| known.nodes.is_some()).await
+        known.until("the node", |known| known.nodes.known.is_some()).await
     })
 }
 
@@ -282,14 +304,18 @@ fn a_server_without_service_cidrs_does_not_hold_up_the_others_and_may_get_them_l
             let server = server()?;
             server.inject(On::all(Resource::ServiceCidrs), Fault::Refuse(code), usize::MAX);
             let mut known = Known::from(&server.url(), Watches::default()).await?;
-            let is_known = |known: &Known| known.services.is_some() && known.slices.is_some() && known.nodes.is_some();
+            let is_known = |known: &Known| {
+                known.services.known.is_some() && known.slices.known.is_some() && known.nodes.known.is_some()
+            };
             known.until("all else", is_known).await?;
-            assert_eq!(known.cidrs, None, "{code}");
+            assert_eq!(known.cidrs.known, None, "{code}");
             let cidr =
                 json!({"kind": "ServiceCIDR", "metadata": {"name": "kubernetes"}, "spec": {"cidrs": ["10.96.0.0/16"]}});
             server.apply(cidr)?;
             server.heal();
-            known.until("the ServiceCIDR", |known| known.cidrs.as_ref().is_some_and(|cidrs| cidrs.len() == 1)).await?;
+            known
+                .until("the ServiceCIDR", |known| known.cidrs.known.as_ref().is_some_and(|cidrs| cidrs.len() == 1))
+                .await?;
         }
         Ok(())
     })
@@ -315,8 +341,9 @@ fn a_server_that_comes_late_is_found() -> Result<()> {
     block_on(async {
         let address = ApiServer::start()?.address();
         let mut known = Known::from(&format!("http://{address}"), Watches::default()).await?;
-        let early = tokio::time::timeout(Duration::from_millis(300), known.events.recv()).await;
-        assert!(early.is_err(), "an event without a server: {early:?}");
+        let early = known.until("nothing", |known| known.services.known.is_some());
+        let early = tokio::time::timeout(Duration::from_millis(300), early).await;
+        assert!(early.is_err(), "a list without a server: {early:?}");
         let server = ApiServer::start_at(address)?;
         server.apply(service("a", "10.96.0.1"))?;
         known.until("the Service", |known| known.has_services(&["a"])).await
@@ -332,13 +359,13 @@ fn objects_come_without_what_nobody_reads() -> Result<()> {
         annotated["metadata"]["annotations"] = json!({"team": "shop", "service.sluice.dev/algorithm": "maglev"});
         server.apply(annotated)?;
         let mut known = Known::from(&server.url(), Watches::default()).await?;
-        let event = loop {
+        let service = loop {
             let event = known.events.recv().await.context("the source ended")?;
-            if let Event::Services(Change::Replace(list)) = event {
-                break list;
+            if let Event::Services(Change::Listed(object)) = event {
+                break object;
             }
         };
-        let metadata = event.first().context("no Service")?.metadata.clone();
+        let metadata = service.metadata;
         assert!(metadata.managed_fields.is_none_or(|fields| fields.is_empty()));
         let annotations = metadata.annotations.context("no annotations")?;
         assert!(annotations.keys().eq(["service.sluice.dev/algorithm"]), "{annotations:?}");
@@ -366,7 +393,7 @@ fn an_object_that_cannot_be_read_does_not_hide_the_others() -> Result<()> {
             known.until("one that broke to be left out", |known| known.has_services(&["a", "c"])).await?;
             server.apply(service("bad", "10.96.0.9"))?;
             known.until("one that was mended", |known| known.has_services(&["a", "bad", "c"])).await?;
-            assert_eq!(known.lists, [3], "no list but the first");
+            assert_eq!(known.lists(), [3], "no list but the first");
             assert_eq!(known.defects.len(), 2, "{:?}", known.defects);
             let named = |name| format!("Service test/{name}: cannot be read and is left out: ");
             assert!(known.defects[0].starts_with(&named("bad")) && known.defects[1].starts_with(&named("b")));

@@ -196,6 +196,7 @@ async fn recount(kernel: Arc<Kernel>) {
 fn size<T>(change: &Change<T>) -> usize {
     match change {
         Change::Replace(objects) => objects.len(),
-        Change::Apply(_) | Change::Delete(_) => 1,
+        Change::Listed(_) | Change::Apply(_) | Change::Delete(_) => 1,
+        Change::Begin | Change::End => 0,
     }
 }

@@ -3,7 +3,7 @@
 mod arguments;
 
 use super::{EX_CONFIG, Failure, cleanup, logging};
-use crate::{agent, config::KubeProxyConfiguration};
+use crate::{agent, config::KubeProxyConfiguration, dataplane};
 
 pub(super) use self::arguments::Arguments;
 
@@ -20,6 +20,7 @@ pub(super) fn execute(arguments: Arguments) -> Result<(), Failure> {
         tracing::warn!("{note}");
     }
     let config = arguments.into_config(file).map_err(|error| Failure::new(error, EX_CONFIG))?;
+    dataplane::keep_little_free_memory();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new(error, 1))?;
     let ended = runtime.block_on(agent::run(config));

@@ -21,6 +21,9 @@ use crate::{
     diff::{FamilyState, Step},
 };
 
+/// Steps carried out at once, at most.
+const RUN: usize = 4_096;
+
 /// The maps of one family that the agent reads or writes.
 pub(super) struct FamilyMaps<A> {
     services: Table<Frontend<A>, Service>,
@@ -97,6 +100,7 @@ where
         let mut backends = self.backends.values(self.backends.capacity() as usize)?;
         let end = backends.iter().rposition(|backend| *backend != Backend::default()).map_or(0, |last| last + 1);
         backends.truncate(end);
+        backends.shrink_to_fit();
         Ok(FamilyState {
             services: self.services.entries()?.into_iter().collect(),
             backends,
@@ -105,26 +109,25 @@ where
         })
     }
 
-    /// Carries out steps in order, runs of like steps at once.
+    /// Carries out steps in order, runs of like steps at once, but for the longest: they would be in memory twice.
     pub(super) fn apply(&self, slots: &Table<u32, BackendId>, steps: &[Step<A>]) -> Result<(), Error> {
-        steps.chunk_by(|a, b| std::mem::discriminant(a) == std::mem::discriminant(b)).try_for_each(|run| {
-            match run.first() {
-                Some(Step::PutBackend(..)) => put(&self.backends, run.iter().filter_map(backend)),
-                Some(Step::PutSlots(..)) => put(slots, run.iter().flat_map(slot_entries)),
-                Some(Step::PutLocalAddr(..)) => put(&self.local_addrs, run.iter().filter_map(local_addr)),
-                Some(Step::PutService(..)) => put(&self.services, run.iter().filter_map(service)),
-                Some(Step::RemoveLocalAddr(_)) => {
-                    self.local_addrs.remove_all(&run.iter().filter_map(removed_local_addr).collect::<Vec<_>>())
-                }
-                Some(Step::PutSource(..)) => put(&self.sources, run.iter().filter_map(source)),
-                Some(Step::RemoveSource(..)) => {
-                    self.sources.remove_all(&run.iter().filter_map(removed_source).collect::<Vec<_>>())
-                }
-                Some(Step::RemoveService(_)) => {
-                    self.services.remove_all(&run.iter().filter_map(removed_service).collect::<Vec<_>>())
-                }
-                None => Ok(()),
+        let runs = steps.chunk_by(|a, b| std::mem::discriminant(a) == std::mem::discriminant(b));
+        runs.flat_map(|run| run.chunks(RUN)).try_for_each(|run| match run.first() {
+            Some(Step::PutBackend(..)) => put(&self.backends, run.iter().filter_map(backend)),
+            Some(Step::PutSlots(..)) => put(slots, run.iter().flat_map(slot_entries)),
+            Some(Step::PutLocalAddr(..)) => put(&self.local_addrs, run.iter().filter_map(local_addr)),
+            Some(Step::PutService(..)) => put(&self.services, run.iter().filter_map(service)),
+            Some(Step::RemoveLocalAddr(_)) => {
+                self.local_addrs.remove_all(&run.iter().filter_map(removed_local_addr).collect::<Vec<_>>())
             }
+            Some(Step::PutSource(..)) => put(&self.sources, run.iter().filter_map(source)),
+            Some(Step::RemoveSource(..)) => {
+                self.sources.remove_all(&run.iter().filter_map(removed_source).collect::<Vec<_>>())
+            }
+            Some(Step::RemoveService(_)) => {
+                self.services.remove_all(&run.iter().filter_map(removed_service).collect::<Vec<_>>())
+            }
+            None => Ok(()),
         })
     }
 

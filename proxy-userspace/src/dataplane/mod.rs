@@ -249,6 +249,11 @@ impl Dataplane {
     }
 }
 
+/// Has the allocator give back what is free. For the start of an agent, before it has other threads.
+pub fn keep_little_free_memory() {
+    syscall::keep_little_free_memory();
+}
+
 /// Makes the directories and locks them.
 fn prepare(pin_path: &Path) -> Result<File, OpenError> {
     for path in [load::maps_directory(pin_path), links::links_directory(pin_path)] {

@@ -32,6 +32,18 @@ const LINK_UPDATE: u32 = 29;
 /// Room for the kernel's place in a dump: its cursor is at most as long as a key.
 const CURSOR: usize = 64;
 
+/// Has glibc's allocator give back what is free, and not keep it for a thread each. A list of objects, the kernel's types and
+/// the first plan take many times the memory that stays in use, once. Other allocators have their own ways.
+pub(super) fn keep_little_free_memory() {
+    #[cfg(target_env = "gnu")]
+    for (parameter, value) in
+        [(libc::M_ARENA_MAX, 2), (libc::M_MMAP_THRESHOLD, 64 * 1024), (libc::M_TRIM_THRESHOLD, 128 * 1024)]
+    {
+        // SAFETY: it takes two numbers, and refuses those it does not know.
+        unsafe { libc::mallopt(parameter, value) };
+    }
+}
+
 /// Makes a bpf(2) call.
 ///
 /// # Safety

@@ -9,7 +9,7 @@ use std::{
 };
 
 use proxy_common::{
-    addr::{Port, Protocol},
+    addr::Port,
     backend::BackendState,
     service::{Frontend, Pick, WhenEmpty, flag},
 };
@@ -26,19 +26,22 @@ use crate::{
 };
 
 /// Who gets a frontend that several claim: the oldest, then the one with the smaller uid, on every node the same.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Claim {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Claim<'a> {
     pub(super) created: i64,
-    pub(super) uid: String,
-    pub(super) service: ObjectName,
+    pub(super) uid: &'a str,
+    pub(super) service: &'a ObjectName,
 }
 
 /// What a Service contributes to the tables of a family.
 #[derive(Debug)]
 pub(super) struct Contribution<A: Ord> {
-    pub(super) claim: Claim,
-    pub(super) frontends: BTreeMap<Frontend<A>, DesiredService<A>>,
-    pub(super) backends: BTreeMap<Target<A>, DesiredBackend>,
+    /// None for one that has only endpoints.
+    service: Option<Arc<model::Service>>,
+    /// In order, each once; a map of so few would be ten times as large.
+    frontends: Box<[(Frontend<A>, Arc<DesiredService<A>>)]>,
+    /// In order, each once.
+    backends: Box<[(Target<A>, DesiredBackend)]>,
     /// Addresses it may not have.
     pub(super) refused: Vec<Problem>,
     pub(super) no_local: NoLocal,
@@ -53,6 +56,36 @@ pub struct NoLocal {
     pub external: usize,
 }
 
+impl<A: Ord + Copy> Contribution<A> {
+    /// Its frontends, in order.
+    pub(super) fn frontends(&self) -> impl Iterator<Item = Frontend<A>> {
+        self.frontends.iter().map(|(frontend, _)| *frontend)
+    }
+
+    /// Its endpoints, in order.
+    pub(super) fn targets(&self) -> impl Iterator<Item = Target<A>> {
+        self.backends.iter().map(|(target, _)| *target)
+    }
+
+    /// Its claim to its frontends.
+    pub(super) fn claim(&self) -> Option<Claim<'_>> {
+        let service = self.service.as_ref()?;
+        Some(Claim { created: service.created, uid: &service.uid, service: &service.name })
+    }
+
+    /// What it has behind a frontend.
+    pub(super) fn service(&self, frontend: &Frontend<A>) -> Option<&Arc<DesiredService<A>>> {
+        let place = self.frontends.binary_search_by_key(frontend, |(other, _)| *other).ok()?;
+        self.frontends.get(place).map(|(_, service)| service)
+    }
+
+    /// What it knows of an endpoint.
+    pub(super) fn backend(&self, target: &Target<A>) -> Option<DesiredBackend> {
+        let place = self.backends.binary_search_by_key(target, |(other, _)| *other).ok()?;
+        self.backends.get(place).map(|(_, backend)| *backend)
+    }
+}
+
 /// What a contribution depends on beside the Service itself.
 pub(super) struct World<'a> {
     pub(super) model: &'a Model,
@@ -64,16 +97,13 @@ pub(super) struct World<'a> {
 
 pub(super) fn contribution<A: Family>(name: &ObjectName, world: &World<'_>) -> Option<Contribution<A>> {
     let backends = backends(name, world.model);
-    let service = world.model.service(name);
+    let service = world.model.shared_service(name);
     let (mut refused, mut no_local) = (Vec::new(), NoLocal::default());
-    let frontends = service.map(|service| frontends(service, world, &mut refused, &mut no_local)).unwrap_or_default();
-    let claim = Claim {
-        created: service.map_or(0, |service| service.created),
-        uid: service.map(|service| service.uid.clone()).unwrap_or_default(),
-        service: name.clone(),
-    };
+    let frontends =
+        service.as_ref().map(|service| frontends(service, world, &mut refused, &mut no_local)).unwrap_or_default();
     let is_empty = frontends.is_empty() && backends.is_empty();
-    (!is_empty).then_some(Contribution { claim, frontends, backends, refused, no_local })
+    let (frontends, backends) = (frontends.into_iter().collect(), backends.into_iter().collect());
+    (!is_empty).then_some(Contribution { service, frontends, backends, refused, no_local })
 }
 
 /// Everything that stands in a slice, also when no port of the Service leads to it: connections that are there keep it
@@ -88,14 +118,14 @@ fn frontends<A: Family>(
     world: &World<'_>,
     refused: &mut Vec<Problem>,
     no_local: &mut NoLocal,
-) -> BTreeMap<Frontend<A>, DesiredService<A>> {
+) -> BTreeMap<Frontend<A>, Arc<DesiredService<A>>> {
     let mut frontends = BTreeMap::new();
     let Some(cluster_ip) = service.cluster_ips.iter().find_map(|address| A::of(*address)) else {
         return frontends;
     };
     let sources = sources::sources(service, world.place);
     for port in &service.ports {
-        let [inside, outside] = port_services::<A>(service, port, world);
+        let [inside, outside] = port_services::<A>(service, port, world).map(Arc::new);
         no_local.add(service, port, &inside, &outside);
         let frontend =
             |address: A, number: NonZeroU16| Frontend::new(address, Port::new(number.get()), port.name.protocol);
@@ -114,8 +144,8 @@ fn frontends<A: Family>(
             frontends.entry(frontend(A::ANY, number)).or_insert(outside);
         }
     }
-    if !frontends.is_empty() {
-        frontends.insert(Frontend::whole(cluster_ip), undefined_ports(&service.name));
+    if let Some(port) = service.ports.first() {
+        frontends.insert(Frontend::whole(cluster_ip), Arc::new(undefined_ports(&port.name)));
     }
     frontends
 }
@@ -158,25 +188,22 @@ fn permitted<A: Family>(
 }
 
 /// The same for clients of some addresses only.
-fn restrict<A: Family>(service: &DesiredService<A>, sources: Option<&Sources<A>>) -> DesiredService<A> {
-    let mut restricted = service.clone();
-    if let Some(sources) = sources {
-        restricted.flags |= flag::SOURCE_RANGES;
-        restricted.sources = Arc::clone(sources);
-    }
-    restricted
+fn restrict<A: Family>(service: &Arc<DesiredService<A>>, sources: Option<&Sources<A>>) -> Arc<DesiredService<A>> {
+    let Some(sources) = sources else { return Arc::clone(service) };
+    let flags = service.flags | flag::SOURCE_RANGES;
+    Arc::new(DesiredService { flags, sources: Arc::clone(sources), ..DesiredService::clone(service) })
 }
 
 /// What the ports of a ClusterIP lead to that its Service does not define: nowhere, and the client is told.
-fn undefined_ports<A>(service: &ObjectName) -> DesiredService<A> {
+fn undefined_ports<A>(port: &Arc<ServicePortName>) -> DesiredService<A> {
     DesiredService {
-        port: Arc::new(ServicePortName { service: service.clone(), port: String::new(), protocol: Protocol::Any }),
+        port: Arc::clone(port),
         pick: Pick::default(),
         flags: 0,
         affinity_seconds: 0,
-        sources: Arc::new([]),
-        internal: Arc::new([]),
-        external: Arc::new([]),
+        sources: Arc::default(),
+        internal: Arc::default(),
+        external: Arc::default(),
         internal_empty: WhenEmpty::Reject,
         external_empty: WhenEmpty::Reject,
     }
@@ -191,17 +218,17 @@ fn port_services<A: Family>(service: &model::Service, port: &ServicePort, world:
     let mut endpoints = model::endpoints(world.model.slices(&service.name), is_joined);
     endpoints.retain(|address, endpoint| A::of(address.ip()).is_some() && weights.of(endpoint) > 0);
     let lists = topology::select(&endpoints, world.place);
-    let name = Arc::new(port.name.clone());
+    let name = &port.name;
     let algorithm = service.spread.algorithm.unwrap_or(world.usual).algorithm();
     let cluster = LazyCell::new(|| range::range(&lists.cluster, &endpoints, weights, algorithm));
     let local = LazyCell::new(|| range::range(&lists.local, &endpoints, weights, algorithm));
     let affinity = service.affinity_seconds.map_or(0, |_| flag::AFFINITY);
     let build = |flags: u8, internal: &Arc<[Target<A>]>, external: &Arc<[Target<A>]>| DesiredService {
-        port: Arc::clone(&name),
+        port: Arc::clone(name),
         pick: algorithm.pick(),
         flags: flags | affinity,
         affinity_seconds: service.affinity_seconds.map_or(0, NonZeroU32::get),
-        sources: Arc::new([]),
+        sources: Arc::default(),
         internal: Arc::clone(internal),
         external: Arc::clone(external),
         internal_empty: when_empty(&lists),

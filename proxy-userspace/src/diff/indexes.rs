@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
-use proxy_common::{addr::Protocol, service::Service};
+use proxy_common::service::Service;
 
 use super::{ids::Ids, ledger::Overflow};
 use crate::model::ServicePortName;
@@ -41,10 +41,6 @@ impl Indexes {
     }
 
     pub(super) fn of(&mut self, port: &Arc<ServicePortName>, now: Instant) -> Result<u32, Overflow> {
-        // What stands for the undefined ports of a ClusterIP is no Service port.
-        if port.protocol == Protocol::Any {
-            return Ok(0);
-        }
         if let Some(index) = self.by_port.get(port) {
             return Ok(*index);
         }

@@ -277,7 +277,7 @@ impl<A: Address + std::fmt::Display> FamilyLedger<A> {
         if old.is_none() && self.services.len() + steps.removed_services.len() >= self.services_capacity {
             return Err(Overflow::Service(desired.port.as_ref().clone()));
         }
-        let index = self.indexes.of(&desired.port, now)?;
+        let index = if frontend.proto == Protocol::Any { 0 } else { self.indexes.of(&desired.port, now)? };
         self.indexes.hold(index);
         let placed = self.put_sources(index, desired, steps);
         let placed = placed.and_then(|()| self.place_both(ranges, desired, now, steps));
@@ -432,8 +432,13 @@ impl<A> Phases<A> {
     }
 
     fn in_order(self) -> Vec<Step<A>> {
-        let added = [self.arriving, self.slots, self.sources, self.services];
+        // The first may be by far the longest: the others are moved behind it.
+        let mut steps = self.arriving;
+        let added = [self.slots, self.sources, self.services];
         let removed = [self.removed_services, self.removed_sources, self.leaving, self.local_addrs];
-        added.into_iter().chain(removed).flatten().collect()
+        for mut phase in added.into_iter().chain(removed) {
+            steps.append(&mut phase);
+        }
+        steps
     }
 }

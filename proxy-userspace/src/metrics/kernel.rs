@@ -211,8 +211,8 @@ fn active_of(active: &HashMap<u32, u32>, number: u32) -> u64 {
 
 fn service_labels(family: IpFamily, port: &ServicePortName) -> Labels {
     vec![
-        ("namespace", port.service.namespace.clone()),
-        ("service", port.service.name.clone()),
+        ("namespace", port.service.namespace.to_string()),
+        ("service", port.service.name.to_string()),
         ("port", port.port.clone()),
         ("protocol", port.protocol.to_string()),
         ("ip_family", family.name().to_owned()),

@@ -93,6 +93,10 @@ impl Owners {
         owner: &impl Fn(&Frontend<A>) -> Option<Arc<ServicePortName>>,
         counts: &impl Counts,
     ) {
+        // What stands for the undefined ports of an address is no Service port, and nothing is counted for it.
+        if service.index == 0 {
+            return;
+        }
         let Some(port) = owner(frontend) else { return };
         let mut state = self.state();
         if state.services.get(&service.index).is_none_or(|owner| owner.port != port) {
@@ -195,7 +199,7 @@ mod tests {
         assert_eq!(owners.service(1, &stats(7)).unwrap().1, stats(7));
         owners.follow(&[put_service(1)], &owned_by("second"), &All(7));
         let (port, counted) = owners.service(1, &stats(8)).unwrap();
-        assert_eq!((port.service.name.as_str(), counted), ("second", stats(1)));
+        assert_eq!((&*port.service.name, counted), ("second", stats(1)));
         assert!(owners.service(2, &stats(8)).is_none());
     }
 

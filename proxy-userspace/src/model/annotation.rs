@@ -127,11 +127,10 @@ impl Weights {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::{ALGORITHM, Spread, WEIGHTS};
-    use crate::{
-        algorithm::AlgorithmName,
-        model::{Endpoint, Hints},
-    };
+    use crate::{algorithm::AlgorithmName, model::Endpoint};
 
     fn parse(annotations: &[(&str, &str)]) -> (Spread, Vec<String>) {
         let annotations = annotations.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
@@ -148,7 +147,7 @@ mod tests {
             is_serving: true,
             is_terminating: false,
             is_local: false,
-            hints: Hints::default(),
+            hints: Arc::default(),
         }
     }
 

@@ -36,8 +36,8 @@ impl ObjectReference {
 
     /// This agent's own Node. Events of kubelets are about one whose uid is its name, and people look for those.
     pub fn of_node(name: &str) -> Self {
-        let name = ObjectName { namespace: String::new(), name: name.to_owned() };
-        Self { kind: "Node", uid: name.name.clone(), name }
+        let name = ObjectName { namespace: "".into(), name: name.into() };
+        Self { kind: "Node", uid: name.name.to_string(), name }
     }
 
     /// The API group and version of its kind.

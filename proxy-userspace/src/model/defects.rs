@@ -1,6 +1,6 @@
 //! What is wrong with each object at the moment. A relist that brings the same objects again is no news.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::{Defect, ObjectName, Problem};
 
@@ -17,6 +17,9 @@ pub struct Defects {
 impl Defects {
     /// Says what is wrong with an object now. What was not wrong with it before is news.
     pub fn replace(&mut self, kind: &'static str, name: &ObjectName, mut found: Vec<Defect>) {
+        if found.is_empty() && self.known.is_empty() {
+            return;
+        }
         cut(&mut found);
         let key = (kind, name.clone());
         let before = if found.is_empty() { self.known.remove(&key) } else { self.known.insert(key, found.clone()) };
@@ -25,8 +28,8 @@ impl Defects {
     }
 
     /// Forgets the objects of a kind that are there no more.
-    pub fn retain(&mut self, kind: &'static str, kept: &BTreeSet<ObjectName>) {
-        self.known.retain(|(other, name), _| *other != kind || kept.contains(name));
+    pub fn retain<T>(&mut self, kind: &'static str, kept: &BTreeMap<ObjectName, T>) {
+        self.known.retain(|(other, name), _| *other != kind || kept.contains_key(name));
     }
 
     /// Defects that are new since the last call.
@@ -69,10 +72,10 @@ mod tests {
             known.replace("Service", &name, defects(found.iter().copied()));
             assert_eq!(known.take_news(), defects(news.iter().copied()), "{found:?}");
         }
-        known.retain("EndpointSlice", &[].into());
+        known.retain::<()>("EndpointSlice", &[].into());
         known.replace("Service", &name, defects([-1]));
         assert!(known.take_news().is_empty(), "slices are not Services");
-        known.retain("Service", &[].into());
+        known.retain::<()>("Service", &[].into());
         known.replace("Service", &name, defects([-1]));
         assert_eq!(known.take_news().len(), 1, "the object was away");
     }

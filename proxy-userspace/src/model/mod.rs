@@ -4,11 +4,13 @@
 mod annotation;
 mod defect;
 mod defects;
+mod listing;
 mod name;
 mod node;
 mod service;
 mod service_cidr;
 mod slice;
+mod slices;
 mod source_ranges;
 mod trigger;
 
@@ -27,11 +29,13 @@ use k8s_openapi::{
     Metadata as _,
     api::{core::v1 as core, discovery::v1 as discovery, networking::v1 as networking},
 };
+use listing::Listing;
 pub use name::{ObjectName, ServicePortName};
 pub use node::Node;
 pub use service::{Service, ServicePort, TrafficPolicy};
 use service_cidr::ServiceCidr;
 pub use slice::{Endpoint, Hints, Slice, SlicePort, endpoints};
+use slices::Slices;
 pub use source_ranges::{SourceRanges, SourceScope};
 use trigger::Triggers;
 pub use trigger::{TRIGGER_TIME, Trigger};
@@ -61,7 +65,7 @@ pub struct Model {
     node_name: String,
     services: BTreeMap<ObjectName, Arc<Service>>,
     /// By the Service they belong to, then by their own name.
-    slices: BTreeMap<ObjectName, BTreeMap<String, Arc<Slice>>>,
+    slices: BTreeMap<ObjectName, Slices>,
     /// Slice → Service, because a label may change.
     slice_owner: BTreeMap<ObjectName, ObjectName>,
     /// The last slices with endpoints of the API server, IPv4 and not, when they should be gone: they stay until there
@@ -69,6 +73,10 @@ pub struct Model {
     outlived: BTreeMap<bool, ObjectName>,
     node: Option<Node>,
     service_cidrs: BTreeMap<ObjectName, ServiceCidr>,
+    listed_services: Listing<Service>,
+    listed_slices: Listing<Slice>,
+    listed_nodes: Vec<core::Node>,
+    listed_service_cidrs: Vec<networking::ServiceCIDR>,
     /// The ranges of all of them; none while no list was complete.
     service_ranges: Option<Vec<IpNet>>,
     defects: Defects,
@@ -76,6 +84,7 @@ pub struct Model {
     has_had_node: bool,
     dirty: Dirty,
     triggers: Triggers,
+    listed_triggers: Triggers,
 }
 
 impl Model {
@@ -89,12 +98,17 @@ impl Model {
             outlived: BTreeMap::new(),
             node: None,
             service_cidrs: BTreeMap::new(),
+            listed_services: Listing::default(),
+            listed_slices: Listing::default(),
+            listed_nodes: Vec::new(),
+            listed_service_cidrs: Vec::new(),
             service_ranges: None,
             defects: Defects::default(),
             heard: Heard::default(),
             has_had_node: false,
             dirty: Dirty::default(),
             triggers: Triggers::default(),
+            listed_triggers: Triggers::default(),
         }
     }
 
@@ -113,9 +127,14 @@ impl Model {
         self.services.get(name).map(Arc::as_ref)
     }
 
+    /// The Service with this name, to keep.
+    pub fn shared_service(&self, name: &ObjectName) -> Option<Arc<Service>> {
+        self.services.get(name).cloned()
+    }
+
     /// The slices of a Service, in the order of their names.
     pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &Slice> + Clone {
-        self.slices.get(service).into_iter().flat_map(|slices| slices.values().map(Arc::as_ref))
+        self.slices.get(service).into_iter().flat_map(Slices::iter).map(|(_, slice)| slice.as_ref())
     }
 
     /// This node.
@@ -164,7 +183,7 @@ impl Model {
         match event {
             Event::Services(change) => self.absorb_services(change),
             Event::EndpointSlices(change) => self.absorb_slices(change),
-            Event::Nodes(change) => self.absorb_nodes(&change),
+            Event::Nodes(change) => self.absorb_nodes(change),
             Event::ServiceCidrs(change) => self.absorb_service_cidrs(change),
             Event::Defect(defect) => return vec![*defect],
         }
@@ -174,18 +193,19 @@ impl Model {
     fn absorb_services(&mut self, change: Change<core::Service>) {
         match change {
             Change::Replace(objects) => {
-                self.heard.services = true;
-                let kept: BTreeSet<_> = objects.iter().map(|object| ObjectName::of(object.metadata())).collect();
-                self.defects.retain("Service", &kept);
-                let gone: Vec<_> = self.services.keys().filter(|name| !kept.contains(name)).cloned().collect();
-                for name in gone {
-                    self.put_service(name, None);
-                }
-                for object in &objects {
-                    self.apply_service(object);
-                }
+                self.listed_services.begin();
+                objects.iter().for_each(|object| self.list_service(object));
+                self.replace_services();
             }
-            Change::Apply(object) => self.apply_service(&object),
+            Change::Begin => self.listed_services.begin(),
+            Change::Listed(object) => self.list_service(&object),
+            Change::End => self.replace_services(),
+            Change::Apply(object) => {
+                let (name, mut defects) = (ObjectName::of(object.metadata()), Vec::new());
+                let service = Service::parse(&object, &mut defects);
+                self.defects.replace("Service", &name, defects);
+                self.put_service(name, service.map(Arc::new));
+            }
             Change::Delete(name) => {
                 self.defects.replace("Service", &name, Vec::new());
                 self.put_service(name, None);
@@ -193,19 +213,33 @@ impl Model {
         }
     }
 
-    fn apply_service(&mut self, object: &core::Service) {
+    fn list_service(&mut self, object: &core::Service) {
         let (name, mut defects) = (ObjectName::of(object.metadata()), Vec::new());
         let service = Service::parse(object, &mut defects);
-        self.defects.replace("Service", &name, defects);
-        self.put_service(name, service);
+        let known = self.services.get(&name);
+        self.listed_services.add(name, service, known, defects);
     }
 
-    fn put_service(&mut self, name: ObjectName, service: Option<Service>) {
-        if self.services.get(&name).map(Arc::as_ref) == service.as_ref() {
+    fn replace_services(&mut self) {
+        self.heard.services = true;
+        let listed = self.listed_services.take();
+        self.defects.retain("Service", &listed);
+        let gone: Vec<_> = self.services.keys().filter(|name| !listed.contains_key(name)).cloned().collect();
+        for name in gone {
+            self.put_service(name, None);
+        }
+        for (name, (service, defects)) in listed {
+            self.defects.replace("Service", &name, defects);
+            self.put_service(name, service);
+        }
+    }
+
+    fn put_service(&mut self, name: ObjectName, service: Option<Arc<Service>>) {
+        if self.services.get(&name) == service.as_ref() {
             return;
         }
         match service {
-            Some(service) => self.services.insert(name.clone(), Arc::new(service)),
+            Some(service) => self.services.insert(name.clone(), service),
             None => self.services.remove(&name),
         };
         self.dirty.services.insert(name);
@@ -214,18 +248,21 @@ impl Model {
     fn absorb_slices(&mut self, change: Change<discovery::EndpointSlice>) {
         match change {
             Change::Replace(objects) => {
-                self.heard.slices = true;
-                let kept: BTreeSet<_> = objects.iter().map(|object| ObjectName::of(object.metadata())).collect();
-                self.defects.retain("EndpointSlice", &kept);
-                let gone: Vec<_> = self.slice_owner.keys().filter(|name| !kept.contains(name)).cloned().collect();
-                for name in gone {
-                    self.put_slice(&name, None);
-                }
-                for object in &objects {
-                    self.apply_slice(object);
+                self.begin_slices();
+                objects.iter().for_each(|object| self.list_slice(object));
+                self.replace_slices();
+            }
+            Change::Begin => self.begin_slices(),
+            Change::Listed(object) => self.list_slice(&object),
+            Change::End => self.replace_slices(),
+            Change::Apply(object) => {
+                let (name, mut defects) = (ObjectName::of(object.metadata()), Vec::new());
+                let slice = Slice::parse(&object, &self.node_name, &mut defects);
+                self.defects.replace("EndpointSlice", &name, defects);
+                if self.put_slice(&name, slice.map(Arc::new)) {
+                    self.triggers.note(&name, &object);
                 }
             }
-            Change::Apply(object) => self.apply_slice(&object),
             Change::Delete(name) => {
                 self.defects.replace("EndpointSlice", &name, Vec::new());
                 self.put_slice(&name, None);
@@ -233,25 +270,46 @@ impl Model {
         }
     }
 
-    fn apply_slice(&mut self, object: &discovery::EndpointSlice) {
+    fn begin_slices(&mut self) {
+        self.listed_slices.begin();
+        self.listed_triggers = Triggers::default();
+    }
+
+    fn list_slice(&mut self, object: &discovery::EndpointSlice) {
         let (name, mut defects) = (ObjectName::of(object.metadata()), Vec::new());
         let slice = Slice::parse(object, &self.node_name, &mut defects);
-        self.defects.replace("EndpointSlice", &name, defects);
-        if self.put_slice(&name, slice) {
-            self.triggers.note(&name, object);
+        let owner = self.slice_owner.get(&name);
+        let known = owner.and_then(|owner| self.slices.get(owner)).and_then(|slices| slices.get(&name.name));
+        self.listed_triggers.note(&name, object);
+        self.listed_slices.add(name, slice, known, defects);
+    }
+
+    fn replace_slices(&mut self) {
+        self.heard.slices = true;
+        let (listed, triggers) = (self.listed_slices.take(), std::mem::take(&mut self.listed_triggers));
+        self.defects.retain("EndpointSlice", &listed);
+        let gone: Vec<_> = self.slice_owner.keys().filter(|name| !listed.contains_key(name)).cloned().collect();
+        for name in gone {
+            self.put_slice(&name, None);
+        }
+        for (name, (slice, defects)) in listed {
+            self.defects.replace("EndpointSlice", &name, defects);
+            if self.put_slice(&name, slice) {
+                self.triggers.follow(&name, &triggers);
+            }
         }
     }
 
     /// Says whether that changes anything.
-    fn put_slice(&mut self, name: &ObjectName, slice: Option<Slice>) -> bool {
-        if let Some(is_ipv4) = self.last_of_api_server(name, slice.as_ref()) {
+    fn put_slice(&mut self, name: &ObjectName, slice: Option<Arc<Slice>>) -> bool {
+        if let Some(is_ipv4) = self.last_of_api_server(name, slice.as_deref()) {
             self.outlived.insert(is_ipv4, name.clone());
             return false;
         }
-        self.succeed_outlived(name, slice.as_ref());
+        self.succeed_outlived(name, slice.as_deref());
         let owner = self.slice_owner.get(name);
         let old = owner.and_then(|owner| self.slices.get(owner)).and_then(|slices| slices.get(&name.name));
-        if old.map(Arc::as_ref) == slice.as_ref() {
+        if old == slice.as_ref() {
             return false;
         }
         self.remove_slice(name);
@@ -259,7 +317,7 @@ impl Model {
             let owner = slice.service.clone();
             self.dirty.services.insert(owner.clone());
             self.slice_owner.insert(name.clone(), owner.clone());
-            self.slices.entry(owner).or_default().insert(name.name.clone(), Arc::new(slice));
+            self.slices.entry(owner).or_default().insert(&name.name, slice);
         }
         true
     }
@@ -272,8 +330,9 @@ impl Model {
         let is_known = |slice: &Slice| slice.is_ipv4() == Some(first.is_ipv4());
         let Some(number) = NonZeroU16::new(first.port()).filter(|_| !self.slices(&owner).any(is_known)) else { return };
         // No object has such a name.
-        let name = ObjectName { name: format!("inherited/{}", if first.is_ipv4() { 4 } else { 6 }), ..owner.clone() };
-        self.put_slice(&name, Some(Slice::inherited(port, number, endpoints)));
+        let name =
+            ObjectName { name: format!("inherited/{}", if first.is_ipv4() { 4 } else { 6 }).into(), ..owner.clone() };
+        self.put_slice(&name, Some(Arc::new(Slice::inherited(port, number, endpoints))));
         self.outlived.insert(first.is_ipv4(), name);
     }
 
@@ -284,7 +343,7 @@ impl Model {
         let slices = self.slices.get(owner)?;
         let is_ipv4 = slices.get(&name.name)?.is_ipv4()?;
         let is_lost = slice.is_none_or(|slice| slice.service == *owner && slice.is_ipv4().is_none());
-        let mut others = slices.iter().filter(|(other, _)| **other != name.name);
+        let mut others = slices.iter().filter(|(other, _)| **other != *name.name);
         (is_lost && !others.any(|(_, slice)| slice.is_ipv4() == Some(is_ipv4))).then_some(is_ipv4)
     }
 
@@ -308,20 +367,32 @@ impl Model {
         self.dirty.services.insert(owner);
     }
 
-    fn absorb_nodes(&mut self, change: &Change<core::Node>) {
-        let is_own = |object: &&core::Node| object.metadata.name.as_deref() == Some(self.node_name.as_str());
-        let object = match change {
+    fn absorb_nodes(&mut self, change: Change<core::Node>) {
+        match change {
+            Change::Begin => self.listed_nodes.clear(),
+            Change::Listed(object) => self.listed_nodes.push(*object),
+            Change::End => {
+                let objects = std::mem::take(&mut self.listed_nodes);
+                self.absorb_nodes(Change::Replace(objects));
+            }
             Change::Replace(objects) => {
                 self.heard.node = true;
-                objects.iter().find(is_own)
+                self.put_node(objects.iter().find(|object| self.is_own(object)));
             }
-            Change::Apply(object) if is_own(&object.as_ref()) => Some(object.as_ref()),
-            Change::Delete(name) if name.name == self.node_name => None,
-            Change::Apply(_) | Change::Delete(_) => return,
-        };
+            Change::Apply(object) if self.is_own(&object) => self.put_node(Some(&object)),
+            Change::Delete(name) if *name.name == *self.node_name => self.put_node(None),
+            Change::Apply(_) | Change::Delete(_) => {}
+        }
+    }
+
+    fn is_own(&self, object: &core::Node) -> bool {
+        object.metadata.name.as_deref() == Some(self.node_name.as_str())
+    }
+
+    fn put_node(&mut self, object: Option<&core::Node>) {
         let mut defects = Vec::new();
         let node = object.map(|object| Node::parse(object, &mut defects));
-        let name = ObjectName { namespace: String::new(), name: self.node_name.clone() };
+        let name = ObjectName { namespace: "".into(), name: self.node_name.as_str().into() };
         self.defects.replace("Node", &name, defects);
         self.dirty.node |= self.node != node;
         self.has_had_node |= node.is_some();
@@ -330,8 +401,14 @@ impl Model {
 
     fn absorb_service_cidrs(&mut self, change: Change<networking::ServiceCIDR>) {
         match change {
+            Change::Begin => return self.listed_service_cidrs.clear(),
+            Change::Listed(object) => return self.listed_service_cidrs.push(*object),
+            Change::End => {
+                let objects = std::mem::take(&mut self.listed_service_cidrs);
+                return self.absorb_service_cidrs(Change::Replace(objects));
+            }
             Change::Replace(objects) => {
-                let kept = objects.iter().map(|object| ObjectName::of(object.metadata())).collect();
+                let kept = objects.iter().map(|object| (ObjectName::of(object.metadata()), ())).collect();
                 self.defects.retain("ServiceCIDR", &kept);
                 self.service_cidrs.clear();
                 self.service_ranges = Some(Vec::new());

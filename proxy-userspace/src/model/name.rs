@@ -1,24 +1,24 @@
 //! How objects and their parts are named.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use proxy_common::addr::Protocol;
 
-/// Namespace and name of an object.
+/// Namespace and name of an object. Cheap to clone: it stands in many places.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectName {
     /// Empty for a Node.
-    pub namespace: String,
+    pub namespace: Arc<str>,
     /// Unique in its namespace, per kind.
-    pub name: String,
+    pub name: Arc<str>,
 }
 
 impl ObjectName {
     /// The name in an object's metadata.
     pub fn of(metadata: &ObjectMeta) -> Self {
-        let namespace = metadata.namespace.clone().unwrap_or_default();
-        Self { namespace, name: metadata.name.clone().unwrap_or_default() }
+        let text = |text: &Option<String>| Arc::from(text.as_deref().unwrap_or_default());
+        Self { namespace: text(&metadata.namespace), name: text(&metadata.name) }
     }
 }
 
@@ -30,7 +30,7 @@ impl ObjectName {
 
     /// Whether it is that Service's.
     pub fn is_api_server(&self) -> bool {
-        self.namespace == "default" && self.name == "kubernetes"
+        &*self.namespace == "default" && &*self.name == "kubernetes"
     }
 }
 

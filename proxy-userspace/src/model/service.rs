@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     net::IpAddr,
     num::{NonZeroU16, NonZeroU32},
+    sync::Arc,
 };
 
 use k8s_openapi::api::core::v1 as core;
@@ -69,7 +70,7 @@ pub struct Service {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {
     /// Its name; endpoints are joined by port name and protocol.
-    pub name: ServicePortName,
+    pub name: Arc<ServicePortName>,
     /// On the Service's own addresses.
     pub port: NonZeroU16,
     /// On the node's addresses.
@@ -161,6 +162,7 @@ impl Parser<'_> {
                 addresses.push(address);
             }
         }
+        addresses.shrink_to_fit();
         addresses
     }
 
@@ -232,6 +234,7 @@ impl Parser<'_> {
                 Err(problem) => self.note(problem),
             }
         }
+        ports.shrink_to_fit();
         ports
     }
 
@@ -239,11 +242,11 @@ impl Parser<'_> {
         let protocol = parse_protocol("spec.ports.protocol", port.protocol.as_deref())?;
         let node_port = port.node_port.filter(|number| *number != 0);
         Ok(ServicePort {
-            name: ServicePortName {
+            name: Arc::new(ServicePortName {
                 service: self.object.name.clone(),
                 port: port.name.clone().unwrap_or_default(),
                 protocol,
-            },
+            }),
             port: parse_port("spec.ports.port", port.port)?,
             node_port: node_port.map(|number| parse_port("spec.ports.nodePort", number)).transpose()?,
         })

@@ -143,7 +143,7 @@ mod tests {
         model.absorb(Event::ServiceCidrs(Change::Replace(vec![cidr("a", created, &json!(["10.96.0.0/16"]))])));
         model.absorb(Event::ServiceCidrs(Change::Apply(Box::new(cidr("b", created, &json!(["10.97.0.0/16"]))))));
         assert_eq!(ranges(&model).unwrap(), ["10.96.0.0/16", "10.97.0.0/16"]);
-        let name = crate::model::ObjectName { namespace: String::new(), name: "a".into() };
+        let name = crate::model::ObjectName { namespace: "".into(), name: "a".into() };
         model.absorb(Event::ServiceCidrs(Change::Delete(name)));
         assert_eq!(ranges(&model).unwrap(), ["10.97.0.0/16"]);
     }

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, btree_map::Entry},
     net::{IpAddr, SocketAddr},
     num::NonZeroU16,
+    sync::{Arc, LazyLock},
 };
 
 use k8s_openapi::api::discovery::v1 as discovery;
@@ -26,9 +27,9 @@ pub struct Slice {
     /// The Service it belongs to.
     pub service: ObjectName,
     /// All of one family.
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Box<[Endpoint]>,
     /// The ports of every endpoint.
-    pub ports: Vec<SlicePort>,
+    pub ports: Box<[SlicePort]>,
 }
 
 /// A port of a slice's endpoints.
@@ -58,8 +59,8 @@ pub struct Endpoint {
     pub is_local: bool,
     /// Name of the pod, or of what else it stands for.
     pub name: Option<Box<str>>,
-    /// Whom it is meant for.
-    pub hints: Hints,
+    /// Whom it is meant for; endpoints of a slice that agree share it.
+    pub hints: Arc<Hints>,
 }
 
 /// Whom an endpoint is meant for. Empty means that nothing is said.
@@ -71,6 +72,14 @@ pub struct Hints {
     pub zones: Vec<String>,
 }
 
+impl Hints {
+    /// The same for all endpoints that have none.
+    fn none() -> Arc<Self> {
+        static NONE: LazyLock<Arc<Hints>> = LazyLock::new(Arc::default);
+        Arc::clone(&NONE)
+    }
+}
+
 impl Slice {
     /// None for a slice that belongs to no Service, or to a headless one, or holds no IP addresses.
     pub fn parse(object: &discovery::EndpointSlice, node_name: &str, defects: &mut Vec<Defect>) -> Option<Self> {
@@ -80,7 +89,7 @@ impl Slice {
             return None;
         }
         let reference = ObjectReference::of("EndpointSlice", &object.metadata);
-        let service = ObjectName { namespace: reference.name.namespace.clone(), name: service.clone() };
+        let service = ObjectName { namespace: reference.name.namespace.clone(), name: service.as_str().into() };
         let mut note = |problem| defects.push(Defect { object: reference.clone(), problem });
         let is_ipv4 = match object.address_type.as_str() {
             "IPv4" => true,
@@ -92,9 +101,14 @@ impl Slice {
             }
         };
         let ports = object.ports.iter().flatten().filter_map(|port| parse_slice_port(port, &mut note)).collect();
+        let mut hints = Hints::none();
         let endpoints = object.endpoints.iter().flatten();
-        let endpoints =
-            endpoints.filter_map(|endpoint| parse_endpoint(endpoint, is_ipv4, node_name, &mut note)).collect();
+        let endpoints = endpoints
+            .filter_map(|endpoint| {
+                share(&mut hints, parse_hints(endpoint.hints.as_ref()));
+                parse_endpoint(endpoint, is_ipv4, node_name, &hints, &mut note)
+            })
+            .collect();
         Some(Self { service, endpoints, ports })
     }
 
@@ -111,12 +125,12 @@ impl Slice {
             is_terminating: false,
             is_local: *is_local,
             name: None,
-            hints: Hints::default(),
+            hints: Hints::none(),
         };
         Self {
             service: port.service.clone(),
             endpoints: endpoints.iter().map(endpoint).collect(),
-            ports: vec![SlicePort { name: port.port.clone(), protocol: port.protocol, port: number }],
+            ports: [SlicePort { name: port.port.clone(), protocol: port.protocol, port: number }].into(),
         }
     }
 
@@ -136,7 +150,7 @@ pub fn endpoints<'a>(
     let mut endpoints: BTreeMap<SocketAddr, &Endpoint> = BTreeMap::new();
     for slice in slices {
         for port in slice.ports.iter().filter(|port| wanted(port)) {
-            for endpoint in &slice.endpoints {
+            for endpoint in slice.endpoints.iter() {
                 match endpoints.entry(SocketAddr::new(endpoint.address, port.port.get())) {
                     Entry::Vacant(vacant) => drop(vacant.insert(endpoint)),
                     Entry::Occupied(mut known) if rank(endpoint) < rank(known.get()) => drop(known.insert(endpoint)),
@@ -161,6 +175,7 @@ fn parse_endpoint(
     endpoint: &discovery::Endpoint,
     is_ipv4: bool,
     node_name: &str,
+    hints: &Arc<Hints>,
     note: &mut impl FnMut(Problem),
 ) -> Option<Endpoint> {
     let text = endpoint.addresses.first()?;
@@ -169,16 +184,24 @@ fn parse_endpoint(
         note(Problem::address("endpoints.addresses", text));
         return None;
     }
-    let conditions = endpoint.conditions.clone().unwrap_or_default();
+    let conditions = endpoint.conditions.as_ref();
+    let is_so = |condition: fn(&discovery::EndpointConditions) -> Option<bool>| conditions.and_then(condition);
     Some(Endpoint {
         address,
-        is_ready: conditions.ready.unwrap_or(true),
-        is_serving: conditions.serving.unwrap_or(true),
-        is_terminating: conditions.terminating.unwrap_or(false),
+        is_ready: is_so(|conditions| conditions.ready).unwrap_or(true),
+        is_serving: is_so(|conditions| conditions.serving).unwrap_or(true),
+        is_terminating: is_so(|conditions| conditions.terminating).unwrap_or(false),
         is_local: endpoint.node_name.as_deref() == Some(node_name),
         name: endpoint.target_ref.as_ref().and_then(|target| target.name.as_deref()).map(Box::from),
-        hints: parse_hints(endpoint.hints.as_ref()),
+        hints: Arc::clone(hints),
     })
+}
+
+/// Puts other hints in the place of those of the endpoint before.
+fn share(hints: &mut Arc<Hints>, new: Hints) {
+    if **hints != new {
+        *hints = Arc::new(new);
+    }
 }
 
 fn parse_hints(hints: Option<&discovery::EndpointHints>) -> Hints {

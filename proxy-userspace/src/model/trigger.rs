@@ -33,6 +33,13 @@ impl Triggers {
         }
     }
 
+    /// A slice has changed as a list says that is complete now.
+    pub(super) fn follow(&mut self, name: &ObjectName, listed: &Self) {
+        if let Some(trigger) = listed.0.get(name) {
+            self.0.entry(name.clone()).or_insert(*trigger);
+        }
+    }
+
     /// Those since the last call.
     pub(super) fn take(&mut self) -> Vec<Trigger> {
         std::mem::take(&mut self.0).into_values().collect()

@@ -46,7 +46,7 @@ pub(super) fn reports(defects: &[Defect]) -> Vec<Report> {
 impl Report {
     /// Where its Event belongs.
     pub(super) fn namespace(&self) -> &str {
-        let namespace = self.object.name.namespace.as_str();
+        let namespace = &*self.object.name.namespace;
         if namespace.is_empty() { DEFAULT_NAMESPACE } else { namespace }
     }
 

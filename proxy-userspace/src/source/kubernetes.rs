@@ -2,7 +2,8 @@
 //! of its own, so that one that is refused does not hold up the others.
 //!
 //! A list replaces what was known only once it is complete; until then, and while the server cannot be reached, what was
-//! known last counts. A list is asked for as a stream first, and in pages from servers that refuse. An object that cannot
+//! known last counts. Its objects are passed on as they come, or thousands of them would be in memory at once, ten times
+//! as large as what is kept of them. A list is asked for as a stream first, and in pages from servers that refuse. An object that cannot
 //! be read counts as absent, and is named in the log.
 
 mod connection;
@@ -154,13 +155,13 @@ where
         Strategy::Pages => config.clone(),
     };
     let mut watch = pin!(watcher(api, config).default_backoff());
-    let mut list = Vec::new();
+    let mut listed = 0;
     let mut trouble = Trouble::default();
     while let Some(next) = watch.next().await {
         match next {
             Ok(next) => {
                 trouble.end::<K>();
-                let (change, broken) = advance(next, &mut list);
+                let (change, broken) = advance(next, &mut listed);
                 if let Some(broken) = broken {
                     listener.tell(Event::Defect(broken)).await?;
                 }
@@ -181,26 +182,26 @@ where
     Ok(Ended::Expired)
 }
 
-/// Collects lists; passes on what follows them.
-fn advance<K>(event: watcher::Event<Received<K>>, list: &mut Vec<K>) -> (Option<Change<K>>, Option<Box<Defect>>)
+/// What an event means; counts the objects of a list.
+fn advance<K>(event: watcher::Event<Received<K>>, listed: &mut usize) -> (Option<Change<K>>, Option<Box<Defect>>)
 where
     K: Resource<DynamicType = ()>,
 {
     match event {
         watcher::Event::Init => {
-            list.clear();
-            (None, None)
+            *listed = 0;
+            (Some(Change::Begin), None)
         }
         watcher::Event::InitApply(received) => match read(received) {
             Ok(object) => {
-                list.push(object);
-                (None, None)
+                *listed += 1;
+                (Some(Change::Listed(Box::new(object))), None)
             }
             Err(broken) => (None, Some(broken)),
         },
         watcher::Event::InitDone => {
-            debug!(objects = list.len(), "all {}s are known", K::kind(&()));
-            (Some(Change::Replace(std::mem::take(list))), None)
+            debug!(objects = *listed, "all {}s are known", K::kind(&()));
+            (Some(Change::End), None)
         }
         watcher::Event::Apply(received) => match read(received) {
             Ok(object) => (Some(Change::Apply(Box::new(object))), None),

@@ -31,6 +31,12 @@ pub enum Event {
 pub enum Change<T> {
     /// These are all there are.
     Replace(Vec<T>),
+    /// A list begins that is told object by object. What was said of another one that is not complete is void.
+    Begin,
+    /// One of those in the list.
+    Listed(Box<T>),
+    /// The list is complete: those were all there are.
+    End,
     /// This one is new or has changed.
     Apply(Box<T>),
     /// This one is gone.
@@ -40,5 +46,5 @@ pub enum Change<T> {
 /// Where sources send their events.
 pub type Sender = tokio::sync::mpsc::Sender<Event>;
 
-/// How many events may wait. A source that is faster than the agent waits, too.
-pub const QUEUE: usize = 1024;
+/// How many events may wait. A source that is faster than the agent waits, too. Objects as the API has them are large.
+pub const QUEUE: usize = 64;

@@ -111,7 +111,7 @@ fn defects_of_one_object_for_one_reason_are_one_report() {
         defect(web(), Problem::AffinitySeconds(0)),
         defect(object("Service", "test", ""), Problem::Nameless),
     ]);
-    let told: Vec<_> = reports.iter().map(|report| (report.object.name.name.as_str(), report.reason)).collect();
+    let told: Vec<_> = reports.iter().map(|report| (&*report.object.name.name, report.reason)).collect();
     assert_eq!(told, [("other", "InvalidPort"), ("web", "InvalidPort"), ("web", "InvalidSessionAffinity")]);
     assert_eq!(reports[1].note, "spec.ports.port: 0 is not a port; spec.ports.port: 70000 is not a port");
 }
@@ -120,7 +120,7 @@ fn defects_of_one_object_for_one_reason_are_one_report() {
 fn whatever_stands_in_an_object_its_event_is_one_the_server_takes() {
     let note = only_report(Problem::unreadable("a\u{1b}[2J\nb\u{9b}")).note;
     assert!(note.ends_with(r"a\u{1b}[2J\nb\u{9b}"), "{note}");
-    let winner = ObjectName { namespace: "ü".repeat(2000), name: "\u{7}".repeat(2000) };
+    let winner = ObjectName { namespace: "ü".repeat(2000).into(), name: "\u{7}".repeat(2000).into() };
     let note = only_report(Problem::Conflict { frontend: "x".into(), winner }).note;
     assert!(note.len() <= NOTE && note.len() > NOTE - 4 && note.ends_with('…'), "{} bytes", note.len());
     let long = object("EndpointSlice", "test", &format!("{}.{}", "a".repeat(NAME - 19), "b".repeat(18)));
