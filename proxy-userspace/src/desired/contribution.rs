@@ -107,10 +107,15 @@ pub(super) fn contribution<A: Family>(name: &ObjectName, world: &World<'_>) -> O
 }
 
 /// Everything that stands in a slice, also when no port of the Service leads to it: connections that are there keep it
-/// until it has left.
+/// until it has left. Where ports disagree about one they share, the better opinion counts: a frontend may lead to it.
 fn backends<A: Family>(name: &ObjectName, model: &Model) -> BTreeMap<Target<A>, DesiredBackend> {
-    let endpoints = model::endpoints(model.slices(name), |_| true);
-    endpoints.iter().filter_map(|(address, endpoint)| Some((target(*address)?, DesiredBackend::of(endpoint)))).collect()
+    let mut backends: BTreeMap<Target<A>, DesiredBackend> = BTreeMap::new();
+    for ((address, _), endpoint) in model::endpoints_by_port(model.slices(name)) {
+        let Some(target) = target(address) else { continue };
+        let opinion = DesiredBackend::of(endpoint);
+        backends.entry(target).and_modify(|known| *known = known.better(opinion)).or_insert(opinion);
+    }
+    backends
 }
 
 fn frontends<A: Family>(

@@ -34,7 +34,7 @@ pub use name::{ObjectName, ServicePortName};
 pub use node::Node;
 pub use service::{Service, ServicePort, TrafficPolicy};
 use service_cidr::ServiceCidr;
-pub use slice::{Endpoint, Hints, Slice, SlicePort, endpoints};
+pub use slice::{Endpoint, Hints, Slice, SlicePort, endpoints, endpoints_by_port};
 use slices::Slices;
 pub use source_ranges::{SourceRanges, SourceScope};
 use trigger::Triggers;

@@ -146,12 +146,30 @@ pub fn endpoints<'a>(
     slices: impl Iterator<Item = &'a Slice>,
     wanted: impl Fn(&SlicePort) -> bool,
 ) -> BTreeMap<SocketAddr, &'a Endpoint> {
+    merge(slices, |port| wanted(port).then_some(()))
+        .into_iter()
+        .map(|((address, ()), endpoint)| (address, endpoint))
+        .collect()
+}
+
+/// The same for all ports, each by itself: one address may be an endpoint of several, and ready for some of them only.
+pub fn endpoints_by_port<'a>(
+    slices: impl Iterator<Item = &'a Slice>,
+) -> BTreeMap<(SocketAddr, (&'a str, Protocol)), &'a Endpoint> {
+    merge(slices, |port| Some((port.name.as_str(), port.protocol)))
+}
+
+/// Endpoints by address and by what tells ports apart; ports without that are left out.
+fn merge<'a, K: Ord + Copy>(
+    slices: impl Iterator<Item = &'a Slice>,
+    key: impl Fn(&'a SlicePort) -> Option<K>,
+) -> BTreeMap<(SocketAddr, K), &'a Endpoint> {
     let rank = |endpoint: &Endpoint| (endpoint.is_terminating, !endpoint.is_ready);
-    let mut endpoints: BTreeMap<SocketAddr, &Endpoint> = BTreeMap::new();
+    let mut endpoints: BTreeMap<_, &Endpoint> = BTreeMap::new();
     for slice in slices {
-        for port in slice.ports.iter().filter(|port| wanted(port)) {
+        for (port, key) in slice.ports.iter().filter_map(|port| Some((port, key(port)?))) {
             for endpoint in slice.endpoints.iter() {
-                match endpoints.entry(SocketAddr::new(endpoint.address, port.port.get())) {
+                match endpoints.entry((SocketAddr::new(endpoint.address, port.port.get()), key)) {
                     Entry::Vacant(vacant) => drop(vacant.insert(endpoint)),
                     Entry::Occupied(mut known) if rank(endpoint) < rank(known.get()) => drop(known.insert(endpoint)),
                     Entry::Occupied(_) => {}
