@@ -6,21 +6,14 @@ mod claims;
 mod half;
 mod no_local;
 mod spread;
+mod world;
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::Instant};
 
-use k8s_openapi::{
-    Metadata,
-    api::{
-        core::v1::{Node, Service},
-        discovery::v1::EndpointSlice,
-    },
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+use k8s_openapi::api::{
+    core::v1::{Node, Service},
+    discovery::v1::EndpointSlice,
 };
-use proptest::prelude::*;
 use proxy_common::{
     addr::Address,
     backend::{Backend, BackendId, BackendState},
@@ -459,6 +452,28 @@ fn the_api_server_keeps_its_last_endpoints_until_it_has_others() {
     }
 }
 
+/// Two ports of a Service lead to one address, and only one of them is ready there.
+#[test]
+fn an_endpoint_that_serves_one_port_is_served_whatever_another_port_says_of_it() {
+    let ports = json!([{"name": "http", "port": 80}, {"name": "dns", "port": 53}]);
+    let of_port = |name: &str, port: &str, conditions: Value| {
+        let mut slice = slice(name, "web", &json!([{"addresses": ["10.0.0.1"], "conditions": conditions}]));
+        slice.ports.as_mut().unwrap()[0].name = Some(port.into());
+        slice
+    };
+    let slices = vec![
+        of_port("a", "http", json!({"ready": true, "terminating": true})),
+        of_port("b", "dns", json!({"ready": false, "serving": false})),
+    ];
+    let mut kernel = KernelState::default();
+    let mut reconciler = reconciler(&kernel, SMALL);
+    tell(&mut reconciler, lists(vec![service("web", json!({"clusterIP": "10.96.0.1", "ports": ports}))], slices));
+    settle(&mut reconciler, &mut kernel, Instant::now());
+    let counts: Vec<u32> = self::ports(&kernel.v4).iter().map(|service| service.internal.count).collect();
+    assert_eq!(counts, [0, 1], "53, then 80");
+    assert_eq!(kernel.v4.backends[1].state, BackendState::Serving);
+}
+
 #[test]
 fn hints_for_this_zone_count_once_the_node_is_known() {
     let hinted = |address: &str, zone: &str| json!({"addresses": [address], "hints": {"forZones": [{"name": zone}]}});
@@ -474,204 +489,4 @@ fn hints_for_this_zone_count_once_the_node_is_known() {
     reconciler.absorb(Event::Nodes(Change::Apply(Box::new(node))));
     settle(&mut reconciler, &mut kernel, Instant::now());
     assert_eq!(count(&kernel), 1);
-}
-
-/// One thing that happens. Numbers name objects of a small world, so that they meet often.
-#[derive(Clone, Debug)]
-enum Happening {
-    Service(u8, Shape),
-    NoService(u8),
-    Slice(u8, u8, Vec<(u8, u8)>),
-    NoSlice(u8),
-    /// From here to the next list, changes are not heard of.
-    Deafness,
-    Relist,
-    Plan,
-    Wait,
-    Restart,
-}
-
-#[derive(Clone, Debug)]
-struct Shape {
-    cluster_ip: u8,
-    node_port: Option<u8>,
-    external_ip: Option<u8>,
-    is_local: (bool, bool),
-    is_dual: bool,
-}
-
-fn happening() -> impl Strategy<Value = Happening> {
-    let shape =
-        (0..4_u8, proptest::option::of(0..3_u8), proptest::option::of(0..2_u8), any::<(bool, bool)>(), any::<bool>())
-            .prop_map(|(cluster_ip, node_port, external_ip, is_local, is_dual)| Shape {
-                cluster_ip,
-                node_port,
-                external_ip,
-                is_local,
-                is_dual,
-            });
-    let endpoints = proptest::collection::vec((0..6_u8, 0..8_u8), 0..5);
-    prop_oneof![
-        4 => (0..4_u8, shape).prop_map(|(name, shape)| Happening::Service(name, shape)),
-        1 => (0..4_u8).prop_map(Happening::NoService),
-        8 => (0..5_u8, 0..4_u8, endpoints).prop_map(|(name, of, endpoints)| Happening::Slice(name, of, endpoints)),
-        2 => (0..5_u8).prop_map(Happening::NoSlice),
-        1 => Just(Happening::Deafness),
-        2 => Just(Happening::Relist),
-        4 => Just(Happening::Plan),
-        2 => Just(Happening::Wait),
-        1 => Just(Happening::Restart),
-    ]
-}
-
-fn shaped(name: u8, shape: &Shape) -> Service {
-    let policy = |is_local| if is_local { "Local" } else { "Cluster" };
-    let mut ips = vec![format!("10.96.0.{}", shape.cluster_ip + 1)];
-    if shape.is_dual {
-        ips.push(format!("fd00::{}", shape.cluster_ip + 1));
-    }
-    service(
-        &format!("s{name}"),
-        json!({
-            "clusterIPs": ips,
-            "externalIPs": shape.external_ip.map(|host| format!("203.0.113.{}", host + 1)).into_iter().collect::<Vec<_>>(),
-            "ports": [{"port": 80, "nodePort": shape.node_port.map(|port| 30_000 + u32::from(port))}],
-            "internalTrafficPolicy": policy(shape.is_local.0),
-            "externalTrafficPolicy": policy(shape.is_local.1),
-        }),
-    )
-}
-
-fn filled(name: u8, of: u8, endpoints: &[(u8, u8)]) -> EndpointSlice {
-    let endpoint = |(host, bits): &(u8, u8)| {
-        json!({
-            "addresses": [format!("10.0.0.{}", host + 1)],
-            "conditions": {"ready": bits & 1 == 0, "serving": bits & 2 == 0, "terminating": bits & 1 != 0},
-            "nodeName": if bits & 4 == 0 { "here" } else { "there" },
-        })
-    };
-    let endpoints: Vec<Value> = endpoints.iter().map(endpoint).collect();
-    slice(&format!("e{name}"), &format!("s{of}"), &json!(endpoints))
-}
-
-/// The truth, and an agent that is told of it.
-struct World {
-    services: BTreeMap<String, Service>,
-    slices: BTreeMap<String, EndpointSlice>,
-    reconciler: Reconciler,
-    kernel: KernelState,
-    now: Instant,
-    is_deaf: bool,
-}
-
-impl World {
-    fn new() -> Self {
-        let kernel = KernelState::default();
-        let mut world = Self {
-            services: BTreeMap::new(),
-            slices: BTreeMap::new(),
-            reconciler: reconciler(&kernel, SMALL),
-            kernel,
-            now: Instant::now(),
-            is_deaf: false,
-        };
-        world.relist();
-        world
-    }
-
-    fn lists(&self) -> [Event; 2] {
-        lists(self.services.values().cloned().collect(), self.slices.values().cloned().collect())
-    }
-
-    fn relist(&mut self) {
-        self.is_deaf = false;
-        for event in self.lists() {
-            self.hear(event);
-        }
-    }
-
-    fn hear(&mut self, event: Event) {
-        if !self.is_deaf {
-            self.reconciler.absorb(event);
-        }
-    }
-
-    fn live_through(&mut self, happenings: &[Happening]) {
-        for happening in happenings {
-            self.happen(happening);
-        }
-        if self.is_deaf {
-            self.relist();
-        }
-        self.settle();
-        self.now += GRACE;
-        self.settle();
-    }
-
-    fn settle(&mut self) -> Plan {
-        settle(&mut self.reconciler, &mut self.kernel, self.now)
-    }
-
-    fn happen(&mut self, happening: &Happening) {
-        match happening {
-            Happening::Service(name, shape) => {
-                let event = apply(&mut self.services, shaped(*name, shape));
-                self.hear(Event::Services(event));
-            }
-            Happening::NoService(name) => {
-                let event = delete(&mut self.services, &format!("s{name}"));
-                self.hear(Event::Services(event));
-            }
-            Happening::Slice(name, of, endpoints) => {
-                let event = apply(&mut self.slices, filled(*name, *of, endpoints));
-                self.hear(Event::EndpointSlices(event));
-            }
-            Happening::NoSlice(name) => {
-                let event = delete(&mut self.slices, &format!("e{name}"));
-                self.hear(Event::EndpointSlices(event));
-            }
-            Happening::Deafness => self.is_deaf = true,
-            Happening::Relist => self.relist(),
-            Happening::Plan => drop(self.settle()),
-            Happening::Wait => self.now += GRACE + Duration::from_secs(1),
-            Happening::Restart => {
-                self.reconciler = reconciler(&self.kernel, SMALL);
-                self.relist();
-            }
-        }
-    }
-}
-
-fn apply<T: Metadata<Ty = ObjectMeta> + Clone>(objects: &mut BTreeMap<String, T>, object: T) -> Change<T> {
-    objects.insert(object.metadata().name.clone().unwrap(), object.clone());
-    Change::Apply(Box::new(object))
-}
-
-fn delete<T>(objects: &mut BTreeMap<String, T>, name: &str) -> Change<T> {
-    objects.remove(name);
-    Change::Delete(ObjectName { namespace: "test".into(), name: name.into() })
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn any_interleaving_ends_where_a_fresh_start_ends(happenings in proptest::collection::vec(happening(), 0..60)) {
-        let mut world = World::new();
-        world.live_through(&happenings);
-        let mut fresh = reconciler(&KernelState::default(), SMALL);
-        tell(&mut fresh, world.lists());
-        fresh.plan(world.now);
-        prop_assert_eq!(world.reconciler.tables(), fresh.tables());
-        assert_equal(&world.kernel, world.reconciler.tables());
-        prop_assert_eq!(world.reconciler.next_deadline(), None, "what has left is gone");
-    }
-
-    #[test]
-    fn a_restart_with_equal_input_writes_nothing(happenings in proptest::collection::vec(happening(), 0..60)) {
-        let mut world = World::new();
-        world.live_through(&happenings);
-        world.happen(&Happening::Restart);
-        prop_assert_eq!(world.settle(), Plan::default());
-    }
 }
