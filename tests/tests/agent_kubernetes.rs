@@ -97,7 +97,7 @@ impl Objects {
                 self.replace(listed);
             }
             Change::Apply(object) => self.known.get_or_insert_default().extend([entry(&object)]),
-            Change::Delete(ObjectName { name, .. }) => drop(self.known.get_or_insert_default().remove(&name)),
+            Change::Delete(ObjectName { name, .. }) => drop(self.known.get_or_insert_default().remove(&*name)),
         }
     }
 

@@ -33,13 +33,16 @@ pub(super) struct Claim<'a> {
     pub(super) service: &'a ObjectName,
 }
 
+/// A frontend, and what stands behind it.
+type Entry<A> = (Frontend<A>, Arc<DesiredService<A>>);
+
 /// What a Service contributes to the tables of a family.
 #[derive(Debug)]
 pub(super) struct Contribution<A: Ord> {
     /// None for one that has only endpoints.
     service: Option<Arc<model::Service>>,
     /// In order, each once; a map of so few would be ten times as large.
-    frontends: Box<[(Frontend<A>, Arc<DesiredService<A>>)]>,
+    frontends: Box<[Entry<A>]>,
     /// In order, each once.
     backends: Box<[(Target<A>, DesiredBackend)]>,
     /// Addresses it may not have.

@@ -194,7 +194,9 @@ impl Model {
         match change {
             Change::Replace(objects) => {
                 self.listed_services.begin();
-                objects.iter().for_each(|object| self.list_service(object));
+                for object in &objects {
+                    self.list_service(object);
+                }
                 self.replace_services();
             }
             Change::Begin => self.listed_services.begin(),
@@ -249,7 +251,9 @@ impl Model {
         match change {
             Change::Replace(objects) => {
                 self.begin_slices();
-                objects.iter().for_each(|object| self.list_slice(object));
+                for object in &objects {
+                    self.list_slice(object);
+                }
                 self.replace_slices();
             }
             Change::Begin => self.begin_slices(),

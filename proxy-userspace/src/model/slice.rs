@@ -168,7 +168,7 @@ fn merge<'a, K: Ord + Copy>(
     let mut endpoints: BTreeMap<_, &Endpoint> = BTreeMap::new();
     for slice in slices {
         for (port, key) in slice.ports.iter().filter_map(|port| Some((port, key(port)?))) {
-            for endpoint in slice.endpoints.iter() {
+            for endpoint in &slice.endpoints {
                 match endpoints.entry((SocketAddr::new(endpoint.address, port.port.get()), key)) {
                     Entry::Vacant(vacant) => drop(vacant.insert(endpoint)),
                     Entry::Occupied(mut known) if rank(endpoint) < rank(known.get()) => drop(known.insert(endpoint)),
