@@ -180,3 +180,11 @@ impl Drop for Agent {
         }
     }
 }
+
+/// What a process has in memory that no file backs, in KiB.
+pub fn anonymous_memory(process: u32) -> Result<u64> {
+    let path = format!("/proc/{process}/status");
+    let status = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("no RssAnon")?;
+    Ok(line.trim().trim_end_matches("kB").trim().parse()?)
+}

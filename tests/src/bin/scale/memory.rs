@@ -1,7 +1,6 @@
 //! What an agent has in memory that no file backs, in KiB.
 
 use std::{
-    fs,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -10,7 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
+use tests::sandbox::anonymous_memory;
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -31,7 +31,7 @@ impl Watcher {
         let (seen, over) = (Arc::clone(&most), Arc::clone(&is_over));
         let thread = thread::spawn(move || {
             while !over.load(Ordering::Relaxed) {
-                seen.fetch_max(anonymous(process).unwrap_or_default(), Ordering::Relaxed);
+                seen.fetch_max(anonymous_memory(process).unwrap_or_default(), Ordering::Relaxed);
                 thread::sleep(PAUSE);
             }
         });
@@ -57,15 +57,8 @@ impl Drop for Watcher {
 pub(crate) fn settled(process: u32) -> Result<u64> {
     let (mut least, end) = (u64::MAX, Instant::now() + REST);
     while Instant::now() < end {
-        least = anonymous(process)?.min(least);
+        least = anonymous_memory(process)?.min(least);
         thread::sleep(10 * PAUSE);
     }
     Ok(least)
-}
-
-fn anonymous(process: u32) -> Result<u64> {
-    let path = format!("/proc/{process}/status");
-    let status = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("no RssAnon")?;
-    Ok(line.trim().trim_end_matches("kB").trim().parse()?)
 }
