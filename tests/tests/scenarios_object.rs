@@ -277,6 +277,12 @@ fn sources(sandbox: &Sandbox) -> Result<BTreeSet<(u32, String)>> {
         .collect()
 }
 
+const TWO: [&str; 2] = ["198.51.100.0/24", "192.0.2.128/25"];
+const ONE: [&str; 1] = ["198.51.100.0/24"];
+
+/// Name, source ranges, their scope, those in the map, and the hosts of 203.0.113.0/24 that are restricted; 0 is the `NodePort`.
+type Ranges = (&'static str, &'static [&'static str], Option<&'static str>, &'static [&'static str], &'static [u8]);
+
 /// What the maps say of one Service with a ClusterIP, a NodePort, an external IP and a balancer's address. The answers that
 /// clients get are those of the parity suite.
 #[test]
@@ -298,12 +304,11 @@ fn scenario_36_the_maps_follow_source_ranges_their_scope_and_families() -> Resul
     };
     apply(&[], None)?;
     let agent = start(&sandbox, &server, &[])?;
-    let all = ["198.51.100.0/24", "192.0.2.128/25"];
-    let cases: [(&str, &[&str], Option<&str>, &[&str], &[u8]); 7] = [
-        ("two ranges", &all, None, &all, &[1]),
-        ("one is removed", &all[..1], None, &all[..1], &[1]),
-        ("of both families", &["198.51.100.0/24", "2001:db8::/32"], None, &all[..1], &[1]),
-        ("for all ways in", &all, Some("all"), &all, &[0, 1, 2]),
+    let cases: [Ranges; 7] = [
+        ("two ranges", &TWO, None, &TWO, &[1]),
+        ("one is removed", &ONE, None, &ONE, &[1]),
+        ("of both families", &["198.51.100.0/24", "2001:db8::/32"], None, &ONE, &[1]),
+        ("for all ways in", &TWO, Some("all"), &TWO, &[0, 1, 2]),
         ("of the other family", &["2001:db8::/32"], Some("all"), &[], &[]),
         ("for nobody", &["nonsense"], None, &[], &[1]),
         ("none", &[], Some("all"), &[], &[]),

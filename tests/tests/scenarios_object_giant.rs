@@ -157,7 +157,7 @@ fn scenario_37_objects_of_megabytes() -> Result<()> {
 /// Names no API server would let in, with what commands a terminal, and everything that is wrong with such an object told.
 #[test]
 fn scenario_37_names_that_command_a_terminal_are_escaped_in_the_log() -> Result<()> {
-    let mut here = Neighbourhood::new()?;
+    let here = Neighbourhood::new()?;
     let evil = "evil\u{1b}[2J\u{1b}]0;owned\u{7}\r\nINFO in sync\u{9b}31m\u{202e}";
     let mut service = object::service(evil, "10.96.1.4");
     service["metadata"]["annotations"] = json!({"service.sluice.dev/algorithm": evil});

@@ -284,7 +284,10 @@ impl Model {
         let slice = Slice::parse(object, &self.node_name, &mut defects);
         let owner = self.slice_owner.get(&name);
         let known = owner.and_then(|owner| self.slices.get(owner)).and_then(|slices| slices.get(&name.name));
-        self.listed_triggers.note(&name, object);
+        // The first list tells of changes from before the agent's time.
+        if self.heard.slices {
+            self.listed_triggers.note(&name, object);
+        }
         self.listed_slices.add(name, slice, known, defects);
     }
 
