@@ -50,7 +50,8 @@ impl Publisher {
             let outcome = timeout(PATIENCE, self.publish(report)).await;
             match &outcome {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => debug!("an Event is lost: {error}"),
+                // The server repeats what the object says.
+                Ok(Err(error)) => debug!("an Event is lost: {}", error.to_string().escape_debug()),
                 Err(_) => debug!("an Event is lost: no answer"),
             }
             self.metrics.count_event(matches!(outcome, Ok(Ok(()))));
