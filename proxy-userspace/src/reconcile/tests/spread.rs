@@ -74,7 +74,7 @@ fn a_table_that_finds_no_room_is_a_list_until_there_is() {
     kernel.carry_out(&plan);
     assert!(matches!(&overflows[..], [Overflow::Table { slots: 509, .. }]), "{overflows:?}");
     let defect = reconciler.defect(&overflows[0]).unwrap();
-    assert_eq!((defect.object.name.name.as_str(), defect.problem.reason()), ("web", "NoRoom"));
+    assert_eq!((&*defect.object.name.name, defect.problem.reason()), ("web", "NoRoom"));
     let service = *ports(&kernel.v4)[0];
     assert_eq!((service.internal.count, service.pick), (3, Pick::Hash));
     assert!(reconciler.plan(Instant::now()).0.is_empty(), "it is not written again and again");
