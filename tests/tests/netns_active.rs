@@ -1,8 +1,13 @@
 //! A socket that was given its backend is one of the backend's connections until it is closed, and no longer.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    net::IpAddr,
+    process::{Child, Stdio},
+    time::Duration,
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use tests::{
     lab::{
@@ -13,7 +18,10 @@ use tests::{
         manifest::{Service, write_documents},
     },
     patience::{patience, wait_until},
-    traffic::{Ask, Failure, Protocol, Target, place::Activity},
+    traffic::{
+        Ask, Command, Failure, Protocol, Reply, Target,
+        place::{Activity, resident_program},
+    },
 };
 
 fn start(service: &Service) -> Result<Cluster> {
@@ -94,16 +102,39 @@ fn what_a_killed_process_had_open_is_closed() -> Result<()> {
     let cluster = start(&service)?;
     let node = &cluster.lab.nodes[0];
     let target = service.cluster(Family::V4, Protocol::Tcp);
-    let script = format!("exec 3<>/dev/tcp/{}/{}; exec sleep 60", target.address.ip(), target.address.port());
-    let mut child = node.host.command("bash")?.args(["-c", &script]).spawn()?;
-    let is_open = wait_until("the connection", Duration::from_secs(5), || {
-        (node.active(Family::V4, "a1").ok()? == 1).then_some(())
-    });
-    child.kill()?;
-    child.wait()?;
-    is_open?;
+    let program = node.host.command(resident_program()?)?;
+    let mut process = Process::start(program)?;
+    let opened = process.call(&Command::Open(Ask::new(target)))?;
+    ensure!(matches!(opened, Reply::Started(_)), "{opened:?}");
+    assert_eq!(node.active(Family::V4, "a1")?, 1);
+    drop(process);
     assert_eq!(node.active(Family::V4, "a1")?, 0);
     Ok(())
+}
+
+/// A resident of its own, that is killed when it is dropped.
+struct Process(Child);
+
+impl Process {
+    fn start(mut program: std::process::Command) -> Result<Self> {
+        Ok(Self(program.arg("resident").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?))
+    }
+
+    fn call(&mut self, command: &Command) -> Result<Reply> {
+        let stdin = self.0.stdin.as_mut().context("it has no stdin")?;
+        writeln!(stdin, "{}", serde_json::to_string(command)?)?;
+        let mut line = String::new();
+        BufReader::new(self.0.stdout.as_mut().context("it has no stdout")?).read_line(&mut line)?;
+        Ok(serde_json::from_str(&line)?)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.kill().and_then(|()| self.0.wait()) {
+            eprintln!("a process stays behind: {error}");
+        }
+    }
 }
 
 /// With two backends, the less loaded of two is the less loaded of all.
