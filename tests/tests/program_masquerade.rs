@@ -236,7 +236,6 @@ fn an_original_half_that_was_evicted_finds_the_second_pair_alive() -> Result<()>
     conversation.answer(&sent, Transport::Tcp(Flags::ACK))
 }
 
-/// Trap 25: a backend in the node's own network.
 #[test]
 fn a_backend_that_is_the_node_sees_the_client() -> Result<()> {
     for family in Family::BOTH {

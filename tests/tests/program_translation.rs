@@ -108,6 +108,7 @@ fn an_outside_client_reaches_a_backend_of_another_node_and_is_answered_by_this_o
     Ok(())
 }
 
+/// Trap 25: a backend in the node's own network.
 #[test]
 fn a_backend_at_an_address_of_this_node_is_of_this_node_whatever_its_slice_says() -> Result<()> {
     for_each_kind(|family, transport, proto| {
