@@ -11,7 +11,7 @@ use proxy_common::{
 };
 use tests::{
     frame::{Family, Flags, Frame, Host, Transport},
-    testbed::{CLIENT, NODE, OTHER_SERVICE, POD, PORT, REMOTE, SERVICE, Testbed},
+    testbed::{CLIENT, NODE, OTHER_SERVICE, POD, PORT, REMOTE, SERVICE, Testbed, action},
 };
 
 /// Another client beyond the router.
@@ -125,6 +125,30 @@ fn a_service_with_source_ranges_serves_clients_in_them_and_drops_the_others() ->
                 let from = |sport| Frame::new((client, sport), (SERVICE.address(family), PORT), transport);
                 must_count(&mut bed, hook, &from(3), Outcome::Opened)?;
             }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_flow_that_was_let_in_goes_on_without_its_range_and_a_new_one_does_not_begin() -> Result<()> {
+    for family in Family::BOTH {
+        let cases = [(SYN, Transport::Tcp(Flags::ACK), Protocol::Tcp), (Transport::Udp, Transport::Udp, Protocol::Udp)];
+        for (first, later, proto) in cases {
+            let mut bed = Testbed::new()?;
+            let backend = bed.add_backend(REMOTE.address(family), false)?;
+            let range = bed.add_slots(&[backend])?;
+            let flags = flag::EXTERNAL | flag::SOURCE_RANGES | flag::SOURCE_KEPT;
+            let ranged = Service { index: 3, flags, internal: range, external: range, ..Service::default() };
+            bed.set_service(SERVICE.address(family), PORT, proto, ranged)?;
+            let (client, bits) = (POD.address(family), if family == Family::V4 { 24 } else { 64 });
+            let from = |sport, transport| Frame::new((client, sport), (SERVICE.address(family), PORT), transport);
+            bed.add_source(3, client, bits)?;
+            must_count(&mut bed, Hook::PodIn, &from(1, first), Outcome::Opened)?;
+            bed.remove_source(3, client, bits)?;
+            must_count(&mut bed, Hook::PodIn, &from(2, first), Outcome::DropSource)?;
+            let sent = bed.expect(Hook::PodIn, &from(1, later), action::TC_NEXT)?;
+            assert_eq!(sent.destination.0, REMOTE.address(family), "{family:?} {proto:?}");
         }
     }
     Ok(())

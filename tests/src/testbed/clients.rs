@@ -30,6 +30,23 @@ impl Testbed {
         Ok(())
     }
 
+    /// Takes such a range back.
+    pub fn remove_source(&mut self, service: u32, address: IpAddr, bits: u32) -> Result<()> {
+        match address {
+            IpAddr::V4(address) => {
+                let source = Source { service, pad: 0, addr: Ipv4::from(address) };
+                let key = Key::new(Source::<Ipv4>::BITS + bits, source);
+                LpmTrie::<_, Source<Ipv4>, u32>::try_from(self.map("SOURCES_V4")?)?.remove(&key)?;
+            }
+            IpAddr::V6(address) => {
+                let source = Source { service, pad: 0, addr: Ipv6::from(address) };
+                let key = Key::new(Source::<Ipv6>::BITS + bits, source);
+                LpmTrie::<_, Source<Ipv6>, u32>::try_from(self.map("SOURCES_V6")?)?.remove(&key)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Whom the IPv4 clients stay with.
     pub fn affinities(&mut self) -> Result<Vec<(Client<Ipv4>, Affinity)>> {
         Ok(self.hash::<Client<Ipv4>, Affinity>("AFFINITY_V4")?.iter().collect::<Result<_, _>>()?)
