@@ -46,7 +46,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     let stop = Arc::new(AtomicBool::new(false));
     flag::register(SIGINT, Arc::clone(&stop)).context("cannot look out for ctrl-c")?;
     let scratch = Scratch::new(workspace, arguments.keep)?;
-    let sound = scratch.sound(&mutations, arguments.passed);
+    let sound = scratch.sound(&mutations, arguments.passed, &stop);
     let mut noticed = 0;
     for mutation in &mutations {
         let verdict = match sound.get(mutation.test.as_str()) {
@@ -98,11 +98,11 @@ impl Scratch {
     }
 
     /// The tests that pass as long as nothing is removed, with the programs they are in.
-    fn sound<'a>(&self, mutations: &'a [Mutation], is_known: bool) -> BTreeMap<&'a str, PathBuf> {
+    fn sound<'a>(&self, mutations: &'a [Mutation], is_known: bool, stop: &AtomicBool) -> BTreeMap<&'a str, PathBuf> {
         let mut sound = BTreeMap::new();
         for mutation in mutations {
             let test = mutation.test.as_str();
-            if sound.contains_key(test) {
+            if sound.contains_key(test) || stop.load(Ordering::Relaxed) {
                 continue;
             }
             let verdict = |program: &Path| if is_known { Ok(Verdict::Passed) } else { self.run(mutation, program) };
