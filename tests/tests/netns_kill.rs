@@ -3,10 +3,11 @@
 use std::{env, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
+use proxy_common::outcome::{Hook, Outcome};
 use tests::{
     lab::{LabOptions, Node, address::Family, agent::AgentOptions, cluster::Cluster, manifest::Service},
     patience::{patience, slowness},
-    traffic::{Protocol, RatePlan, RateReport, StreamPlan, Target},
+    traffic::{Protocol, RatePlan, RateReport, StreamPlan, Target, place::Activity},
 };
 
 /// How long traffic runs while the agent is killed and comes back: 30 seconds, or `SLUICE_TEST_SECONDS`.
@@ -37,6 +38,17 @@ fn xdp_program(node: &Node) -> Result<String> {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let line = text.lines().find(|line| line.contains("prog/xdp")).context("no XDP program at the uplink")?;
     Ok(line.trim().to_owned())
+}
+
+/// What the programs of a node have counted: where to look first when something was lost.
+fn print_counts(node: &Node) -> Result<()> {
+    for (hook, outcome) in Hook::ALL.into_iter().flat_map(|hook| Outcome::ALL.map(|outcome| (hook, outcome))) {
+        let count = node.counted(hook, outcome)?;
+        if count > 0 {
+            eprintln!("{}: {hook:?} {outcome:?} {count}", node.plan.name);
+        }
+    }
+    Ok(())
 }
 
 /// Kills both agents, waits, starts them again.
@@ -72,8 +84,10 @@ fn killing_the_agent_and_starting_it_again_loses_nothing() -> Result<()> {
     let rates = rates.map(|(name, client, target, usual)| (name, client.rate(rate(target, usual))));
     kill_and_restart(&cluster, duration() / 3)?;
     assert_ne!(xdp_program(a)?, before, "the new agent has not brought its own program");
-    for (name, rate) in rates {
-        assert_nothing_was_lost(name, &rate?.finish_rate()?);
+    let reports = rates.map(|(name, rate)| (name, rate.and_then(Activity::finish_rate)));
+    [a, b].into_iter().try_for_each(print_counts)?;
+    for (name, report) in reports {
+        assert_nothing_was_lost(name, &report?);
     }
     let stream = stream.finish_stream()?;
     eprintln!("stream: {stream:?}");
