@@ -50,10 +50,11 @@ fn the_last_endpoint_goes(ground: &mut Ground) -> Result<()> {
     tell(ground, states, &[(POD, Destination::ClusterIp), (NODE, Destination::ClusterIp), (OUTSIDE, NODE_PORT)])
 }
 
-/// Trap 18: the frontend has really left.
+/// Trap 18: the frontend has really left. Twice, as one packet rarely shows what the next does.
 fn a_balancer_takes_over(ground: &mut Ground) -> Result<()> {
     let service = Fixture::new(111, Policy::Cluster, &[Endpoint::ready("a1")]);
-    let states = [IpMode::Vip, IpMode::Proxy, IpMode::Vip].map(|ip_mode| Fixture { ip_mode, ..service.clone() });
+    let states = [IpMode::Vip, IpMode::Proxy, IpMode::Vip, IpMode::Proxy, IpMode::Vip]
+        .map(|ip_mode| Fixture { ip_mode, ..service.clone() });
     tell(ground, states, &[POD, NODE, OUTSIDE].map(|client| (client, Destination::Balancer)))
 }
 

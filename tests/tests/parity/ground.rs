@@ -135,6 +135,13 @@ impl Ground {
 /// By node-a from its first address, by node-b from the second.
 fn lead_the_client_to_services(lab: &Lab) -> Result<()> {
     let (client, second) = (lab.client.namespace(), on_wire(CLIENT + 1));
+    // What a node passes on to the gateway stays on one wire, and the node's kernel says so. A client that believed it would
+    // go past the node from then on, even when the address has become a Service's.
+    for family in ["ipv4", "ipv6"] {
+        for device in ["all", "eth0"] {
+            client.sysctl(&format!("net/{family}/conf/{device}/accept_redirects"), "0")?;
+        }
+    }
     client.ip(&format!("addr add {}/24 dev eth0\naddr add {}/64 dev eth0 nodad", second.v4, second.v6))?;
     for (node, table) in NODES.iter().zip(["main", "101"]) {
         let via = on_wire(node.host);
