@@ -20,7 +20,7 @@ use proxy_common::{
     tuple::Tuple,
 };
 
-const SERVICES: usize = 65_536;
+const SERVICES: usize = 131_072;
 const BACKENDS: usize = 131_072;
 const SLOTS_: usize = 1_048_576;
 const LOCAL_ADDRS: usize = 4_096;

@@ -66,7 +66,7 @@ fn dashboards_made_for_kube_proxy_find_their_metrics() -> Result<()> {
     let before = answer.metric(total).context("no changes")?;
     server.apply(service("late", "10.96.0.2"))?;
     let answer = metrics(&sandbox, total, |changes| changes > before)?;
-    assert_eq!(answer.metric("sluice_map_capacity{map=\"SERVICES_V4\"}"), Some(65_536.0));
+    assert_eq!(answer.metric("sluice_map_capacity{map=\"SERVICES_V4\"}"), Some(131_072.0));
     assert!(answer.metric("sluice_map_entries{map=\"SERVICES_V4\"}") > Some(0.0));
     assert_eq!(ask(&sandbox.namespace, METRICS, "GET", "/proxyMode")?.body, "sluice");
     let configuration = ask(&sandbox.namespace, METRICS, "GET", "/configz")?.json()?;

@@ -41,7 +41,7 @@ pub struct Capacity {
 
 impl Default for Capacity {
     fn default() -> Self {
-        Self { services: 65_536, backends: 131_072, slots: 1_048_576, sources: 65_536 }
+        Self { services: 131_072, backends: 131_072, slots: 1_048_576, sources: 65_536 }
     }
 }
 
