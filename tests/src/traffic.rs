@@ -85,13 +85,15 @@ pub struct Ask {
     pub unconnected: bool,
     /// UDP: send with checksum 0.
     pub without_checksum: bool,
+    /// TCP: let the first request acknowledge the handshake, instead of an ACK of its own.
+    pub acknowledges_late: bool,
 }
 
 impl Ask {
     /// A request with nothing special about it, whose deadline suits this machine.
     pub fn new(target: Target) -> Self {
         let timeout = crate::patience::patience(Duration::from_secs(3));
-        Self { target, timeout, source: None, unconnected: false, without_checksum: false }
+        Self { target, timeout, source: None, unconnected: false, without_checksum: false, acknowledges_late: false }
     }
 
     /// The same with another deadline, taken as it is.
@@ -116,6 +118,14 @@ impl Ask {
     #[must_use]
     pub fn without_checksum(self) -> Self {
         Self { without_checksum: true, ..self }
+    }
+
+    /// The same without an ACK between the handshake and the request. When a server's kernel looks up the sockets of both on
+    /// two CPUs at the same instant, and the first is just making its own, it may find none for the second and reset a
+    /// connection that it goes on holding open: once in some hundred thousand, and nothing is lost on the way.
+    #[must_use]
+    pub fn acknowledging_late(self) -> Self {
+        Self { acknowledges_late: true, ..self }
     }
 }
 

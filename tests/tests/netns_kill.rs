@@ -7,7 +7,10 @@ use proxy_common::outcome::{Hook, Outcome};
 use tests::{
     lab::{LabOptions, Node, address::Family, agent::AgentOptions, cluster::Cluster, manifest::Service},
     patience::{patience, slowness},
-    traffic::{Protocol, RatePlan, RateReport, StreamPlan, Target, place::Activity},
+    traffic::{
+        Protocol, RatePlan, RateReport, StreamPlan, Target,
+        place::{Activity, Place},
+    },
 };
 
 /// How long traffic runs while the agent is killed and comes back: 30 seconds, or `SLUICE_TEST_SECONDS`.
@@ -51,6 +54,20 @@ fn print_counts(node: &Node) -> Result<()> {
     Ok(())
 }
 
+/// What the kernel of a place has counted of TCP: whose resets they were.
+fn print_resets(place: &Place) -> Result<()> {
+    let mut command = place.namespace().command("cat")?;
+    let output = command.args(["/proc/net/snmp", "/proc/net/netstat"]).output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let lines: Vec<_> = text.lines().filter(|line| line.starts_with("Tcp")).collect();
+    for (names, numbers) in lines.chunks_exact(2).map(|pair| (pair[0], pair[1])) {
+        let counted = names.split(' ').zip(numbers.split(' ')).skip(1).filter(|(_, number)| *number != "0");
+        let counted: Vec<_> = counted.map(|(name, number)| format!("{name} {number}")).collect();
+        eprintln!("{}: {}", place.name(), counted.join(", "));
+    }
+    Ok(())
+}
+
 /// Kills both agents, waits, starts them again.
 fn kill_and_restart(cluster: &Cluster, pause: Duration) -> Result<()> {
     thread::sleep(pause);
@@ -66,12 +83,15 @@ fn kill_and_restart(cluster: &Cluster, pause: Duration) -> Result<()> {
 /// Trap 19: an agent that ends and starts adopts what is there, and never detaches to attach.
 #[test]
 fn killing_the_agent_and_starting_it_again_loses_nothing() -> Result<()> {
-    let service = Service::new("echo", 10, &["a1", "b1", "b2"]);
-    let cluster = Cluster::start(LabOptions::default(), AgentOptions::default(), std::slice::from_ref(&service))?;
+    let services = [("echo", 10), ("again", 11)].map(|(name, number)| Service::new(name, number, &["a1", "b1", "b2"]));
+    let cluster = Cluster::start(LabOptions::default(), AgentOptions::default(), &services)?;
+    let [service, another] = &services;
     let [a, b] = [&cluster.lab.nodes[0], &cluster.lab.nodes[1]];
     let before = xdp_program(a)?;
     let rates = [
-        ("by XDP", &cluster.lab.client, service.at_node(a.addresses(), Family::V4, Protocol::Tcp), 1_000),
+        // Two, because a client with half its ports in use spends its time on finding others.
+        ("by XDP", &cluster.lab.client, service.at_node(a.addresses(), Family::V4, Protocol::Tcp), 500),
+        ("by XDP, too", &cluster.lab.client, another.at_node(a.addresses(), Family::V4, Protocol::Tcp), 500),
         ("by TC", &cluster.lab.client, service.at_node(b.addresses(), Family::V6, Protocol::Tcp), 50),
         ("by socket", &a.host, service.cluster(Family::V6, Protocol::Tcp), 50),
     ];
@@ -86,6 +106,7 @@ fn killing_the_agent_and_starting_it_again_loses_nothing() -> Result<()> {
     assert_ne!(xdp_program(a)?, before, "the new agent has not brought its own program");
     let reports = rates.map(|(name, rate)| (name, rate.and_then(Activity::finish_rate)));
     [a, b].into_iter().try_for_each(print_counts)?;
+    cluster.lab.places().try_for_each(print_resets)?;
     for (name, report) in reports {
         assert_nothing_was_lost(name, &report?);
     }

@@ -92,7 +92,7 @@ impl Connection {
     /// Connects.
     pub fn open(ask: &Ask) -> Result<Self, Failure> {
         let opened = Instant::now();
-        let stream = connect(ask.target.address, ask.source, ask.timeout)?;
+        let stream = connect(ask)?;
         Ok(Self { reader: BufReader::new(stream), opened, used: false })
     }
 

@@ -83,7 +83,7 @@ fn work(shared: &Shared) -> RateReport {
 }
 
 fn connect_once(plan: &RatePlan, report: &mut RateReport) -> Result<(), Failure> {
-    let mut connection = Connection::open(&Ask::new(plan.target).within(plan.timeout))?;
+    let mut connection = Connection::open(&Ask::new(plan.target).within(plan.timeout).acknowledging_late())?;
     report.handshake_retransmits += connection.retransmits();
     let answer = connection.ask()?;
     report.retransmits += connection.retransmits();

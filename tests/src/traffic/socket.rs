@@ -4,12 +4,11 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd,
-    time::Duration,
 };
 
 use socket2::{Domain, Socket, Type};
 
-use super::{Protocol, Target};
+use super::{Ask, Protocol, Target};
 
 /// Room for bursts, so that what is lost was lost on the way.
 const BUFFER: libc::c_int = 8 << 20;
@@ -55,14 +54,19 @@ pub fn tell_destinations(socket: &UdpSocket) -> io::Result<()> {
     set_option(socket, libc::SOL_IPV6, libc::IPV6_RECVPKTINFO, 1)
 }
 
-/// Connects within the time, from `source` if there is one.
-pub fn connect(target: SocketAddr, source: Option<SocketAddr>, timeout: Duration) -> io::Result<TcpStream> {
-    let socket = socket(target.ip(), Type::STREAM)?;
+/// Connects to the target of a request.
+pub fn connect(ask: &Ask) -> io::Result<TcpStream> {
+    let Ask { target, source, timeout, .. } = *ask;
+    let socket = socket(target.address.ip(), Type::STREAM)?;
     if let Some(source) = source {
         socket.set_reuse_address(true)?;
         socket.bind(&source.into())?;
     }
-    socket.connect_timeout(&target.into(), timeout)?;
+    if ask.acknowledges_late {
+        // What a process says that has data ready: the kernel waits for them.
+        set_option(&socket, libc::IPPROTO_TCP, libc::TCP_QUICKACK, 0)?;
+    }
+    socket.connect_timeout(&target.address.into(), timeout)?;
     let stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(timeout))?;
     stream.set_write_timeout(Some(timeout))?;
