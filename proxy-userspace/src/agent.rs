@@ -69,6 +69,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     let client = start_source(&config, sender).await?;
     let dataplane = Dataplane::open(&config.dataplane)?;
     let account = Account::open(&config, client).map_err(OpenError::from)?;
+    account.count_sweeps(&dataplane);
     let mut agent = Agent::new(dataplane, config, account);
     let mut network = netlink::watch();
     loop {

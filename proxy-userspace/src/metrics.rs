@@ -33,7 +33,7 @@ pub use self::{
     owners::Owners,
     server::{configuration, router},
 };
-use crate::progress::IpFamily;
+use crate::{dataplane::Swept, progress::IpFamily};
 
 type Seconds = Family<FamilyLabel, Gauge<f64, AtomicU64>>;
 type Durations = Family<FamilyLabel, Histogram, Buckets>;
@@ -162,7 +162,7 @@ impl Handles {
             ("sync_proxy_rules", "of a sync", &self.sync),
             ("sync_full_proxy_rules", "of a sync that compared everything", &self.full_sync),
             ("sync_partial_proxy_rules", "of a sync of what had changed", &self.partial_sync),
-            ("conntrack_reconciler_sync", "of looking for flows without a backend", &self.reconciler_sync),
+            ("conntrack_reconciler_sync", "of looking for sockets whose backend has gone", &self.reconciler_sync),
         ];
         for (name, what, durations) in durations {
             let name = format!("kubeproxy_{name}_duration_seconds");
@@ -170,7 +170,11 @@ impl Handles {
         }
         self.register_syncs(registry);
         let (deleted, local) = (self.reconciler_deleted.clone(), self.no_local_endpoints.clone());
-        registry.register("kubeproxy_conntrack_reconciler_deleted_entries", "Flows forgotten", deleted);
+        registry.register(
+            "kubeproxy_conntrack_reconciler_deleted_entries",
+            "Sockets ended because their backend has gone",
+            deleted,
+        );
         let what = "Service ports whose policy is Local and that have no endpoint on this node";
         registry.register("kubeproxy_sync_proxy_rules_no_local_endpoints_total", what, local);
         registry.register("kubeproxy_proxy_healthz", "Answers to /healthz", self.healthz.clone());
@@ -257,6 +261,15 @@ impl Metrics {
         }
         handles.service_changes.settle();
         handles.endpoint_changes.settle();
+    }
+
+    /// The sockets whose backends may have gone were looked at.
+    pub fn swept(&self, swept: Swept) {
+        for (family, ended) in IpFamily::ALL.into_iter().zip(swept.ended) {
+            let label = family.into();
+            self.handles.reconciler_sync.get_or_create(&label).observe(swept.took.as_secs_f64());
+            self.handles.reconciler_deleted.get_or_create(&label).inc_by(ended as u64);
+        }
     }
 
     /// An endpoint's change is in the kernel.

@@ -1,9 +1,13 @@
 //! Sockets that were translated as they connected, and whose backend goes away: trap 3 of others.
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::Result;
 use tests::{
+    http,
     lab::{LabOptions, address::Family, agent::AgentOptions, cluster::Cluster, manifest::Service},
     patience::{patience, wait_until},
     traffic::{
@@ -11,6 +15,8 @@ use tests::{
         place::{Activity, Place},
     },
 };
+
+const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10_249);
 
 /// How long the next request of a client may wait for its answer.
 const MOMENT: Duration = Duration::from_millis(200);
@@ -44,7 +50,7 @@ fn wait_until_ended(open: &Activity<'_>, what: &str, usual: Duration) -> Result<
 fn targets(service: &Service, protocol: Protocol) -> [Target; 3] {
     let [v4, v6] = Family::ALL.map(|family| service.cluster(family, protocol));
     let mut mapped = v4;
-    if let std::net::IpAddr::V4(address) = v4.address.ip() {
+    if let IpAddr::V4(address) = v4.address.ip() {
         mapped.address.set_ip(address.to_ipv6_mapped().into());
     }
     [v4, v6, mapped]
@@ -74,6 +80,14 @@ fn a_connection_to_a_backend_that_has_gone_is_ended_on_the_node_and_in_pods() ->
         assert_eq!(cluster.lab.place(name)?.ask(Ask::new(*target))?.pod, "b1", "{name} connects again to {target}");
     }
     assert_eq!(staying.ask()?.pod, "a2", "somebody else's connection");
+    // Of the node and of the pod one each, and one by the mapped address.
+    for (family, sockets) in [("IPv4", 4.0), ("IPv6", 2.0)] {
+        let series = format!("kubeproxy_conntrack_reconciler_deleted_entries_total{{ip_family=\"{family}\"}}");
+        wait_until(&series, Duration::from_secs(1), || {
+            let answer = http::ask(host.namespace(), METRICS, "GET", "/metrics").ok()?;
+            (answer.metric(&series) == Some(sockets)).then_some(())
+        })?;
+    }
     Ok(())
 }
 

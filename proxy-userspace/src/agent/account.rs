@@ -9,7 +9,7 @@ use tracing::warn;
 
 use crate::{
     config::Config,
-    dataplane::{self, Observer},
+    dataplane::{self, Dataplane, Observer},
     desired::{NoLocal, Tables},
     diff::{KernelState, Plan},
     health,
@@ -69,6 +69,12 @@ impl Account {
             has_news: true,
             is_full: true,
         })
+    }
+
+    /// Counts the sweeps of the dataplane, from now on.
+    pub(super) fn count_sweeps(&self, dataplane: &Dataplane) {
+        let metrics = self.metrics.clone();
+        dataplane.tell_sweeps(move |swept| metrics.swept(swept));
     }
 
     /// The kernel's state was read anew, and the tables are computed that it should hold.

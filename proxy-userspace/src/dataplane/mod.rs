@@ -50,6 +50,7 @@ pub use self::{
     observer::{Active, FamilyObserver, Fill, KnownBackend, Observer, Survey},
     options::{ClassifierMode, DevicePattern, Options, PatternError, SocketLb, UplinkMode},
     program::ProgramName,
+    sockets::Swept,
 };
 use crate::diff::{KernelState, Plan};
 
@@ -139,6 +140,11 @@ impl Dataplane {
         let cidrs = self.service_cidrs.read(&0)?;
         let is_unwritten = cidrs.v4.iter().any(|cidr| cidr.mask == Ipv4::ANY);
         if is_unwritten { self.service_cidrs.put(&0, &ServiceCidrs::NONE) } else { Ok(()) }
+    }
+
+    /// Tells somebody of each look at the sockets whose backends may have gone. The first listener stays.
+    pub fn tell_sweeps(&self, listener: impl Fn(Swept) + Send + Sync + 'static) {
+        self.sweeper.tell(listener);
     }
 
     /// What the kernel holds.

@@ -10,9 +10,12 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     io,
     net::SocketAddr,
-    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    sync::{
+        Arc, OnceLock,
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use aya::{Ebpf, Pod};
@@ -37,16 +40,31 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// Until a sweep that failed is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// What came of a sweep.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// How long it took.
+    pub took: Duration,
+    /// Sockets that were ended, by the family of their backends: IPv4, IPv6.
+    pub ended: [usize; 2],
+}
+
+/// Who is told of each sweep, if anybody.
+type Listener = OnceLock<Box<dyn Fn(Swept) + Send + Sync>>;
+
 /// The way to the thread that sweeps. It ends with this handle.
-#[derive(Debug)]
 pub(super) struct Sweeper {
     wake: SyncSender<()>,
+    listener: Arc<Listener>,
 }
 
 impl Sweeper {
     /// Starts the thread in the calling thread's network namespace, and wakes it once: a predecessor may have left work.
     pub(super) fn start(object: &Ebpf) -> Result<Self, OpenError> {
+        let listener = Arc::new(Listener::new());
         let sweep = Sweep {
+            listener: Arc::clone(&listener),
+            ended: [0; 2],
             v4: Sockets::new(object, "SOCKETS_V4", "BACKENDS_V4")?,
             v6: Sockets::new(object, "SOCKETS_V6", "BACKENDS_V6")?,
             said: BTreeSet::new(),
@@ -54,9 +72,15 @@ impl Sweeper {
         let (wake, wakes) = sync_channel(1);
         let spawned = thread::Builder::new().name("sockets".into()).spawn(move || sweep.run(&wakes));
         spawned.map_err(|source| Error::Kernel { what: "a thread", source })?;
-        let sweeper = Self { wake };
+        let sweeper = Self { wake, listener };
         sweeper.wake();
         Ok(sweeper)
+    }
+
+    /// Tells somebody of each sweep, from now on.
+    pub(super) fn tell(&self, listener: impl Fn(Swept) + Send + Sync + 'static) {
+        // The first one stays.
+        let _ = self.listener.set(Box::new(listener));
     }
 
     /// Has it look at the sockets again, as some backend may have gone.
@@ -92,6 +116,9 @@ enum Unseen {
 
 /// The thread's own.
 struct Sweep {
+    listener: Arc<Listener>,
+    /// As in [`Swept`], of the sweep under way.
+    ended: [usize; 2],
     v4: Sockets<Ipv4>,
     v6: Sockets<Ipv6>,
     /// Problems that were logged: each is told once.
@@ -114,7 +141,13 @@ impl Sweep {
 
     /// Says whether all is done that can be.
     fn sweep(&mut self, unseen: Unseen) -> bool {
-        match self.try_sweep(unseen) {
+        let began = Instant::now();
+        self.ended = [0; 2];
+        let result = self.try_sweep(unseen);
+        if let Some(tell) = self.listener.get() {
+            tell(Swept { took: began.elapsed(), ended: self.ended });
+        }
+        match result {
             Ok(()) => true,
             Err(error) => {
                 self.say(format!("sockets of backends that have gone are not ended: {error}"));
@@ -157,7 +190,10 @@ impl Sweep {
         Ok(())
     }
 
-    fn forget(&self, lost: &[Lost], ended: &[Lost], unseen: Unseen) -> Result<(), Error> {
+    fn forget(&mut self, lost: &[Lost], ended: &[Lost], unseen: Unseen) -> Result<(), Error> {
+        let v4 = ended.iter().filter(|lost| lost.peer.is_ipv4()).count();
+        self.ended[0] += v4;
+        self.ended[1] += ended.len() - v4;
         if !ended.is_empty() {
             tracing::info!(sockets = ended.len(), "ended sockets whose backends have gone");
         }
