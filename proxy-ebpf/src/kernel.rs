@@ -44,6 +44,27 @@ pub(crate) fn add(place: *mut u32, value: u32) {
     }
 }
 
+/// The next number of a sequence that other CPUs take numbers of, too.
+#[inline(always)]
+pub(crate) fn next(place: *mut u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut number = 1_u64;
+        // SAFETY: callers pass a number of a map.
+        unsafe {
+            core::arch::asm!(
+                "{number} = atomic_fetch_add((u64 *)({place} + 0), {number})",
+                place = in(reg) place,
+                number = inout(reg) number,
+            );
+        }
+        number
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: as above.
+    unsafe { place.as_mut() }.map_or(0, |place| core::mem::replace(place, place.wrapping_add(1)))
+}
+
 /// Sets bits of a word that other CPUs set bits of.
 #[inline(always)]
 pub(crate) fn or(place: *mut u64, bits: u64) {

@@ -62,8 +62,9 @@ pub(crate) type ServiceStats = Array<Stats, SERVICES>;
 pub(crate) type BackendStats = Array<Stats, BACKENDS>;
 /// Active flows by backend id. The agent counts anew now and then, because flows that end in silence are not seen.
 pub(crate) type Active = Array<u32, BACKENDS>;
-/// How often a Service port was picked from, by its index, on each CPU by itself.
-pub(crate) type Turns = PerCpuArray<u32, SERVICES>;
+/// How often a Service port was picked from in turns, by its index. Of all CPUs together: a large node would have as many
+/// copies of it as it has CPUs.
+pub(crate) type Turns = Array<u64, SERVICES>;
 
 #[btf_map]
 pub(crate) static SERVICES_V4: Services<Ipv4> = HashMap::new();
@@ -138,6 +139,6 @@ pub(crate) static ACTIVE_V4: Active = Array::new();
 #[btf_map]
 pub(crate) static ACTIVE_V6: Active = Array::new();
 #[btf_map]
-pub(crate) static TURNS_V4: Turns = PerCpuArray::new();
+pub(crate) static TURNS_V4: Turns = Array::new();
 #[btf_map]
-pub(crate) static TURNS_V6: Turns = PerCpuArray::new();
+pub(crate) static TURNS_V6: Turns = Array::new();

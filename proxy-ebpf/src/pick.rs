@@ -37,17 +37,11 @@ fn flow_hash<F: Family>(key: &Tuple<F::Addr>) -> u32 {
     Hash::EMPTY.words(F::words(key.saddr)).words(F::words(key.daddr)).word(ports).word(key.proto as u32).finish()
 }
 
-/// One after the other. Where this CPU stands is kept by Service and not by range, so that a Service that is used by two
-/// ranges at once takes turns over both less evenly.
+/// One after the other, whichever CPU a flow comes by. The turn is kept by Service and not by range, so that a Service that
+/// is used by two ranges at once takes turns over both less evenly.
 #[inline(always)]
 fn turn<F: Family>(service: u32, count: u32) -> u32 {
-    let Some(place) = F::turns().get_ptr_mut(service) else { return 0 };
-    // SAFETY: the pointer is to this CPU's own value, which stays as long as the map.
-    let turn = unsafe { *place };
-    let turn = if turn < count { turn } else { 0 };
-    // SAFETY: as above.
-    unsafe { *place = turn + 1 };
-    turn
+    F::turns().get_ptr_mut(service).map_or(0, |place| (kernel::next(place) % u64::from(count)) as u32)
 }
 
 /// The one with fewer active flows of two different ones: nearly as good as looking at all of them, and no herd runs to the

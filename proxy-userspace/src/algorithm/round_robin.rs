@@ -1,4 +1,4 @@
-//! Endpoints take turns. Every CPU counts by itself, so that none waits for another.
+//! Endpoints take turns, those of all CPUs in one order.
 
 use proxy_common::service::Pick;
 
