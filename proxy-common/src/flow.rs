@@ -145,12 +145,16 @@ pub struct Draft<A> {
     pub service: Service,
     /// Where the node's address takes the place of its source, if it is to.
     pub mask_stage: Stage,
-    /// Zero.
-    pub pad: [u8; 3],
+    /// 1 when it is to.
+    pub is_masked: u8,
+    /// 1 when the pair has been entered into the table.
+    pub is_settled: u8,
+    /// 1 when another source port was tried.
+    pub is_retry: u8,
 }
 
-crate::no_padding!(Draft<Ipv4>: Tuple<Ipv4>, Flow<Ipv4>, Tuple<Ipv4>, Flow<Ipv4>, Service, Stage, [u8; 3]);
-crate::no_padding!(Draft<Ipv6>: Tuple<Ipv6>, Flow<Ipv6>, Tuple<Ipv6>, Flow<Ipv6>, Service, Stage, [u8; 3]);
+crate::no_padding!(Draft<Ipv4>: Tuple<Ipv4>, Flow<Ipv4>, Tuple<Ipv4>, Flow<Ipv4>, Service, Stage, u8, u8, u8);
+crate::no_padding!(Draft<Ipv6>: Tuple<Ipv6>, Flow<Ipv6>, Tuple<Ipv6>, Flow<Ipv6>, Service, Stage, u8, u8, u8);
 crate::no_padding!(Rewrite<Ipv4>: Ipv4, Ipv4, Port, Port, u16, u16);
 crate::no_padding!(Rewrite<Ipv6>: Ipv6, Ipv6, Port, Port, u16, u16);
 crate::no_padding!(NextHop: u32, u32, Mac, Mac);

@@ -1,7 +1,8 @@
 //! A new flow: from a tuple nobody knows to entries in the flow table. Find the Service, choose a slot, draft the flow, claim
 //! a pair for it; and for what is masqueraded on its way through the kernel a second one.
 //!
-//! Every step is out of line and leaves what the next one needs in the draft: together they do not fit the stack.
+//! Every step is out of line and leaves what the next one needs in the draft: together they do not fit the stack. And a
+//! decision that is needed after `claim` is left there, too, because Linux 6.1 removed a branch on one in a register.
 
 use proxy_common::{
     addr::{Address as _, Mac},
@@ -29,8 +30,6 @@ pub(crate) enum Admission {
     Admitted,
     /// Nothing was found against it yet.
     GoOn,
-    /// As before, and the node's address must take the place of its source on the way out.
-    GoOnMasked,
     /// It is to be dropped.
     Refused(Outcome),
 }
@@ -48,7 +47,7 @@ pub(crate) fn admit<F: Family>(hook: Hook, key: &Tuple<F::Addr>) -> Admission {
         Err(outcome) => return Admission::Refused(outcome),
     };
     let planned = plan::<F>(key, slot);
-    if let Admission::Refused(_) = planned {
+    if planned != Admission::GoOn {
         return planned;
     }
     match claim::<F>(key) {
@@ -56,7 +55,7 @@ pub(crate) fn admit<F: Family>(hook: Hook, key: &Tuple<F::Addr>) -> Admission {
         Claimed::AsDrafted => {}
         Claimed::WithAnotherPort => count(hook, Outcome::PortChanged),
     }
-    if planned == Admission::GoOnMasked && !mask::<F>() {
+    if draft.is_masked != 0 && !mask::<F>() {
         flow::forget_key::<F>(key);
         return Admission::Refused(Outcome::DropNoPort);
     }
@@ -116,11 +115,9 @@ fn plan<F: Family>(key: &Tuple<F::Addr>, slot: u32) -> Admission {
     flow.packets = 0;
     flow.bytes = 0;
     flow.next_hop = NextHop { ifindex: 0, generation: 0, dmac: Mac::ZERO, smac: Mac::ZERO };
-    if way != Way::Masked {
-        return Admission::GoOn;
-    }
+    draft.is_masked = u8::from(way == Way::Masked);
     draft.mask_stage = mask_stage(place);
-    Admission::GoOnMasked
+    Admission::GoOn
 }
 
 #[inline(always)]

@@ -1,4 +1,7 @@
 //! Enters a drafted pair into the flow table, under another source port if another flow has the reply's tuple.
+//!
+//! What the attempts found is left in the draft, which is a map's: of its content the verifier knows nothing. Linux 6.1 goes
+//! through the callback of a loop once only, so that what one attempt cannot leave on the stack it takes for impossible.
 
 use core::ffi::c_void;
 
@@ -22,25 +25,26 @@ pub(crate) enum Claimed {
     WithAnotherPort,
 }
 
-/// A claim in progress, as the loop hands it to each attempt.
+/// What the loop hands to each attempt: a helper takes no pointer but one to the stack.
 struct Claim<A> {
     key: *const Tuple<A>,
-    /// The first attempt failed. Not a count: for the verifier every value would be another loop to look at.
-    is_retry: u32,
-    is_settled: u32,
 }
 
 /// Enters the drafted pair, whose original half's key this is.
 #[inline(never)]
 pub(crate) fn claim<F: Family>(key: &Tuple<F::Addr>) -> Claimed {
-    let mut claim = Claim { key, is_retry: 0, is_settled: 0 };
+    let Some(draft) = flow::draft::<F>() else { return Claimed::Nothing };
+    draft.is_settled = 0;
+    draft.is_retry = 0;
+    let mut claim = Claim { key };
     // A loop of the kernel's: the verifier looks at one attempt, not at all of them in a row.
     // SAFETY: the callback has the signature the helper asks for, and the claim outlives the call.
     unsafe {
         let attempt: unsafe extern "C" fn(u64, *mut Claim<F::Addr>) -> i64 = attempt::<F>;
         helpers::bpf_loop(ATTEMPTS, attempt as *mut c_void, (&raw mut claim).cast(), 0)
     };
-    match (claim.is_settled, claim.is_retry) {
+    let Some(draft) = flow::draft::<F>() else { return Claimed::Nothing };
+    match (draft.is_settled, draft.is_retry) {
         (0, _) => Claimed::Nothing,
         (_, 0) => Claimed::AsDrafted,
         _ => Claimed::WithAnotherPort,
@@ -50,17 +54,17 @@ pub(crate) fn claim<F: Family>(key: &Tuple<F::Addr>) -> Claimed {
 /// One attempt. 1 ends the loop.
 unsafe extern "C" fn attempt<F: Family>(_: u64, claim: *mut Claim<F::Addr>) -> i64 {
     // SAFETY: this is what `claim` put on its stack, and nobody else looks at it during the loop.
-    let claim = unsafe { &mut *claim };
+    let claim = unsafe { &*claim };
     // SAFETY: the caller of `claim` keeps the key.
     let key = unsafe { &*claim.key };
     let (Some(node), Some(draft)) = (service::node(), flow::draft::<F>()) else { return 1 };
     flow::set_rewrite::<F>(&mut draft.flow.rewrite, key, &draft.to);
     if flow::open::<F>(key, draft) {
-        claim.is_settled = 1;
+        draft.is_settled = 1;
         return 1;
     }
     if !flow::vacate::<F>() {
-        claim.is_retry = 1;
+        draft.is_retry = 1;
         draft.to.sport = random_source_port(node);
     }
     0

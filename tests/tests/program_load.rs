@@ -1,5 +1,7 @@
 //! Every program loads on the running kernel, and stays as small for the verifier as it is meant to be.
 
+use std::process::Command;
+
 use anyhow::{Context as _, Result};
 use aya::{
     Ebpf, EbpfLoader,
@@ -27,6 +29,19 @@ const BOUNDS: [(&str, u32); 17] = [
     ("post_bind6", 1_000),
     ("sock_release", 1_000),
     ("jiffies", 10),
+];
+
+/// How many functions the loaded program has, itself included: those the kernel keeps when the agent set no constant.
+const FUNCTIONS: [(&str, usize); 9] = [
+    ("uplink_xdp", 53),
+    ("uplink_in", 53),
+    ("uplink_out", 20),
+    ("pod_in", 53),
+    ("pod_out", 20),
+    ("connect4", 11),
+    ("connect6", 17),
+    ("sendmsg4", 9),
+    ("sendmsg6", 9),
 ];
 
 fn load(object: &mut Ebpf, name: &str) -> Result<ProgramInfo> {
@@ -60,6 +75,25 @@ fn every_program_loads_and_stays_within_its_bound() -> Result<()> {
         let size = info.size_translated().unwrap_or(0) / 8;
         println!("{name:14} {verified:>7} instructions verified, {size:>6} in the program");
         assert!(verified <= bound, "{name}: {verified} instructions verified, the bound is {bound}");
+    }
+    Ok(())
+}
+
+/// Linux 6.1 once took the way to `admit::mask` for dead code, and removed it: the program loaded and did not masquerade.
+#[test]
+fn no_kernel_removes_a_function_from_a_program() -> Result<()> {
+    tests::netns::require_root()?;
+    let mut loader = EbpfLoader::new();
+    for map in ["FLOWS_V4", "FLOWS_V6", "EMBRYOS_V4", "EMBRYOS_V6", "SLOTS"] {
+        loader.map_max_entries(map, 4_096);
+    }
+    let mut object = loader.load(OBJECT)?;
+    for (name, expected) in FUNCTIONS {
+        let id = load(&mut object, name).with_context(|| format!("cannot load {name}"))?.id().to_string();
+        let dump = Command::new("bpftool").args(["prog", "dump", "xlated", "id", &id]).output()?;
+        let dump = String::from_utf8(dump.stdout)?;
+        let heads: Vec<_> = dump.lines().filter(|line| !line.starts_with([' ', ';']) && line.ends_with("):")).collect();
+        assert_eq!(heads.len(), expected, "functions of {name} that the kernel kept:\n{}", heads.join("\n"));
     }
     Ok(())
 }
