@@ -20,12 +20,12 @@ use crate::{
     fragment, icmp,
     output::{self, Verdict},
     packet::Packet,
-    parse::{ETHERNET, Ethernet, Ipv6Header, Payload, Tcp, TcpHeader, Transport, Udp, ethertype},
+    parse::{Ethernet, Ipv6Header, Payload, Tcp, TcpHeader, Transport, Udp, ethertype},
     reject, service, stats,
 };
 
-/// The longest run of headers that is looked at.
-const HEADERS: usize = ETHERNET + size_of::<Ipv6Header>() + size_of::<TcpHeader>();
+/// The longest run of headers that plain packets have, without that of the link.
+const HEADERS: usize = size_of::<Ipv6Header>() + size_of::<TcpHeader>();
 
 pub(crate) const TCP: u8 = Protocol::Tcp as u8;
 pub(crate) const UDP: u8 = Protocol::Udp as u8;
@@ -33,7 +33,7 @@ pub(crate) const UDP: u8 = Protocol::Udp as u8;
 /// What becomes of a packet.
 #[inline(always)]
 pub fn run<P: Packet>(hook: Hook, stage: Stage, packet: &mut P) -> Result<Verdict, Outcome> {
-    packet.linearize(HEADERS);
+    packet.linearize(P::NETWORK + HEADERS);
     let Some(ethernet) = packet.at::<Ethernet>(0) else { return pass(hook, Outcome::PassMalformed) };
     match ethernet.ethertype {
         ethertype::IPV4 => internet::<P, V4>(hook, stage, packet),
@@ -45,7 +45,7 @@ pub fn run<P: Packet>(hook: Hook, stage: Stage, packet: &mut P) -> Result<Verdic
 
 #[inline(always)]
 fn internet<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P) -> Result<Verdict, Outcome> {
-    let Some(header) = packet.at::<F::Header>(ETHERNET) else { return pass(hook, Outcome::PassMalformed) };
+    let Some(header) = packet.at::<F::Header>(P::NETWORK) else { return pass(hook, Outcome::PassMalformed) };
     let (saddr, daddr) = F::addresses(header);
     let is_way_in = matches!(stage, Stage::FromPod | Stage::UplinkIn);
     if is_way_in && (saddr.is_loopback() || daddr.is_loopback()) {
@@ -64,17 +64,19 @@ fn internet<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P) -> R
         return Ok(Verdict::PASS);
     }
     let (protocol, extent) = match F::payload(header) {
-        Ok(payload) if !packet.holds(ETHERNET + size_of::<F::Header>() + payload.length as usize) => {
+        Ok(payload) if !packet.holds(P::NETWORK + size_of::<F::Header>() + payload.length as usize) => {
             return pass(hook, Outcome::PassMalformed);
         }
         Ok(Payload { protocol, length }) => {
             let bytes = size_of::<F::Header>() as u32 + u32::from(length);
-            (protocol, Extent { offset: ETHERNET + size_of::<F::Header>(), payload: length, bytes })
+            (protocol, Extent { offset: P::NETWORK + size_of::<F::Header>(), payload: length, bytes })
         }
-        Err(Outcome::PassFragment) => match fragment::run::<P, F>(hook, stage, packet)? {
-            ControlFlow::Continue(first) => first,
-            ControlFlow::Break(verdict) => return Ok(verdict),
-        },
+        Err(Outcome::PassFragment) => {
+            match fragment::run::<P, F>(hook, stage, packet, P::NETWORK + size_of::<F::Header>())? {
+                ControlFlow::Continue(first) => first,
+                ControlFlow::Break(verdict) => return Ok(verdict),
+            }
+        }
         Err(reason) => return pass(hook, reason),
     };
     match protocol {

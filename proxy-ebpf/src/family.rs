@@ -14,7 +14,7 @@ use crate::{
     fragment::Fragment,
     maps,
     packet::Packet,
-    parse::{self, ETHERNET, FragmentHeader, Ipv4Header, Ipv6Header, Payload, ethertype},
+    parse::{self, FragmentHeader, Ipv4Header, Ipv6Header, Payload, ethertype},
 };
 
 /// Hop limit of packets of our own, as of most hosts.
@@ -32,8 +32,8 @@ pub trait Family: 'static {
     const NUMBER: u8;
     /// Where the hop limit stands in the header.
     const HOP_LIMIT: usize;
-    /// Where the transport header of a first fragment is.
-    const FRAGMENT_TRANSPORT: usize;
+    /// Length of the header that says where a fragment belongs; IPv4 says it in its own.
+    const FRAGMENT_HEADER: usize;
     /// The protocol number of ICMP.
     const ICMP: u8;
     /// Type and code of ICMP's "port unreachable".
@@ -61,8 +61,8 @@ pub trait Family: 'static {
     fn addresses(header: &Self::Header) -> (Self::Addr, Self::Addr);
     /// Understands the header, or says why the packet is passed on.
     fn payload(header: &Self::Header) -> Result<Payload, Outcome>;
-    /// Understands a fragment.
-    fn fragment<P: Packet>(packet: &P) -> Option<Fragment>;
+    /// Understands a fragment, whose other IP headers end at an offset.
+    fn fragment<P: Packet>(packet: &P, at: usize) -> Option<Fragment>;
     fn hop_limit(header: &Self::Header) -> u8;
     /// What follows the header.
     fn protocol(header: &Self::Header) -> u8;
@@ -145,7 +145,7 @@ impl Family for V4 {
     const ETHERTYPE: u16 = ethertype::IPV4;
     const NUMBER: u8 = 2;
     const HOP_LIMIT: usize = core::mem::offset_of!(Ipv4Header, ttl);
-    const FRAGMENT_TRANSPORT: usize = ETHERNET + size_of::<Ipv4Header>();
+    const FRAGMENT_HEADER: usize = 0;
     const ICMP: u8 = 1;
     const PORT_UNREACHABLE: (u8, u8) = (3, 3);
     const IS_V6: bool = false;
@@ -174,13 +174,13 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn fragment<P: Packet>(packet: &P) -> Option<Fragment> {
-        let header = packet.at::<Ipv4Header>(ETHERNET)?;
+    fn fragment<P: Packet>(packet: &P, _: usize) -> Option<Fragment> {
+        let header = packet.at::<Ipv4Header>(P::NETWORK)?;
         Some(Fragment {
             id: u32::from(header.id),
             protocol: header.protocol,
             is_first: header.fragment & 0x1fff_u16.to_be() == 0,
-            end: ETHERNET + u16::from_be(header.total_length) as usize,
+            end: P::NETWORK + u16::from_be(header.total_length) as usize,
         })
     }
 
@@ -246,7 +246,7 @@ impl Family for V6 {
     const ETHERTYPE: u16 = ethertype::IPV6;
     const NUMBER: u8 = 10;
     const HOP_LIMIT: usize = core::mem::offset_of!(Ipv6Header, hop_limit);
-    const FRAGMENT_TRANSPORT: usize = ETHERNET + size_of::<Ipv6Header>() + size_of::<FragmentHeader>();
+    const FRAGMENT_HEADER: usize = size_of::<FragmentHeader>();
     const ICMP: u8 = 58;
     const PORT_UNREACHABLE: (u8, u8) = (1, 4);
     const IS_V6: bool = true;
@@ -275,15 +275,15 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn fragment<P: Packet>(packet: &P) -> Option<Fragment> {
-        let ip = packet.at::<Ipv6Header>(ETHERNET)?;
-        let header = packet.at::<FragmentHeader>(ETHERNET + size_of::<Ipv6Header>())?;
+    fn fragment<P: Packet>(packet: &P, at: usize) -> Option<Fragment> {
+        let ip = packet.at::<Ipv6Header>(P::NETWORK)?;
+        let header = packet.at::<FragmentHeader>(at)?;
         let length = u16::from_be(ip.payload_length);
         (length as usize >= size_of::<FragmentHeader>()).then_some(Fragment {
             id: u32::from(header.id[0]) | u32::from(header.id[1]) << 16,
             protocol: header.next_header,
             is_first: header.place & 0xfff8_u16.to_be() == 0,
-            end: ETHERNET + size_of::<Ipv6Header>() + length as usize,
+            end: P::NETWORK + size_of::<Ipv6Header>() + length as usize,
         })
     }
 

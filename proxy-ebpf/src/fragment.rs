@@ -20,7 +20,7 @@ use crate::{
     flow,
     output::{self, Verdict},
     packet::Packet,
-    parse::{ETHERNET, UdpHeader},
+    parse::UdpHeader,
     stats,
 };
 
@@ -32,21 +32,23 @@ pub struct Fragment {
     pub protocol: u8,
     /// Whether it is the one with the transport header.
     pub is_first: bool,
-    /// How long the packet is by its own account, Ethernet included.
+    /// How long the packet is by its own account, the header of the link included.
     pub end: usize,
 }
 
 /// The length an UDP header of a fragment may speak of: that of the whole packet, which nobody knows yet.
 const ANY_LENGTH: u16 = u16::MAX;
 
-/// What to do with a fragment: the first one has a transport header, and goes on as any packet does.
+/// What to do with a fragment, whose IP headers but that of the fragment end at an offset: the first one has a transport
+/// header, and goes on as any packet does.
 #[inline(always)]
 pub(crate) fn run<P: Packet, F: Family>(
     hook: Hook,
     stage: Stage,
     packet: &mut P,
+    at: usize,
 ) -> Result<ControlFlow<Verdict, (u8, Extent)>, Outcome> {
-    let sorted = sort::<P, F>(hook, stage, packet);
+    let sorted = sort::<P, F>(hook, stage, packet, at);
     if sorted.is_dropped != 0 {
         return Err(Outcome::DropNotWritable);
     }
@@ -54,10 +56,11 @@ pub(crate) fn run<P: Packet, F: Family>(
         return Ok(ControlFlow::Break(sorted.verdict));
     }
     let protocol = sorted.first as u8;
+    let offset = at + F::FRAGMENT_HEADER;
     let extent = Extent {
-        offset: F::FRAGMENT_TRANSPORT,
+        offset,
         payload: if protocol == datapath::UDP { ANY_LENGTH } else { sorted.length as u16 },
-        bytes: (F::FRAGMENT_TRANSPORT - ETHERNET) as u32 + sorted.length,
+        bytes: (offset - P::NETWORK) as u32 + sorted.length,
     };
     Ok(ControlFlow::Continue((protocol, extent)))
 }
@@ -85,8 +88,8 @@ fn pass(hook: Hook, reason: Outcome) -> Sorted {
 
 /// Remembers the ports of a first fragment, and deals with the others.
 #[inline(never)]
-fn sort<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P) -> Sorted {
-    let (Some(header), Some(fragment)) = (packet.at::<F::Header>(ETHERNET), F::fragment(packet)) else {
+fn sort<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P, at: usize) -> Sorted {
+    let (Some(header), Some(fragment)) = (packet.at::<F::Header>(P::NETWORK), F::fragment(packet, at)) else {
         return pass(hook, Outcome::PassMalformed);
     };
     if !packet.holds(fragment.end) {
@@ -103,9 +106,8 @@ fn sort<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P) -> Sorte
         return follow::<P, F>(hook, packet, &key, fragment.end);
     }
     // TCP has its ports where UDP has them.
-    let (Some(first), Some(length)) =
-        (packet.at::<UdpHeader>(F::FRAGMENT_TRANSPORT), fragment.end.checked_sub(F::FRAGMENT_TRANSPORT))
-    else {
+    let transport = at + F::FRAGMENT_HEADER;
+    let (Some(first), Some(length)) = (packet.at::<UdpHeader>(transport), fragment.end.checked_sub(transport)) else {
         return pass(hook, Outcome::PassMalformed);
     };
     if length < size_of::<UdpHeader>() {
@@ -126,8 +128,8 @@ fn follow<P: Packet, F: Family>(hook: Hook, packet: &mut P, key: &Fragmented<F::
     let tuple = Tuple::new(key.saddr, key.daddr, ports.sport, ports.dport, key.proto, key.stage);
     let Some(entry) = flow::half::<F>(&tuple) else { return pass(hook, Outcome::PassFragment) };
     let flow = entry.flow();
-    let Some(header) = packet.at::<F::Header>(ETHERNET) else { return Sorted::PASS };
-    stats::note::<F>(entry, (end - ETHERNET) as u32);
+    let Some(header) = packet.at::<F::Header>(P::NETWORK) else { return Sorted::PASS };
+    stats::note::<F>(entry, (end - P::NETWORK) as u32);
     let to = &flow.rewrite;
     let leaves = output::knows_way::<F>(flow, header);
     // What the kernel has to route keeps its source until it leaves, as its first fragment did.

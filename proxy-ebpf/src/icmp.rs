@@ -15,7 +15,7 @@ use crate::{
     flow,
     output::{self, Verdict},
     packet::Packet,
-    parse::{ETHERNET, IcmpHeader, TCP_CSUM, UdpHeader},
+    parse::{IcmpHeader, TCP_CSUM, UdpHeader},
 };
 
 /// Length of the quote that counts: its IP header goes before, and TCP's checksum is the last of it, if it is there.
@@ -25,11 +25,11 @@ const QUOTE: usize = TCP_CSUM + 2;
 /// source and destination the other way round than the flow's other half, which is looked up at this very hook.
 #[inline(never)]
 pub(crate) fn relate<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P) -> Verdict {
-    let message = ETHERNET + size_of::<F::Header>();
+    let message = P::NETWORK + size_of::<F::Header>();
     let quote = message + size_of::<IcmpHeader>();
     let transport = quote + size_of::<F::Header>();
     packet.linearize(transport + QUOTE);
-    let Some(ip) = packet.at::<F::Header>(ETHERNET) else { return Verdict::PASS };
+    let Some(ip) = packet.at::<F::Header>(P::NETWORK) else { return Verdict::PASS };
     let (Some(icmp), Some(quoted)) = (packet.at::<IcmpHeader>(message), packet.at::<F::Header>(quote)) else {
         return Verdict::PASS;
     };

@@ -2,11 +2,7 @@
 
 use proxy_common::flow::Rewrite;
 
-use crate::{
-    family::Family,
-    packet::Packet,
-    parse::{ETHERNET, Transport},
-};
+use crate::{family::Family, packet::Packet, parse::Transport};
 
 /// Puts the new addresses and ports into the packet and mends its checksums. `false` when the packet could not be written
 /// whole, which leaves nothing but to drop it. Views of the packet are stale after it.
@@ -16,7 +12,7 @@ pub(crate) fn apply<P: Packet, F: Family, L: Transport>(
     rewrite: &Rewrite<F::Addr>,
     transport: usize,
 ) -> bool {
-    let Some(ip) = packet.at::<F::Header>(ETHERNET) else { return false };
+    let Some(ip) = packet.at::<F::Header>(P::NETWORK) else { return false };
     F::set_addresses(ip, rewrite.saddr, rewrite.daddr, rewrite.addr_delta);
     let Some(header) = packet.at::<L::Header>(transport) else { return false };
     let (sport, dport, csum) = L::fields(header);

@@ -17,7 +17,7 @@ use crate::{
     maps::UPLINKS,
     nat,
     packet::Packet,
-    parse::{ETHERNET, Ethernet, Transport},
+    parse::{Ethernet, Transport},
     service,
 };
 
@@ -71,7 +71,7 @@ pub(crate) fn send<P: Packet, F: Family, L: Transport>(
 #[inline(always)]
 fn has_next_hop<P: Packet, F: Family>(packet: &P, proto: Protocol, entry: Entry<F::Addr>, node: &Node) -> bool {
     // The kernel answers the sender of a packet whose life ends here.
-    if packet.at::<F::Header>(ETHERNET).is_none_or(|header| F::hop_limit(header) <= 1) {
+    if packet.at::<F::Header>(P::NETWORK).is_none_or(|header| F::hop_limit(header) <= 1) {
         return false;
     }
     let next_hop = &entry.flow().next_hop;
@@ -188,7 +188,7 @@ pub(crate) fn forward<P: Packet, F: Family>(packet: &mut P, next_hop: &NextHop) 
     ethernet.dmac = next_hop.dmac;
     ethernet.smac = next_hop.smac;
     let ifindex = next_hop.ifindex;
-    packet.decrement_hop_limit::<F>(ETHERNET);
+    packet.decrement_hop_limit::<F>(P::NETWORK);
     Some(Verdict::redirect(ifindex))
 }
 
@@ -197,6 +197,6 @@ pub(crate) fn forward<P: Packet, F: Family>(packet: &mut P, next_hop: &NextHop) 
 pub(crate) fn hairpin<P: Packet, F: Family>(packet: &mut P) -> Option<Verdict> {
     let ethernet = packet.at::<Ethernet>(0)?;
     core::mem::swap(&mut ethernet.dmac, &mut ethernet.smac);
-    packet.decrement_hop_limit::<F>(ETHERNET);
+    packet.decrement_hop_limit::<F>(P::NETWORK);
     Some(Verdict::redirect(packet.ifindex()))
 }

@@ -9,7 +9,11 @@ use aya_ebpf::{
 };
 use core::ffi::c_void;
 
-use crate::{checksum, family::Family, parse::Transport};
+use crate::{
+    checksum,
+    family::Family,
+    parse::{ETHERNET, Transport},
+};
 
 /// `BPF_F_IPV6` of `bpf_l4_csum_replace`: an IPv6 address change does not alter a checksum over the whole packet.
 /// Kernel 6.16, commit ead7f9b8de65 ("bpf: Fix L4 csum update on IPv6 in `CHECKSUM_COMPLETE`"); refused by older ones.
@@ -67,6 +71,9 @@ fn bounded(length: usize) -> usize {
 pub trait Packet {
     /// A frame without an skb: it can only leave by devices that take such.
     const IS_FRAME: bool;
+
+    /// Where the IP header stands: behind that of the link.
+    const NETWORK: usize;
 
     /// The packet a context is of: for what is out of line, which takes the context alone.
     fn from_context(context: *mut c_void) -> Self;
@@ -141,6 +148,7 @@ impl XdpPacket {
 
 impl Packet for XdpPacket {
     const IS_FRAME: bool = true;
+    const NETWORK: usize = ETHERNET;
 
     #[inline(always)]
     fn from_context(context: *mut c_void) -> Self {
@@ -240,6 +248,7 @@ impl TcPacket {
 
 impl Packet for TcPacket {
     const IS_FRAME: bool = false;
+    const NETWORK: usize = ETHERNET;
 
     #[inline(always)]
     fn from_context(context: *mut c_void) -> Self {

@@ -19,7 +19,7 @@ use crate::{
     family::Family,
     output::Verdict,
     packet::Packet,
-    parse::{ETHERNET, Ethernet, IcmpHeader, TcpHeader, Transport, UdpHeader, tcp},
+    parse::{Ethernet, IcmpHeader, TcpHeader, Transport, UdpHeader, tcp},
 };
 
 /// What becomes of a packet that is not served: an answer if the reason has one and the packet may get one, else nothing.
@@ -54,7 +54,9 @@ fn is_told(reason: Outcome) -> bool {
 #[inline(always)]
 fn deserves_answer<P: Packet, F: Family>(packet: &P, flags: u8) -> bool {
     const GROUP: u8 = 1;
-    let (Some(ethernet), Some(ip)) = (packet.at::<Ethernet>(0), packet.at::<F::Header>(ETHERNET)) else { return false };
+    let (Some(ethernet), Some(ip)) = (packet.at::<Ethernet>(0), packet.at::<F::Header>(P::NETWORK)) else {
+        return false;
+    };
     flags & tcp::RST == 0
         && ethernet.dmac.octets[0] & GROUP == 0
         && F::payload(ip).is_ok()
@@ -70,12 +72,12 @@ fn deserves_answer<P: Packet, F: Family>(packet: &P, flags: u8) -> bool {
 fn reset<P: Packet, F: Family>(context: *mut c_void) -> bool {
     const LENGTH: u16 = size_of::<TcpHeader>() as u16;
     let mut packet = P::from_context(context);
-    let transport = ETHERNET + size_of::<F::Header>();
+    let transport = P::NETWORK + size_of::<F::Header>();
     if !packet.cut(transport + size_of::<TcpHeader>()) {
         return false;
     }
     let Some(ethernet) = packet.at::<Ethernet>(0) else { return false };
-    let Some(ip) = packet.at::<F::Header>(ETHERNET) else { return false };
+    let Some(ip) = packet.at::<F::Header>(P::NETWORK) else { return false };
     let Some(segment) = packet.at::<TcpHeader>(transport) else { return false };
     // What the headers say is what it was before it was cut.
     let Ok(payload) = F::payload(ip) else { return false };
@@ -133,14 +135,14 @@ fn unreachable<P: Packet, F: Family>(context: *mut c_void) -> bool {
     let room = header + size_of::<IcmpHeader>();
     let Some(ethernet) = packet.at::<Ethernet>(0) else { return false };
     let (dmac, smac) = (ethernet.smac, ethernet.dmac);
-    if !packet.cut(ETHERNET + quote) || !packet.make_room(room) {
+    if !packet.cut(P::NETWORK + quote) || !packet.make_room(room) {
         return false;
     }
     let Some(ethernet) = packet.at::<Ethernet>(0) else { return false };
-    let Some(ip) = packet.at::<F::Header>(ETHERNET) else { return false };
-    let Some(icmp) = packet.at::<IcmpHeader>(ETHERNET + header) else { return false };
-    let Some(quoted) = packet.at::<F::Header>(ETHERNET + room) else { return false };
-    let Some(udp) = packet.at::<UdpHeader>(ETHERNET + room + header) else { return false };
+    let Some(ip) = packet.at::<F::Header>(P::NETWORK) else { return false };
+    let Some(icmp) = packet.at::<IcmpHeader>(P::NETWORK + header) else { return false };
+    let Some(quoted) = packet.at::<F::Header>(P::NETWORK + room) else { return false };
+    let Some(udp) = packet.at::<UdpHeader>(P::NETWORK + room + header) else { return false };
     *ethernet = Ethernet { dmac, smac, ethertype: F::ETHERTYPE };
     let (client, frontend) = F::addresses(quoted);
     let length = (size_of::<IcmpHeader>() + quote) as u16;
