@@ -9,6 +9,7 @@
 
 pub mod bare;
 pub mod client;
+pub mod flood;
 pub mod inquiry;
 pub mod place;
 pub mod rate;
