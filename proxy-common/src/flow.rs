@@ -153,6 +153,38 @@ pub struct Draft<A> {
     pub is_retry: u8,
 }
 
+/// A tier of the flow table: two maps, one for each family.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    /// `EMBRYOS_*`: flows that are not confirmed.
+    Embryos = 0,
+    /// `FLOWS_*`: those that are.
+    Flows = 1,
+}
+
+/// Entries in `TURNOVER`: both tiers of both families.
+pub const TIERS: u32 = 4;
+
+/// What has entered a tier and left it since it was made: value of `TURNOVER`. What else is gone was evicted.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Turnover {
+    /// Entries that were made.
+    pub entered: u64,
+    /// Entries that were taken out.
+    pub left: u64,
+}
+
+impl Turnover {
+    /// The index in `TURNOVER`.
+    #[inline(always)]
+    pub const fn index(tier: Tier, is_v6: bool) -> u32 {
+        tier as u32 + if is_v6 { 2 } else { 0 }
+    }
+}
+
+crate::no_padding!(Turnover: u64, u64);
 crate::no_padding!(Draft<Ipv4>: Tuple<Ipv4>, Flow<Ipv4>, Tuple<Ipv4>, Flow<Ipv4>, Service, Stage, u8, u8, u8);
 crate::no_padding!(Draft<Ipv6>: Tuple<Ipv6>, Flow<Ipv6>, Tuple<Ipv6>, Flow<Ipv6>, Service, Stage, u8, u8, u8);
 crate::no_padding!(Rewrite<Ipv4>: Ipv4, Ipv4, Port, Port, u16, u16);
@@ -160,4 +192,4 @@ crate::no_padding!(Rewrite<Ipv6>: Ipv6, Ipv6, Port, Port, u16, u16);
 crate::no_padding!(NextHop: u32, u32, Mac, Mac);
 crate::no_padding!(Flow<Ipv4>: Rewrite<Ipv4>, NextHop, u32, u32, u32, u32, Output, Output, Stage, Direction, u8, u8, u16, u32);
 crate::no_padding!(Flow<Ipv6>: Rewrite<Ipv6>, NextHop, u32, u32, u32, u32, Output, Output, Stage, Direction, u8, u8, u16, u32);
-crate::map_type!(Rewrite<Ipv4>, Rewrite<Ipv6>, NextHop, Flow<Ipv4>, Flow<Ipv6>, Draft<Ipv4>, Draft<Ipv6>);
+crate::map_type!(Rewrite<Ipv4>, Rewrite<Ipv6>, NextHop, Flow<Ipv4>, Flow<Ipv6>, Draft<Ipv4>, Draft<Ipv6>, Turnover);

@@ -2,16 +2,17 @@
 //! one (`EMBRYOS_*`) and moves to the large one (`FLOWS_*`) when it is confirmed, so that a flood of first packets cannot
 //! evict a confirmed connection.
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use proxy_common::{
     addr::{Address as _, Mac, Protocol},
-    flow::{Direction, Draft, Flow, NextHop, Output, Rewrite, state},
+    flow::{Direction, Draft, Flow, NextHop, Output, Rewrite, Tier, state},
     node::Node,
     outcome::{Hook, Outcome},
     tuple::{Stage, Tuple},
 };
 
-use crate::{active, checksum, clock::silence, counters::count, family::Family, kernel, parse::tcp, service, stats};
+use crate::{
+    active, checksum, clock::silence, counters::count, family::Family, kernel, parse::tcp, service, stats, table,
+};
 
 /// An entry of a flow table. The kernel may give the memory to another flow after an eviction, which takes the least
 /// recently used: not one that was looked up a moment ago. An insert under the same key does not write in place but frees
@@ -39,7 +40,7 @@ impl<A: Copy> Entry<A> {
         unsafe { (*self.0).state |= bits };
     }
 
-    /// The entry at an address that [`Self::address`] gave.
+    /// The entry at an address that a look-up or [`Self::address`] gave.
     #[inline(always)]
     pub(crate) const fn at(address: *mut Flow<A>) -> Self {
         Self(address)
@@ -126,12 +127,12 @@ pub(crate) enum Advance {
 
 #[inline(always)]
 pub(crate) fn confirmed<F: Family>(tuple: &Tuple<F::Addr>) -> Option<Entry<F::Addr>> {
-    F::flows().get_ptr_mut(tuple).map(Entry)
+    table::find::<F>(Tier::Flows, tuple)
 }
 
 #[inline(always)]
 pub(crate) fn embryo<F: Family>(tuple: &Tuple<F::Addr>) -> Option<Entry<F::Addr>> {
-    F::embryos().get_ptr_mut(tuple).map(Entry)
+    table::find::<F>(Tier::Embryos, tuple)
 }
 
 /// Whether the connection is over, but for what is still on the wire.
@@ -233,7 +234,7 @@ fn counts<A>(flow: &Flow<A>) -> bool {
 pub(crate) fn open<F: Family>(key: &Tuple<F::Addr>, draft: &mut Draft<F::Addr>) -> bool {
     draft.twin_key = twin_key(key, &draft.flow);
     set_twin(&mut draft.twin, key, &draft.flow);
-    let is_claimed = F::embryos().insert(&draft.twin_key, &draft.twin, u64::from(BPF_NOEXIST)).is_ok();
+    let is_claimed = table::claim::<F>(Tier::Embryos, &draft.twin_key, &draft.twin);
     let holder = if is_claimed { confirmed::<F>(&draft.twin_key) } else { half::<F>(&draft.twin_key) };
     if holder.is_none() && !is_claimed {
         // The holder left for the other tier while we looked, or there is no room: another attempt will tell.
@@ -241,7 +242,7 @@ pub(crate) fn open<F: Family>(key: &Tuple<F::Addr>, draft: &mut Draft<F::Addr>) 
     }
     if let Some(holder) = holder {
         if is_claimed {
-            let _ = F::embryos().remove(&draft.twin_key);
+            table::leave::<F>(Tier::Embryos, &draft.twin_key);
         }
         // A reply half whose original was evicted: this very flow.
         if !is_same::<F>(&holder.flow().rewrite, &draft.twin.rewrite) {
@@ -249,19 +250,19 @@ pub(crate) fn open<F: Family>(key: &Tuple<F::Addr>, draft: &mut Draft<F::Addr>) 
         }
         if is_closing(holder.flow().state) {
             // It is of the connection before, whose end is not this one's.
-            let _ = F::flows().remove(&draft.twin_key);
-            let _ = F::embryos().insert(&draft.twin_key, &draft.twin, u64::from(BPF_ANY));
+            table::leave::<F>(Tier::Flows, &draft.twin_key);
+            table::enter::<F>(Tier::Embryos, &draft.twin_key, &draft.twin);
         } else {
             holder.set_last_seen(draft.flow.last_seen);
             draft.flow.state = holder.flow().state;
         }
         if draft.flow.state & state::CONFIRMED != 0 {
-            return F::flows().insert(key, &draft.flow, u64::from(BPF_ANY)).is_ok();
+            return table::enter::<F>(Tier::Flows, key, &draft.flow);
         }
     }
     // Another CPU may have opened the same flow a moment ago: then its backend counts, and the reply claimed here is
     // never used.
-    if F::embryos().insert(key, &draft.flow, u64::from(BPF_NOEXIST)).is_ok() && counts(&draft.flow) {
+    if table::claim::<F>(Tier::Embryos, key, &draft.flow) && counts(&draft.flow) {
         active::raise::<F>(draft.flow.backend);
     }
     true
@@ -315,7 +316,7 @@ pub(crate) fn cut<F: Family>(key: &Tuple<F::Addr>, flow: &Flow<F::Addr>, draft: 
     draft.twin.output = Output::Stack;
     draft.twin.twin_output = Output::Stack;
     draft.twin.direction = Direction::Transit;
-    let _ = F::embryos().insert(&draft.twin_key, &draft.twin, u64::from(BPF_ANY));
+    table::enter::<F>(Tier::Embryos, &draft.twin_key, &draft.twin);
     set_rewrite::<F>(&mut draft.flow.rewrite, key, &draft.twin_key);
 }
 
@@ -345,11 +346,11 @@ pub(crate) fn forget<F: Family>(key: &Tuple<F::Addr>, flow: &Flow<F::Addr>) {
         active::lower::<F>(flow.backend);
     }
     if half::<F>(&other).is_none_or(|half| leads_to::<F>(half, key)) {
-        let _ = F::flows().remove(&other);
-        let _ = F::embryos().remove(&other);
+        table::leave::<F>(Tier::Flows, &other);
+        table::leave::<F>(Tier::Embryos, &other);
     }
-    let _ = F::flows().remove(key);
-    let _ = F::embryos().remove(key);
+    table::leave::<F>(Tier::Flows, key);
+    table::leave::<F>(Tier::Embryos, key);
 }
 
 /// Looks after a known flow that has something to say: TCP flags that open or close, or a second gone by.
@@ -456,9 +457,9 @@ fn refresh<F: Family>(
     let Some(draft) = draft::<F>() else { return Advance::Keep };
     set_twin(&mut draft.twin, key, flow);
     let is_rebuilt = if flow.state & state::CONFIRMED != 0 {
-        F::flows().insert(&other, &draft.twin, u64::from(BPF_ANY)).is_ok()
+        table::enter::<F>(Tier::Flows, &other, &draft.twin)
     } else {
-        F::embryos().insert(&other, &draft.twin, u64::from(BPF_ANY)).is_ok()
+        table::enter::<F>(Tier::Embryos, &other, &draft.twin)
     };
     if is_rebuilt {
         count(hook, Outcome::Repaired);
@@ -504,13 +505,13 @@ pub(crate) fn hatch<F: Family>(hook: Hook, key: &Tuple<F::Addr>, entry: Entry<F:
     draft.flow.eager = if key.proto == Protocol::Udp { EAGER } else { 0 };
     set_twin(&mut draft.twin, key, &draft.flow);
     // First enter, then leave: see `open`.
-    let has_entered = F::flows().insert(&draft.twin_key, &draft.twin, u64::from(BPF_ANY)).is_ok()
-        && F::flows().insert(key, &draft.flow, u64::from(BPF_ANY)).is_ok();
+    let has_entered = table::enter::<F>(Tier::Flows, &draft.twin_key, &draft.twin)
+        && table::enter::<F>(Tier::Flows, key, &draft.flow);
     if !has_entered {
         return;
     }
-    let _ = F::embryos().remove(&draft.twin_key);
-    let _ = F::embryos().remove(key);
+    table::leave::<F>(Tier::Embryos, &draft.twin_key);
+    table::leave::<F>(Tier::Embryos, key);
     count(hook, Outcome::Confirmed);
 }
 

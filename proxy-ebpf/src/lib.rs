@@ -41,4 +41,5 @@ mod service;
 pub mod socket;
 mod source;
 mod stats;
+mod table;
 mod way;

@@ -10,7 +10,7 @@ use proxy_common::{
     addr::{Ipv4, Ipv6},
     backend::{Backend, BackendId},
     filter::Filter,
-    flow::{Draft, Flow},
+    flow::{Draft, Flow, TIERS, Turnover},
     fragment::{Fragmented, Ports},
     node::{Node, ServiceCidrs},
     outcome,
@@ -116,6 +116,12 @@ pub(crate) static NODE: Array<Node, 1> = Array::new();
 pub(crate) static UPLINKS: HashMap<u32, u32, UPLINKS_, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 pub(crate) static COUNTERS: PerCpuArray<u64, { outcome::COUNTERS as usize }> = PerCpuArray::new();
+/// By [`Turnover::index`].
+#[btf_map]
+pub(crate) static TURNOVER: PerCpuArray<Turnover, { TIERS as usize }> = PerCpuArray::new();
+/// Entries of the flow table that the agent took out, in the same order. Written by the agent alone.
+#[btf_map]
+pub(crate) static EXPIRED: Array<u64, { TIERS as usize }> = Array::new();
 #[btf_map]
 pub(crate) static SERVICE_CIDRS: Array<ServiceCidrs, 1> = Array::new();
 #[btf_map]

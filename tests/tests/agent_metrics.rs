@@ -77,7 +77,7 @@ fn dashboards_made_for_kube_proxy_find_their_metrics() -> Result<()> {
 }
 
 /// Names of metrics as operators know them: those of kube-proxy, of every process, and ours.
-const NAMES: [&str; 37] = [
+const NAMES: [&str; 38] = [
     "kubeproxy_network_programming_duration_seconds_bucket",
     "kubeproxy_sync_proxy_rules_duration_seconds_bucket",
     "kubeproxy_sync_full_proxy_rules_duration_seconds_bucket",
@@ -114,6 +114,7 @@ const NAMES: [&str; 37] = [
     "sluice_passes_total",
     "sluice_map_entries",
     "sluice_map_capacity",
+    "sluice_flow_evictions_total",
     "sluice_api_events_total",
 ];
 

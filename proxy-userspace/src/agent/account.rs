@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::{
     config::Config,
@@ -21,6 +21,9 @@ use crate::{
     recorder::Recorder,
     source::{Change, Event},
 };
+
+/// Between two looks at how full the flow table is.
+const EXPIRE: Duration = Duration::from_secs(10);
 
 /// Between two counts of connections, for Services that go by them.
 const RECOUNT: Duration = Duration::from_secs(30);
@@ -57,6 +60,7 @@ impl Account {
             tokio::spawn(http::serve_at(address, "/metrics, /proxyMode and /configz", router));
         }
         tokio::spawn(recount(Arc::clone(&kernel)));
+        tokio::spawn(expire(Arc::clone(&kernel)));
         let recorder = Recorder::start(client, &config.node.name, metrics.clone());
         let listeners = health::Listeners::new(Arc::clone(&progress));
         Ok(Self {
@@ -195,6 +199,21 @@ async fn recount(kernel: Arc<Kernel>) {
         let kernel = Arc::clone(&kernel);
         if let Ok(Err(error)) = tokio::task::spawn_blocking(move || kernel.recount()).await {
             warn!("connections could not be counted: {error}");
+        }
+    }
+}
+
+/// Takes flows out that are over when the flow table is nearly full, for as long as the agent runs.
+async fn expire(kernel: Arc<Kernel>) {
+    loop {
+        tokio::time::sleep(EXPIRE).await;
+        let kernel = Arc::clone(&kernel);
+        match tokio::task::spawn_blocking(move || kernel.expire()).await {
+            Ok(Err(error)) => warn!("flows that are over could not be taken out: {error}"),
+            Ok(Ok(count)) if count > 0 => {
+                debug!("the flow table was nearly full: {count} entries are out that were over")
+            }
+            _ => {}
         }
     }
 }

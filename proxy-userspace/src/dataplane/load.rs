@@ -13,10 +13,14 @@ use aya::{
     programs::Program,
 };
 use aya_obj::EbpfSectionKind;
-use proxy_common::node::{LAYOUT, Node};
+use proxy_common::{
+    flow::Tier,
+    node::{LAYOUT, Node},
+};
 
 use super::{
     error::OpenError,
+    flow_table::{self, FlowTableSize},
     options::{Options, SocketLb},
     program::ProgramName,
     syscall,
@@ -59,8 +63,9 @@ impl Shape {
 
 /// Loads maps and programs; the programs are attached nowhere yet.
 pub(super) fn load(options: &Options) -> Result<Ebpf, OpenError> {
-    let shapes = shapes(options)?;
+    let mut shapes = shapes(options)?;
     let directory = maps_directory(&options.pin_path);
+    adopt_sizes(options, &directory, &mut shapes);
     check_pins(&directory, &shapes)?;
     check_layout(&directory.join("NODE"))?;
 
@@ -107,11 +112,34 @@ fn shapes(options: &Options) -> Result<BTreeMap<String, Shape>, OpenError> {
             (name, shape)
         })
         .collect();
+    let [embryos, flows] = options.flow_table.entries(flow_table::memory());
+    for (name, tier) in flow_table::MAPS {
+        if let Some(shape) = shapes.get_mut(name) {
+            shape.max_entries = if tier == Tier::Embryos { embryos } else { flows };
+        }
+    }
     for (name, &entries) in &options.sizes {
         let shape = shapes.get_mut(name).ok_or_else(|| OpenError::UnknownMap { map: name.clone() })?;
         shape.max_entries = entries;
     }
     Ok(shapes)
+}
+
+/// A flow table that is there keeps its size: its connections cannot be moved to another under traffic.
+fn adopt_sizes(options: &Options, directory: &Path, shapes: &mut BTreeMap<String, Shape>) {
+    for (name, _) in flow_table::MAPS.iter().filter(|(name, _)| !options.sizes.contains_key(*name)) {
+        let path = directory.join(name);
+        let (Some(shape), true) = (shapes.get_mut(*name), path.exists()) else { continue };
+        // One that cannot be examined is reported with the others.
+        let Ok(pinned) = pinned_shape(&path) else { continue };
+        if options.flow_table != FlowTableSize::Auto && pinned.max_entries != shape.max_entries {
+            let (found, wanted) = (pinned.max_entries, shape.max_entries);
+            tracing::warn!(
+                "{name} stays at {found} entries instead of {wanted}: its size changes after a reboot or `sluice cleanup`"
+            );
+        }
+        shape.max_entries = pinned.max_entries;
+    }
 }
 
 /// Whether every map that is pinned already is what would be made in its place.

@@ -7,6 +7,7 @@ mod cleanup;
 mod clsact;
 mod error;
 mod family;
+mod flow_table;
 mod links;
 mod listeners;
 mod load;
@@ -45,6 +46,7 @@ pub use self::{
     attach::{AttachProblem, AttachReport, Attachment, Mechanism},
     cleanup::{Removed, cleanup},
     error::{Error, OpenError},
+    flow_table::FlowTableSize,
     listeners::listeners,
     load::OBJECT,
     observer::{Active, FamilyObserver, Fill, KnownBackend, Observer, Survey},

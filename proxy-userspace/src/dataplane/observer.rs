@@ -8,9 +8,9 @@ use aya::{
     maps::{Map, MapData, PerCpuArray, lpm_trie::Key},
 };
 use proxy_common::{
-    addr::{Address, Ipv4, Ipv6, Protocol},
+    addr::{Address, Ipv4, Ipv6},
     backend::{Backend, BackendState},
-    flow::{Direction, Flow, state},
+    flow::{Direction, Flow, TIERS, Tier, Turnover},
     outcome::{Hook, Outcome, counter},
     service::{Affinity, Client, Frontend, Pick, Service, Source},
     socket::{SocketPeer, SocketTarget, SocketWay},
@@ -20,13 +20,16 @@ use proxy_common::{
 
 use super::{
     error::Error,
-    load::{jiffies_per_second, maps_directory},
+    flow_table::{self, goes_on, silence},
+    load::maps_directory,
     table::Table,
 };
 
 /// Reads the maps of both families.
 pub struct Observer {
     counters: PerCpuArray<MapData, u64>,
+    turnover: PerCpuArray<MapData, Turnover>,
+    expired: Table<u32, u64>,
     slots: Table<u32, u32>,
     v4: FamilyObserver<Ipv4>,
     v6: FamilyObserver<Ipv6>,
@@ -81,6 +84,13 @@ pub struct Survey {
     pub active: Active,
 }
 
+impl Survey {
+    /// How full the tiers of the flow table are, in the order of [`Tier`].
+    pub fn flow_table(&self) -> impl Iterator<Item = &Fill> {
+        self.fills.iter().take(2)
+    }
+}
+
 /// A backend that is in use, or was until lately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KnownBackend {
@@ -110,6 +120,10 @@ impl Observer {
         let shape = |_| Error::MapShape { map: "COUNTERS" };
         Ok(Self {
             counters: Map::PerCpuArray(pinned(&directory, "COUNTERS")?).try_into().map_err(shape)?,
+            turnover: Map::PerCpuArray(pinned(&directory, "TURNOVER")?)
+                .try_into()
+                .map_err(|_| Error::MapShape { map: "TURNOVER" })?,
+            expired: open(&directory, "EXPIRED")?,
             slots: open(&directory, "SLOTS")?,
             v4: FamilyObserver::open(&directory, &V4)?,
             v6: FamilyObserver::open(&directory, &V6)?,
@@ -123,6 +137,38 @@ impl Observer {
             Some((hook, outcome, values.iter().sum()))
         };
         Hook::ALL.into_iter().flat_map(|hook| Outcome::ALL.map(|outcome| read(hook, outcome))).flatten().collect()
+    }
+
+    /// Entries that are gone from each map of the flow table, by [`Turnover::index`], and that neither the programs nor
+    /// [`Self::expire`] have taken out, as long as the maps have these numbers of entries.
+    pub fn evictions(&self, entries: [u64; TIERS as usize]) -> Result<[u64; TIERS as usize], Error> {
+        let expired = self.expired.values(TIERS as usize)?;
+        let mut evictions = [0; TIERS as usize];
+        for ((index, evicted), (present, expired)) in (0..).zip(&mut evictions).zip(entries.into_iter().zip(expired)) {
+            let unknown =
+                |source| Error::Map { operation: "read", map: "TURNOVER", source: std::io::Error::other(source) };
+            let turnover = self.turnover.get(&index, 0).map_err(unknown)?;
+            let (entered, left) =
+                turnover.iter().fold((0, 0), |(entered, left), cpu| (entered + cpu.entered, left + cpu.left));
+            *evicted = u64::saturating_sub(entered, left + expired + present);
+        }
+        Ok(evictions)
+    }
+
+    /// Takes flows out that are over, of maps that are nearly full; returns how many entries.
+    pub fn expire(&self) -> Result<u64, Error> {
+        let [embryos_v4, flows_v4] = &self.v4.flows;
+        let [embryos_v6, flows_v6] = &self.v6.flows;
+        let removed = [
+            (Turnover::index(Tier::Embryos, false), flow_table::expire(embryos_v4)?),
+            (Turnover::index(Tier::Flows, false), flow_table::expire(flows_v4)?),
+            (Turnover::index(Tier::Embryos, true), flow_table::expire(embryos_v6)?),
+            (Turnover::index(Tier::Flows, true), flow_table::expire(flows_v6)?),
+        ];
+        for (index, count) in removed.into_iter().filter(|(_, count)| *count > 0) {
+            self.expired.put(&index, &(self.expired.read(&index)? + count))?;
+        }
+        Ok(removed.iter().map(|(_, count)| count).sum())
     }
 
     /// How full the array of slots is.
@@ -333,54 +379,5 @@ impl Active {
     fn add(&mut self, service: u32, backend: u32) {
         *self.services.entry(service).or_default() += 1;
         *self.backends.entry(backend).or_default() += 1;
-    }
-}
-
-/// Seconds since a time in jiffies. The kernel's jiffies began five minutes before they overflowed (`INITIAL_JIFFIES` in
-/// include/linux/jiffies.h) and follow the monotonic clock since.
-fn silence(last_seen: u32) -> u32 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let frequency = jiffies_per_second();
-    let (seconds, nanoseconds) = (now.tv_sec.cast_unsigned(), now.tv_nsec.cast_unsigned());
-    let ticks = seconds * u64::from(frequency) + nanoseconds * u64::from(frequency) / 1_000_000_000;
-    let passed = (ticks as u32).wrapping_sub(300 * frequency).wrapping_sub(last_seen);
-    // A flow seen a moment ago may seem to lie ahead: the clocks began a moment apart.
-    if passed > u32::MAX / 2 { 0 } else { passed / frequency }
-}
-
-/// Whether a flow counts as a connection: neither closed nor silent for longer than its state allows.
-fn goes_on(proto: Protocol, bits: u8, silence: u32) -> bool {
-    const BOTH: u8 = state::FIN_ORIGINAL | state::FIN_REPLY;
-    let is_closing = bits & state::RESET != 0 || bits & BOTH == BOTH;
-    let lifetime = match proto {
-        Protocol::Udp if bits & state::REPLIED != 0 => 120,
-        Protocol::Udp => 30,
-        _ if bits & state::CONFIRMED != 0 => 86_400,
-        _ => 120,
-    };
-    silence <= lifetime && (proto == Protocol::Udp || !is_closing)
-}
-
-#[cfg(test)]
-mod tests {
-    use proxy_common::{addr::Protocol, flow::state};
-
-    use super::goes_on;
-
-    #[test]
-    fn a_connection_goes_on_until_it_is_closed_or_silent_for_too_long() {
-        let established = state::CONFIRMED | state::REPLIED;
-        let cases = [
-            ("established and silent for hours", Protocol::Tcp, established, 80_000, true),
-            ("half closed", Protocol::Tcp, established | state::FIN_REPLY, 0, true),
-            ("closed", Protocol::Tcp, established | state::FIN_REPLY | state::FIN_ORIGINAL, 0, false),
-            ("reset", Protocol::Tcp, established | state::RESET, 0, false),
-            ("never answered", Protocol::Tcp, 0, 121, false),
-            ("datagrams that were answered", Protocol::Udp, established, 119, true),
-            ("datagrams that were not", Protocol::Udp, 0, 31, false),
-        ];
-        for (name, proto, bits, silence, expected) in cases {
-            assert_eq!(goes_on(proto, bits, silence), expected, "{name}");
-        }
     }
 }

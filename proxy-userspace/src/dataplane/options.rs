@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, str::FromStr};
 
 use glob::Pattern;
 
+use super::flow_table::FlowTableSize;
+
 /// Settings of the dataplane. [`Options::new`] has the defaults.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -25,6 +27,8 @@ pub struct Options {
     pub classifiers: ClassifierMode,
     /// Whether packets and bytes are counted per Service and backend.
     pub counts_traffic: bool,
+    /// How many flows are kept.
+    pub flow_table: FlowTableSize,
     /// Entries of maps that shall not have their default size, by the map's name.
     pub sizes: BTreeMap<String, u32>,
 }
@@ -42,6 +46,7 @@ impl Options {
             pod_bridge: None,
             classifiers: ClassifierMode::default(),
             counts_traffic: true,
+            flow_table: FlowTableSize::default(),
             sizes: BTreeMap::new(),
         }
     }

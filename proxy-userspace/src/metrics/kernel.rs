@@ -53,6 +53,7 @@ pub struct Kernel {
 struct Look {
     families: [Survey; 2],
     slots: Option<Fill>,
+    evictions: Vec<(&'static str, u64)>,
 }
 
 /// Series of one name.
@@ -88,6 +89,11 @@ impl Kernel {
         Ok(())
     }
 
+    /// Makes room for new flows, if there is little.
+    pub fn expire(&self) -> Result<u64, dataplane::Error> {
+        self.observer.expire()
+    }
+
     /// A look at the tables that is not too old. Who asks while another one looks, waits for what that one sees.
     fn look(&self) -> Arc<Look> {
         let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
@@ -96,10 +102,14 @@ impl Kernel {
         {
             return Arc::clone(look);
         }
-        let look = Arc::new(Look::take(&self.observer).unwrap_or_else(|error| {
+        let mut look = Look::take(&self.observer).unwrap_or_else(|error| {
             warn!("metrics: {error}");
             Look::default()
-        }));
+        });
+        if let Some((_, before)) = &*looked {
+            look.go_on_from(before);
+        }
+        let look = Arc::new(look);
         *looked = Some((Instant::now(), Arc::clone(&look)));
         look
     }
@@ -146,7 +156,18 @@ impl Kernel {
 impl Look {
     fn take(observer: &Observer) -> Result<Self, dataplane::Error> {
         let families = [observer.v4().survey()?, observer.v6().survey()?];
-        Ok(Self { families, slots: Some(observer.slots()?) })
+        let maps = families.iter().flat_map(Survey::flow_table);
+        let (names, entries): (Vec<_>, Vec<_>) = maps.map(|fill| (fill.map, fill.entries as u64)).unzip();
+        let evictions = observer.evictions(entries.try_into().unwrap_or_default())?;
+        let evictions = names.into_iter().zip(evictions).collect();
+        Ok(Self { families, slots: Some(observer.slots()?), evictions })
+    }
+
+    /// Entries are counted while others enter and leave, so that what is gone may seem less than a moment ago.
+    fn go_on_from(&mut self, before: &Self) {
+        for ((_, now), (_, before)) in self.evictions.iter_mut().zip(&before.evictions) {
+            *now = (*now).max(*before);
+        }
     }
 
     fn fills(&self) -> impl Iterator<Item = &Fill> {
@@ -186,6 +207,10 @@ impl Collector for Kernel {
         };
         put_gauges(&mut encoder, "sluice_map_entries", "Entries in use", &fill(|fill| fill.entries as u64))?;
         put_gauges(&mut encoder, "sluice_map_capacity", "Entries that fit", &fill(|fill| fill.capacity.into()))?;
+        let evictions: Series<Labels> =
+            look.evictions.iter().map(|(map, count)| (vec![("map", (*map).to_owned())], *count)).collect();
+        let help = "Entries of the flow table that gave way to others";
+        put_counters(&mut encoder, "sluice_flow_evictions", help, &evictions)?;
         let mut services = Counted::new("sluice_service", "Service port");
         let mut backends = Counted::new("sluice_backend", "backend");
         for family in IpFamily::ALL {

@@ -84,6 +84,7 @@ pub fn configuration(config: &Config) -> Value {
         "uplinkMode": format!("{:?}", dataplane.uplink_mode),
         "uplinks": patterns(&dataplane.uplinks),
         "podDevices": patterns(&dataplane.pod_devices),
+        "flowTableSize": dataplane.flow_table.to_string(),
         "mapSizes": dataplane.sizes,
     }})
 }

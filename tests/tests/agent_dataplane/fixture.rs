@@ -107,6 +107,11 @@ impl Node {
         Ok(MapInfo::from_pin(self.pin("maps").join(name))?.id())
     }
 
+    /// How many entries a pinned map has room for.
+    pub(crate) fn capacity(&self, name: &str) -> Result<u32> {
+        Ok(MapInfo::from_pin(self.pin("maps").join(name))?.max_entries())
+    }
+
     /// Whether an address filter lets an address through.
     pub(crate) fn filter(&self, map: &str, address: Ipv4) -> Result<bool> {
         let map = MapData::from_pin(self.pin("maps").join(map))?;

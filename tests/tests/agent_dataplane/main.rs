@@ -1,6 +1,7 @@
 //! The agent's dataplane on the real kernel: what it attaches, what outlives it, what it adopts, and what it leaves alone.
 
 mod fixture;
+mod flow_table;
 
 use std::{
     collections::BTreeMap,
@@ -173,15 +174,15 @@ fn attaching_again_changes_nothing() -> Result<()> {
 fn an_incompatible_pin_is_left_alone_with_advice() -> Result<()> {
     let mut node = Node::new()?;
     node.start(|dataplane, _| Ok(dataplane.apply(&small_plan())?))?;
-    let (map, link) = (node.map("EMBRYOS_V4")?, node.link("pod_in-pod0")?);
+    let (map, link) = (node.map("SOCKETS_V4")?, node.link("pod_in-pod0")?);
 
-    node.options.sizes.insert("EMBRYOS_V4".into(), 2_048);
+    node.options.sizes.insert("SOCKETS_V4".into(), 2_048);
     let error = node.run(|| Ok(Dataplane::open(&node.options).unwrap_err()))?;
     assert_eq!(error.exit_code(), 78);
     let message = error.to_string();
-    assert!(message.contains("EMBRYOS_V4") && message.contains("1024, not 2048"), "{message}");
+    assert!(message.contains("SOCKETS_V4") && message.contains("1024, not 2048"), "{message}");
     assert!(message.contains("sluice cleanup"), "{message}");
-    assert_eq!(node.map("EMBRYOS_V4")?, map);
+    assert_eq!(node.map("SOCKETS_V4")?, map);
     assert_eq!(node.link("pod_in-pod0")?, link);
     Ok(())
 }

@@ -12,7 +12,7 @@ use crate::{
         ApiServer, BindAddress, Config, DetectLocal, DetectLocalError, DetectLocalMode, KubeProxyConfiguration,
         Masquerade, PortRange, Source, SourceName,
     },
-    dataplane::{self, DevicePattern},
+    dataplane::{self, DevicePattern, FlowTableSize},
     desired::ExternalIps,
     metrics::PerBackend,
     reconcile,
@@ -86,6 +86,10 @@ pub(in crate::cli) struct Arguments {
     /// Source ports given to masqueraded flows: no NodePorts, and no ephemeral ports of the host
     #[arg(long, value_name = "FIRST-LAST", default_value_t = PortRange(10_000..=29_999))]
     source_port_range: PortRange,
+    /// Connections and flows that are kept of each address family: a number, or `auto`, half a percent of the node's memory;
+    /// a table that is in the kernel already keeps its size
+    #[arg(long, value_name = "NUMBER", default_value_t)]
+    flow_table_size: FlowTableSize,
     /// How connections are spread to Services without the annotation service.sluice.dev/algorithm [default: random]
     #[arg(long, value_enum)]
     algorithm: Option<AlgorithmName>,
@@ -240,6 +244,7 @@ impl Arguments {
             uplinks: self.uplinks.clone(),
             pod_devices: self.pod_devices.iter().cloned().chain(detect_local.pod_devices()?).collect(),
             pod_bridge: detect_local.pod_bridge()?,
+            flow_table: self.flow_table_size,
             ..dataplane::Options::new(self.pin_path.clone())
         })
     }
