@@ -16,7 +16,7 @@ use proxy_common::{
     addr::{Ipv4, Ipv6, Port, Protocol},
     backend::{Backend, BackendState},
     filter::Filter,
-    flow::Flow,
+    flow::{Flow, Tier, Turnover},
     node::{LAYOUT, Node, local},
     outcome::{self, Hook, Outcome},
     service::{Frontend, Range, Service},
@@ -407,6 +407,16 @@ impl Testbed {
             }
         }
         Ok(seen)
+    }
+
+    /// What has entered a tier of the IPv4 flow table and left it, over all CPUs.
+    pub fn turnover(&mut self, tier: Tier) -> Result<Turnover> {
+        let turnover =
+            PerCpuArray::<_, Turnover>::try_from(self.map("TURNOVER")?)?.get(&Turnover::index(tier, false), 0)?;
+        Ok(turnover.iter().fold(Turnover::default(), |sum, cpu| Turnover {
+            entered: sum.entered + cpu.entered,
+            left: sum.left + cpu.left,
+        }))
     }
 
     /// What was counted under an index: `SERVICE_STATS_4` and `_6`, `BACKEND_STATS_4` and `_6`.

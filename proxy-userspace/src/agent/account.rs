@@ -211,7 +211,7 @@ async fn expire(kernel: Arc<Kernel>) {
         match tokio::task::spawn_blocking(move || kernel.expire()).await {
             Ok(Err(error)) => warn!("flows that are over could not be taken out: {error}"),
             Ok(Ok(count)) if count > 0 => {
-                debug!("the flow table was nearly full: {count} entries are out that were over")
+                debug!("the flow table was nearly full: {count} entries are out that were over");
             }
             _ => {}
         }

@@ -82,7 +82,7 @@ impl FlowTableSize {
 /// Bytes of memory that the node has.
 pub(super) fn memory() -> u64 {
     let info = rustix::system::sysinfo();
-    u64::from(info.totalram) * u64::from(info.mem_unit)
+    info.totalram * u64::from(info.mem_unit)
 }
 
 /// Seconds after which nobody misses a connection that both sides have closed.

@@ -113,16 +113,18 @@ fn pinned(directory: &Path, name: &'static str) -> Result<MapData, Error> {
     MapData::from_pin(directory.join(name)).map_err(error)
 }
 
+fn per_cpu<V: Pod>(directory: &Path, name: &'static str) -> Result<PerCpuArray<MapData, V>, Error> {
+    let shape = |_| Error::MapShape { map: name };
+    Map::PerCpuArray(pinned(directory, name)?).try_into().map_err(shape)
+}
+
 impl Observer {
     /// Opens the maps pinned under a path.
     pub fn open(pin_path: &Path) -> Result<Self, Error> {
         let directory = maps_directory(pin_path);
-        let shape = |_| Error::MapShape { map: "COUNTERS" };
         Ok(Self {
-            counters: Map::PerCpuArray(pinned(&directory, "COUNTERS")?).try_into().map_err(shape)?,
-            turnover: Map::PerCpuArray(pinned(&directory, "TURNOVER")?)
-                .try_into()
-                .map_err(|_| Error::MapShape { map: "TURNOVER" })?,
+            counters: per_cpu(&directory, "COUNTERS")?,
+            turnover: per_cpu(&directory, "TURNOVER")?,
             expired: open(&directory, "EXPIRED")?,
             slots: open(&directory, "SLOTS")?,
             v4: FamilyObserver::open(&directory, &V4)?,
