@@ -1,5 +1,7 @@
 //! Floods of forged first packets. A file of its own, so that no other test takes the processor from it.
 
+use std::slice::from_ref;
+
 use anyhow::{Context as _, Result};
 use proxy_common::outcome::{Hook, Outcome};
 use tests::{
@@ -34,7 +36,7 @@ fn uplink_mac(node: &Node) -> Result<[u8; 6]> {
 fn survives(target: impl Fn(&Service, &Node) -> Target) -> Result<()> {
     // A backend here, whose flows keep the client's address, and one elsewhere, whose flows are masqueraded.
     let service = Service::new("web", 31, &["a1", "b1"]);
-    let cluster = Cluster::start(LabOptions::default(), AgentOptions::default(), &[service.clone()])?;
+    let cluster = Cluster::start(LabOptions::default(), AgentOptions::default(), from_ref(&service))?;
     let [node, _] = &cluster.lab.nodes;
     let open = |_| cluster.lab.client.open(Ask::new(service.at_node(node.addresses(), Family::V4, Protocol::Tcp)));
     let connections: Vec<Activity<'_>> = (0..ESTABLISHED).map(open).collect::<Result<_>>()?;

@@ -2,7 +2,7 @@
 
 use std::{
     io::Write as _,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     num::Wrapping,
     time::{Duration, Instant},
 };
@@ -51,17 +51,17 @@ impl FloodPlan<'_> {
     }
 
     fn frame(&self, random: u64) -> Frame {
-        let [a, b, c, d, e, ..] = random.to_ne_bytes();
+        let (low, high) = (random as u32, (random >> 32) as u16);
         let saddr = match self.target.address {
             // 20.0.0.0/7, where nobody of the lab is.
-            _ if self.target.address.is_ipv4() => IpAddr::V4(Ipv4Addr::new(20 + (a & 1), b, c, d)),
-            _ => IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xf, 0, 0, a.into(), b.into(), u16::from_ne_bytes([c, d]))),
+            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::from(0x1400_0000 | low & 0x01ff_ffff)),
+            SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::from(0x2001_0db8_000f_0000 << 64 | u128::from(low))),
         };
         let transport = match self.target.protocol {
             super::Protocol::Tcp => Transport::Tcp(Flags::SYN),
             super::Protocol::Udp => Transport::Udp,
         };
-        let source = (saddr, 1_024 + u16::from_ne_bytes([e, b]) % 60_000);
+        let source = (saddr, 1_024 + high % 60_000);
         let mut frame = Frame::new(source, (self.target.address.ip(), self.target.address.port()), transport);
         frame.macs.0 = self.dmac;
         frame.payload.clear();
