@@ -8,6 +8,7 @@ use proxy_common::{
     tuple::{Stage, Tuple},
 };
 use proxy_userspace::dataplane::{FlowTableSize, Observer};
+use tests::testbed::Testbed;
 
 use crate::fixture::Node;
 
@@ -62,25 +63,6 @@ fn flow(state: u8, last_seen: u32) -> Flow<Ipv4> {
     }
 }
 
-/// Jiffies now, as the programs read them (the lower half of `jiffies64`, which began five minutes before its overflow).
-fn jiffies(hz: u32) -> u32 {
-    let uptime = std::fs::read_to_string("/proc/uptime").unwrap();
-    let seconds: f64 = uptime.split(' ').next().unwrap().parse().unwrap();
-    ((seconds * f64::from(hz)) as u64 as u32).wrapping_sub(300 * hz)
-}
-
-fn hz() -> u32 {
-    1_000_000_000 / jiffy()
-}
-
-/// Nanoseconds of a jiffy: the resolution of coarse clocks.
-fn jiffy() -> u32 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the kernel writes a timespec.
-    unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut time) };
-    time.tv_nsec as u32
-}
-
 #[test]
 fn what_is_over_leaves_a_table_that_is_nearly_full_and_nothing_else() -> Result<()> {
     const ENTRIES: u32 = 700;
@@ -92,7 +74,8 @@ fn what_is_over_leaves_a_table_that_is_nearly_full_and_nothing_else() -> Result<
     let mut table = table(&node, "FLOWS_V4")?;
     let established = state::REPLIED | state::CONFIRMED;
     let closed = established | state::FIN_ORIGINAL | state::FIN_REPLY;
-    let (now, hz) = (jiffies(hz()), hz());
+    let mut clock = Testbed::new()?;
+    let (now, hz) = (clock.jiffies()?, clock.jiffies_per_second());
     let kinds = [
         ("idle for an hour", Protocol::Tcp, established, 3_600, true),
         ("closed a moment ago", Protocol::Tcp, closed, 0, true),
