@@ -49,9 +49,9 @@ pub enum Outcome {
     PassMalformed = 17,
     /// Passed on: a fragment.
     PassFragment = 18,
-    /// Passed on: an IPv4 header with options.
+    /// Passed on: an IPv4 header that names a route, so that the destination may not be the last one.
     PassOptions = 19,
-    /// Passed on: an IPv6 packet with extension headers.
+    /// Passed on: an IPv6 packet with extension headers that are not walked, with too many of them, or with a route.
     PassExtension = 20,
     /// Passed on: neither TCP nor UDP, addressed to one of ours.
     PassProtocol = 21,

@@ -17,7 +17,7 @@ use crate::{
     family::{Family, V4, V6},
     filter,
     flow::{self, Advance, Entry},
-    fragment, icmp,
+    headers, icmp,
     output::{self, Verdict},
     packet::Packet,
     parse::{Ethernet, Ipv6Header, Payload, Tcp, TcpHeader, Transport, Udp, ethertype},
@@ -71,13 +71,11 @@ fn internet<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P) -> R
             let bytes = size_of::<F::Header>() as u32 + u32::from(length);
             (protocol, Extent { offset: P::NETWORK + size_of::<F::Header>(), payload: length, bytes })
         }
-        Err(Outcome::PassFragment) => {
-            match fragment::run::<P, F>(hook, stage, packet, P::NETWORK + size_of::<F::Header>())? {
-                ControlFlow::Continue(first) => first,
-                ControlFlow::Break(verdict) => return Ok(verdict),
-            }
-        }
-        Err(reason) => return pass(hook, reason),
+        Err(Outcome::PassMalformed) => return pass(hook, Outcome::PassMalformed),
+        Err(_) => match headers::run::<P, F>(hook, stage, packet)? {
+            ControlFlow::Continue(found) => found,
+            ControlFlow::Break(verdict) => return Ok(verdict),
+        },
     };
     match protocol {
         TCP => transport::<P, F, Tcp>(hook, stage, packet, saddr, daddr, extent),

@@ -12,6 +12,7 @@ use proxy_common::{
 use crate::{
     checksum,
     fragment::Fragment,
+    headers::{self, Walked},
     maps,
     packet::Packet,
     parse::{self, FragmentHeader, Ipv4Header, Ipv6Header, Payload, ethertype},
@@ -61,6 +62,8 @@ pub trait Family: 'static {
     fn addresses(header: &Self::Header) -> (Self::Addr, Self::Addr);
     /// Understands the header, or says why the packet is passed on.
     fn payload(header: &Self::Header) -> Result<Payload, Outcome>;
+    /// Looks for the transport header behind options and extensions.
+    fn walk<P: Packet>(packet: &mut P) -> Result<Walked, Outcome>;
     /// Understands a fragment, whose other IP headers end at an offset.
     fn fragment<P: Packet>(packet: &P, at: usize) -> Option<Fragment>;
     fn hop_limit(header: &Self::Header) -> u8;
@@ -174,6 +177,11 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn walk<P: Packet>(packet: &mut P) -> Result<Walked, Outcome> {
+        headers::ipv4(packet)
+    }
+
+    #[inline(always)]
     fn fragment<P: Packet>(packet: &P, _: usize) -> Option<Fragment> {
         let header = packet.at::<Ipv4Header>(P::NETWORK)?;
         Some(Fragment {
@@ -272,6 +280,11 @@ impl Family for V6 {
     #[inline(always)]
     fn payload(header: &Ipv6Header) -> Result<Payload, Outcome> {
         parse::ipv6(header)
+    }
+
+    #[inline(always)]
+    fn walk<P: Packet>(packet: &mut P) -> Result<Walked, Outcome> {
+        headers::ipv6(packet)
     }
 
     #[inline(always)]

@@ -22,6 +22,28 @@ pub fn jiffies() -> u32 {
     (unsafe { helpers::bpf_jiffies64() }) as u32
 }
 
+/// A number of which the verifier is made to forget what it knew, so that it looks once at what comes after many ways of
+/// getting it. It must have been told of its bounds again before it is added to a pointer.
+#[inline(always)]
+pub(crate) fn forgotten(number: u32) -> u32 {
+    #[cfg(target_arch = "bpf")]
+    let number = {
+        let forgotten: u64;
+        // SAFETY: arithmetic on registers: twice the same, which leaves the number what it was.
+        unsafe {
+            core::arch::asm!(
+                "{number} ^= {any}",
+                "{number} ^= {any}",
+                number = inlateout(reg) u64::from(number) => forgotten,
+                any = in(reg) u64::from(jiffies()),
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        };
+        forgotten as u32
+    };
+    number
+}
+
 /// A random word.
 #[inline(always)]
 pub(crate) fn random() -> u32 {

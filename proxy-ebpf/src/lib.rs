@@ -27,6 +27,7 @@ mod filter;
 mod flow;
 mod fragment;
 mod hash;
+mod headers;
 mod icmp;
 pub mod kernel;
 mod maps;

@@ -46,18 +46,18 @@ macro_rules! context_word {
     }};
 }
 
-/// A length of headers and what an IP header says follows them, which is less than 128 KiB: said where the compiler cannot
-/// see that it knew. Verifiers of 6.12 and before forget what they knew of a number when its bytes are swapped, and let nothing
+/// A number that is no larger than a mask of ones: said where the compiler cannot see that it knew. Verifiers of 6.12 and before forget what they knew of a number when its bytes are swapped, and let nothing
 /// without bounds be added to a pointer.
 #[inline(always)]
-fn bounded(length: usize) -> usize {
+pub(crate) fn bounded<const MASK: usize>(length: usize) -> usize {
     #[cfg(target_arch = "bpf")]
     let length = {
         let bounded: usize;
         // SAFETY: arithmetic on one register.
         unsafe {
             core::arch::asm!(
-                "{length} &= 0x1ffff",
+                "{length} &= {mask}",
+                mask = const MASK,
                 length = inlateout(reg) length => bounded,
                 options(pure, nomem, nostack, preserves_flags),
             );
@@ -66,6 +66,9 @@ fn bounded(length: usize) -> usize {
     };
     length
 }
+
+/// More than headers and what an IP header says follows them.
+const LONGEST: usize = 0x1_ffff;
 
 /// What the datapath needs of a packet.
 pub trait Packet {
@@ -171,7 +174,7 @@ impl Packet for XdpPacket {
     #[inline(always)]
     fn holds(&self, length: usize) -> bool {
         // By comparison of pointers: their difference is not for programs without CAP_PERFMON.
-        self.data() + bounded(length) <= self.data_end()
+        self.data() + bounded::<LONGEST>(length) <= self.data_end()
     }
 
     #[inline(always)]

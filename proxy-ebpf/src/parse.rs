@@ -91,6 +91,69 @@ pub(crate) struct FragmentHeader {
     pub id: [u16; 2],
 }
 
+/// What an IPv6 extension header begins with: a routing header's words, of which the others need the first two.
+#[repr(C)]
+pub(crate) struct ExtensionHeader {
+    /// What comes after it.
+    pub next_header: u8,
+    /// Its length in units of eight bytes, without the first.
+    pub length: u8,
+    /// Which kind of routing header.
+    pub kind: u8,
+    /// How many addresses the packet has yet to visit.
+    pub segments_left: u8,
+    /// What depends on the kind.
+    pub rest: [u16; 2],
+}
+
+/// Hop-by-hop options that say how long a packet is that is too long for its IPv6 header.
+#[repr(C)]
+pub(crate) struct JumboHeader {
+    /// What comes after it.
+    pub next_header: u8,
+    /// As in all extension headers.
+    pub length: u8,
+    /// Of the option.
+    pub kind_and_length: [u8; 2],
+    /// In halves, because nothing aligns it. Network order.
+    pub payload_length: [u16; 2],
+}
+
+impl JumboHeader {
+    /// "Jumbo payload", which has four bytes.
+    pub(crate) const KIND_AND_LENGTH: [u8; 2] = [194, 4];
+}
+
+/// Numbers of what may follow an IP header.
+pub(crate) mod protocol {
+    /// Hop-by-hop options, which only come first.
+    pub(crate) const HOP_BY_HOP: u8 = 0;
+    /// IPv6's routing header.
+    pub(crate) const ROUTING: u8 = 43;
+    /// IPv6's fragment header.
+    pub(crate) const FRAGMENT: u8 = 44;
+    /// Destination options.
+    pub(crate) const DESTINATION: u8 = 60;
+
+    /// Hop-by-hop, routing, authentication, destination options, mobility, HIP, shim6. A fragment's is something else.
+    #[inline(always)]
+    pub(crate) const fn is_extension(number: u8) -> bool {
+        matches!(number, HOP_BY_HOP | ROUTING | 51 | DESTINATION | 135 | 139 | 140)
+    }
+}
+
+/// Numbers of IPv4's options, which end or do nothing or have a length after them.
+pub(crate) mod option {
+    /// The last one.
+    pub(crate) const END: u8 = 0;
+    /// Fills a byte.
+    pub(crate) const NOTHING: u8 = 1;
+    /// Addresses the packet has yet to visit.
+    pub(crate) const LOOSE_ROUTE: u8 = 131;
+    /// The same.
+    pub(crate) const STRICT_ROUTE: u8 = 137;
+}
+
 /// TCP without options.
 #[repr(C)]
 pub(crate) struct TcpHeader {
@@ -155,7 +218,8 @@ pub(crate) struct UdpHeader {
     pub csum: u16,
 }
 
-const _: () = assert!(size_of::<IcmpHeader>() == 8);
+const _: () =
+    assert!(size_of::<IcmpHeader>() == 8 && size_of::<ExtensionHeader>() == 8 && size_of::<JumboHeader>() == 8);
 const _: () = assert!(size_of::<Ethernet>() == 14 && size_of::<Ipv4Header>() == 20 && size_of::<Ipv6Header>() == 40);
 const _: () = assert!(size_of::<TcpHeader>() == 20 && size_of::<UdpHeader>() == 8);
 
@@ -278,9 +342,8 @@ pub(crate) fn ipv6(header: &Ipv6Header) -> Result<Payload, Outcome> {
         return Err(Outcome::PassMalformed);
     }
     match header.next_header {
-        // Hop-by-hop, routing, authentication, destination options, mobility, HIP, shim6.
-        0 | 43 | 51 | 60 | 135 | 139 | 140 => Err(Outcome::PassExtension),
-        44 => Err(Outcome::PassFragment),
+        next if protocol::is_extension(next) => Err(Outcome::PassExtension),
+        protocol::FRAGMENT => Err(Outcome::PassFragment),
         protocol => Ok(Payload { protocol, length: u16::from_be(header.payload_length) }),
     }
 }

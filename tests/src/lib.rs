@@ -1,6 +1,7 @@
 //! Fixtures for the tests that need a kernel.
 
 pub mod api;
+pub mod between;
 pub mod frame;
 pub mod http;
 pub mod lab;
