@@ -81,6 +81,18 @@ impl ServiceCidrs {
     };
 }
 
+/// A VLAN: key of `VLANS`, whose value is the index of the VLAN's own device.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Vlan {
+    /// Index of the device whose frames bear the tag.
+    pub parent: u32,
+    /// 802.1Q or 802.1ad, network order.
+    pub protocol: u16,
+    /// Its number.
+    pub number: u16,
+}
+
 /// Bits of the value of `LOCAL_ADDRS_V4` and `LOCAL_ADDRS_V6`.
 pub mod local {
     /// NodePorts are served on this address.
@@ -89,4 +101,5 @@ pub mod local {
 
 crate::no_padding!(Node: u32, u32, Ipv6, Ipv4, Port, Port, Port, Port, u32, u32, u32);
 crate::no_padding!(ServiceCidrs: [Cidr<Ipv6>; SERVICE_CIDRS], [Cidr<Ipv4>; SERVICE_CIDRS]);
-crate::map_type!(Node, ServiceCidrs);
+crate::no_padding!(Vlan: u32, u16, u16);
+crate::map_type!(Node, ServiceCidrs, Vlan);

@@ -43,7 +43,7 @@ pub enum Outcome {
     PortChanged = 4,
     /// An ICMP error about a packet of a known flow was translated with what it quotes.
     Related = 5,
-    /// Passed on: the frame has one or more VLAN tags.
+    /// Passed on: the frame has a VLAN tag that no device of the node is for, or more than two.
     PassVlan = 16,
     /// Passed on: an IP header that lies about itself, or ends early.
     PassMalformed = 17,

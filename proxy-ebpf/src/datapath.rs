@@ -21,7 +21,7 @@ use crate::{
     output::{self, Verdict},
     packet::Packet,
     parse::{Ethernet, Ipv6Header, Payload, Tcp, TcpHeader, Transport, Udp, ethertype},
-    reject, service, stats,
+    reject, service, stats, vlan,
 };
 
 /// The longest run of headers that plain packets have, without that of the link.
@@ -35,19 +35,35 @@ pub(crate) const UDP: u8 = Protocol::Udp as u8;
 pub fn run<P: Packet>(hook: Hook, stage: Stage, packet: &mut P) -> Result<Verdict, Outcome> {
     packet.linearize(P::NETWORK + HEADERS);
     let Some(ethernet) = packet.at::<Ethernet>(0) else { return pass(hook, Outcome::PassMalformed) };
-    match ethernet.ethertype {
+    let mut ethertype = ethernet.ethertype;
+    packet.forget_tags(ethernet);
+    if vlan::is_tag(ethertype) || (is_way_in(stage) && packet.has_hidden_tag()) {
+        let behind = vlan::enter(packet);
+        if behind >> 16 != 0 {
+            return pass(hook, Outcome::PassVlan);
+        }
+        ethertype = behind as u16;
+        packet.linearize(P::NETWORK + HEADERS);
+    }
+    let verdict = match ethertype {
         ethertype::IPV4 => internet::<P, V4>(hook, stage, packet),
         ethertype::IPV6 => internet::<P, V6>(hook, stage, packet),
-        ethertype::VLAN | ethertype::QINQ => pass(hook, Outcome::PassVlan),
-        _ => Ok(Verdict::PASS),
-    }
+        _ => return Ok(Verdict::PASS),
+    }?;
+    if packet.put_tags_back() { Ok(verdict) } else { Err(Outcome::DropNotWritable) }
+}
+
+/// Whether packets are let in there, not out.
+#[inline(always)]
+fn is_way_in(stage: Stage) -> bool {
+    matches!(stage, Stage::FromPod | Stage::UplinkIn)
 }
 
 #[inline(always)]
 fn internet<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P) -> Result<Verdict, Outcome> {
     let Some(header) = packet.at::<F::Header>(P::NETWORK) else { return pass(hook, Outcome::PassMalformed) };
     let (saddr, daddr) = F::addresses(header);
-    let is_way_in = matches!(stage, Stage::FromPod | Stage::UplinkIn);
+    let is_way_in = is_way_in(stage);
     if is_way_in && (saddr.is_loopback() || daddr.is_loopback()) {
         return Err(Outcome::DropMartian);
     }

@@ -131,7 +131,7 @@ fn follow<P: Packet, F: Family>(hook: Hook, packet: &mut P, key: &Fragmented<F::
     let Some(header) = packet.at::<F::Header>(P::NETWORK) else { return Sorted::PASS };
     stats::note::<F>(entry, (end - P::NETWORK) as u32);
     let to = &flow.rewrite;
-    let leaves = output::knows_way::<F>(flow, header);
+    let leaves = output::knows_way::<P, F>(packet, flow, header);
     // What the kernel has to route keeps its source until it leaves, as its first fragment did.
     let saddr = if flow.output == Output::Forward && !leaves { key.saddr } else { to.saddr };
     let change = checksum::delta(key.saddr.sum() + key.daddr.sum(), saddr.sum() + to.daddr.sum());

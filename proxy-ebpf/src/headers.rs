@@ -30,13 +30,13 @@ const END: usize = 0x7ff;
 const OPTIONS: usize = 40;
 
 /// Where a walk has ended.
-pub(crate) struct Walked {
+pub struct Walked {
     /// What comes next; [`protocol::FRAGMENT`] for a fragment, in IPv4 too.
-    pub(crate) protocol: u8,
+    pub protocol: u8,
     /// Where it stands.
-    pub(crate) offset: usize,
+    pub offset: usize,
     /// Where the packet ends by its own account.
-    pub(crate) end: usize,
+    pub end: usize,
 }
 
 /// Goes on to what is behind options or extension headers, and deals with fragments that are not the first.
@@ -63,11 +63,11 @@ pub(crate) fn run<P: Packet, F: Family>(
         }
     }
     let extent = Extent {
-        offset: bounded::<END>(forgotten(offset) as usize),
-        payload: forgotten(payload) as u16,
-        bytes: forgotten(bytes),
+        offset: bounded::<END>(forgotten(offset.into()) as usize),
+        payload: forgotten(payload.into()) as u16,
+        bytes: forgotten(bytes.into()) as u32,
     };
-    Ok(ControlFlow::Continue((forgotten(protocol) as u8, extent)))
+    Ok(ControlFlow::Continue((forgotten(protocol.into()) as u8, extent)))
 }
 
 /// What [`walk`] has found, in whole words.
@@ -114,7 +114,7 @@ pub(crate) fn ipv4<P: Packet>(packet: &mut P) -> Result<Walked, Outcome> {
     let mut option = P::NETWORK + size_of::<Ipv4Header>();
     for _ in 0..OPTIONS {
         // Else each way of getting here would be followed to the end of the loop.
-        option = bounded::<END>(forgotten(option as u32) as usize);
+        option = bounded::<END>(forgotten(option as u64) as usize);
         if option >= offset {
             break;
         }

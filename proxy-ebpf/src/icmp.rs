@@ -52,7 +52,7 @@ pub(crate) fn relate<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mu
         return Verdict::PASS;
     }
     let to = &flow.rewrite;
-    let leaves = flow.output == Output::Forward && output::knows_way::<F>(flow, ip);
+    let leaves = flow.output == Output::Forward && output::knows_way::<P, F>(packet, flow, ip);
     // A host that reports on itself is known by the flow's other name, too.
     let is_own = F::words(reporter) == F::words(key.saddr) && (leaves || flow.output != Output::Forward);
     let saddr = if is_own { to.saddr } else { reporter };

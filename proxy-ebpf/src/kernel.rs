@@ -23,25 +23,54 @@ pub fn jiffies() -> u32 {
 }
 
 /// A number of which the verifier is made to forget what it knew, so that it looks once at what comes after many ways of
-/// getting it. It must have been told of its bounds again before it is added to a pointer.
+/// getting it. It must be told of its bounds again before it is added to a pointer.
 #[inline(always)]
-pub(crate) fn forgotten(number: u32) -> u32 {
+pub(crate) fn forgotten(number: u64) -> u64 {
     #[cfg(target_arch = "bpf")]
     let number = {
         let forgotten: u64;
+        // SAFETY: takes no argument.
+        let any = unsafe { helpers::bpf_jiffies64() };
         // SAFETY: arithmetic on registers: twice the same, which leaves the number what it was.
         unsafe {
             core::arch::asm!(
                 "{number} ^= {any}",
                 "{number} ^= {any}",
-                number = inlateout(reg) u64::from(number) => forgotten,
-                any = in(reg) u64::from(jiffies()),
+                number = inlateout(reg) number => forgotten,
+                any = in(reg) any,
                 options(pure, nomem, nostack, preserves_flags),
             );
         };
-        forgotten as u32
+        forgotten
     };
     number
+}
+
+/// Zero, of which the verifier does not know that it is: what is in eight bytes of a packet, without what is in them.
+#[inline(always)]
+pub(crate) fn unknown_zero(packet: usize) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let (zero, _again): (u64, u64);
+        // SAFETY: callers have seen that the packet is as long; the same memory is read twice.
+        unsafe {
+            core::arch::asm!(
+                "{zero} = *(u64 *)({packet} + 0)",
+                "{again} = *(u64 *)({packet} + 0)",
+                "{zero} ^= {again}",
+                packet = in(reg) packet,
+                zero = out(reg) zero,
+                again = out(reg) _again,
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        };
+        zero
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        let _ = packet;
+        0
+    }
 }
 
 /// A random word.

@@ -43,4 +43,5 @@ pub mod socket;
 mod source;
 mod stats;
 mod table;
+mod vlan;
 mod way;

@@ -12,7 +12,7 @@ use proxy_common::{
     filter::Filter,
     flow::{Draft, Flow, TIERS, Turnover},
     fragment::{Fragmented, Ports},
-    node::{Node, ServiceCidrs},
+    node::{Node, ServiceCidrs, Vlan},
     outcome,
     service::{Affinity, Client, Frontend, Service, Source},
     socket::{SocketPeer, SocketTarget},
@@ -29,6 +29,7 @@ const EMBRYOS: usize = 65_536;
 const FRAGMENTS: usize = 16_384;
 const SOCKETS: usize = 131_072;
 const UPLINKS_: usize = 256;
+const VLANS_: usize = 4_096;
 const AFFINITY: usize = 131_072;
 const SOURCES: usize = 65_536;
 
@@ -114,6 +115,9 @@ pub(crate) static NODE: Array<Node, 1> = Array::new();
 /// Devices, by index, that take frames from XDP. The value is 1.
 #[btf_map]
 pub(crate) static UPLINKS: HashMap<u32, u32, UPLINKS_, NO_PREALLOC> = HashMap::new();
+/// The devices of VLANs, by what tags say.
+#[btf_map]
+pub(crate) static VLANS: HashMap<Vlan, u32, VLANS_, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 pub(crate) static COUNTERS: PerCpuArray<u64, { outcome::COUNTERS as usize }> = PerCpuArray::new();
 /// By [`Turnover::index`].

@@ -58,7 +58,7 @@ pub(crate) fn send<P: Packet, F: Family, L: Transport>(
         let verdict = if output == Output::Hairpin { hairpin::<P, F>(packet) } else { Some(Verdict::PASS) };
         return verdict.ok_or(Outcome::DropNotWritable);
     }
-    if !has_next_hop::<P, F>(packet, key.proto, entry, node) {
+    if packet.is_tagged() || !has_next_hop::<P, F>(packet, key.proto, entry, node) {
         return send_through_stack::<P, F, L>(packet, key, flow, transport);
     }
     if !nat::apply::<P, F, L>(packet, &flow.rewrite, transport) {
@@ -83,8 +83,9 @@ fn has_next_hop<P: Packet, F: Family>(packet: &P, proto: Protocol, entry: Entry<
 
 /// Whether a flow knows its next hop already, for a packet that does not look it up itself.
 #[inline(always)]
-pub(crate) fn knows_way<F: Family>(flow: &Flow<F::Addr>, header: &F::Header) -> bool {
+pub(crate) fn knows_way<P: Packet, F: Family>(packet: &P, flow: &Flow<F::Addr>, header: &F::Header) -> bool {
     flow.next_hop.ifindex != 0
+        && !packet.is_tagged()
         && F::hop_limit(header) > 1
         && service::node().is_some_and(|node| node.route_generation == flow.next_hop.generation)
 }

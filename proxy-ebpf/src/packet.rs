@@ -12,7 +12,8 @@ use core::ffi::c_void;
 use crate::{
     checksum,
     family::Family,
-    parse::{ETHERNET, Transport},
+    parse::{ETHERNET, Ethernet, Transport},
+    vlan::{self, Memory, Tag, Tags},
 };
 
 /// `BPF_F_IPV6` of `bpf_l4_csum_replace`: an IPv6 address change does not alter a checksum over the whole packet.
@@ -106,6 +107,24 @@ pub trait Packet {
     /// Whether the packet has at least `length` bytes.
     fn holds(&self, length: usize) -> bool;
 
+    /// Begins without any tags, but does not tell the verifier.
+    fn forget_tags(&mut self, ethernet: &Ethernet);
+
+    /// Whether it has tags that do not stand in the frame.
+    fn has_hidden_tag(&self) -> bool;
+
+    /// All tags, if there are no more than two and they are whole.
+    fn tags(&self) -> Option<Tags>;
+
+    /// Takes those out that stand in the frame. Views are stale after it.
+    fn take_tags(&mut self, tags: &Tags) -> bool;
+
+    /// Puts in again what was taken out. Views are stale after it.
+    fn put_tags_back(&mut self) -> bool;
+
+    /// Whether it had tags, of whatever kind, when it came.
+    fn is_tagged(&self) -> bool;
+
     /// Device it came in by (or, on the way out, leaves by).
     fn ifindex(&self) -> u32;
 
@@ -139,15 +158,21 @@ pub trait Packet {
 /// A frame in the driver's hands.
 pub struct XdpPacket {
     context: XdpContext,
+    tags: Memory,
 }
 
 impl XdpPacket {
     /// Takes the context of an XDP program.
     #[inline(always)]
     pub const fn new(context: XdpContext) -> Self {
-        Self { context }
+        Self { context, tags: Memory::NOTHING }
     }
 }
+
+/// The addresses of an Ethernet header, which stand before all tags.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Macs([u32; 3]);
 
 impl Packet for XdpPacket {
     const IS_FRAME: bool = true;
@@ -175,6 +200,46 @@ impl Packet for XdpPacket {
     fn holds(&self, length: usize) -> bool {
         // By comparison of pointers: their difference is not for programs without CAP_PERFMON.
         self.data() + bounded::<LONGEST>(length) <= self.data_end()
+    }
+
+    #[inline(always)]
+    fn forget_tags(&mut self, ethernet: &Ethernet) {
+        self.tags = Memory::nothing(ethernet);
+    }
+
+    #[inline(always)]
+    fn has_hidden_tag(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn tags(&self) -> Option<Tags> {
+        standing_tags(self, Tag::NONE)
+    }
+
+    #[inline(always)]
+    fn take_tags(&mut self, tags: &Tags) -> bool {
+        let length = if tags.inner.is_some() { 2 * size_of::<Tag>() } else { size_of::<Tag>() };
+        let Some(macs) = self.at::<Macs>(0) else { return false };
+        let macs = *macs;
+        // SAFETY: a helper on the program's own context.
+        if (unsafe { helpers::bpf_xdp_adjust_head(self.context.ctx, length as i32) }) != 0 {
+            return false;
+        }
+        self.tags = Memory::of(tags.outer, tags.inner);
+        let Some(place) = self.at::<Macs>(0) else { return false };
+        *place = macs;
+        true
+    }
+
+    #[inline(always)]
+    fn put_tags_back(&mut self) -> bool {
+        !self.tags.is_something() || put_back(self.context.ctx.cast(), self.tags)
+    }
+
+    #[inline(always)]
+    fn is_tagged(&self) -> bool {
+        self.tags.is_something()
     }
 
     #[inline(always)]
@@ -231,16 +296,57 @@ impl Packet for XdpPacket {
     }
 }
 
+/// Puts tags into a frame again that they were taken out of.
+#[inline(never)]
+fn put_back(context: *mut c_void, tags: Memory) -> bool {
+    let (outer, inner) = (tags.outer(), tags.inner());
+    let packet = XdpPacket::from_context(context);
+    let length = if inner.is_some() { 2 * size_of::<Tag>() } else { size_of::<Tag>() };
+    let Some(macs) = packet.at::<Macs>(0) else { return false };
+    let macs = *macs;
+    // SAFETY: a helper on the program's own context.
+    if (unsafe { helpers::bpf_xdp_adjust_head(packet.context.ctx, -(length as i32)) }) != 0 {
+        return false;
+    }
+    let Some(place) = packet.at::<Macs>(0) else { return false };
+    *place = macs;
+    let Some(first) = packet.at::<Tag>(size_of::<Macs>()) else { return false };
+    *first = outer;
+    if inner.is_some() {
+        let Some(second) = packet.at::<Tag>(size_of::<Macs>() + size_of::<Tag>()) else { return false };
+        *second = inner;
+    }
+    true
+}
+
+/// The tags of a packet whose first may be hidden.
+#[inline(always)]
+fn standing_tags<P: Packet>(packet: &P, hidden: Tag) -> Option<Tags> {
+    let first = *packet.at::<Tag>(size_of::<Macs>())?;
+    if !vlan::is_tag(first.protocol) {
+        return Some(Tags { outer: hidden, inner: Tag::NONE, ethertype: first.protocol });
+    }
+    let second = *packet.at::<Tag>(size_of::<Macs>() + size_of::<Tag>())?;
+    if !vlan::is_tag(second.protocol) {
+        let (outer, inner) = if hidden.is_some() { (hidden, first) } else { (first, Tag::NONE) };
+        return Some(Tags { outer, inner, ethertype: second.protocol });
+    }
+    let third = *packet.at::<u16>(size_of::<Macs>() + 2 * size_of::<Tag>())?;
+    let has_more = hidden.is_some() || vlan::is_tag(third);
+    (!has_more).then_some(Tags { outer: first, inner: second, ethertype: third })
+}
+
 /// An skb.
 pub struct TcPacket {
     context: TcContext,
+    tags: Memory,
 }
 
 impl TcPacket {
     /// Takes the context of a classifier.
     #[inline(always)]
     pub const fn new(context: TcContext) -> Self {
-        Self { context }
+        Self { context, tags: Memory::NOTHING }
     }
 
     #[inline(always)]
@@ -280,6 +386,51 @@ impl Packet for TcPacket {
     #[inline(always)]
     fn holds(&self, length: usize) -> bool {
         length <= self.length()
+    }
+
+    #[inline(always)]
+    fn forget_tags(&mut self, ethernet: &Ethernet) {
+        self.tags = Memory::nothing(ethernet);
+    }
+
+    #[inline(always)]
+    fn has_hidden_tag(&self) -> bool {
+        context_word!(self.context.skb.skb, aya_ebpf::bindings::__sk_buff, vlan_present) != 0
+    }
+
+    #[inline(always)]
+    fn tags(&self) -> Option<Tags> {
+        let hidden = if self.has_hidden_tag() {
+            Tag {
+                protocol: context_word!(self.context.skb.skb, aya_ebpf::bindings::__sk_buff, vlan_proto) as u16,
+                control: (context_word!(self.context.skb.skb, aya_ebpf::bindings::__sk_buff, vlan_tci) as u16).to_be(),
+            }
+        } else {
+            Tag::NONE
+        };
+        standing_tags(self, hidden)
+    }
+
+    /// Of two tags the first is hidden after it, whether it was before or not; the kernel puts it before the second.
+    #[inline(always)]
+    fn take_tags(&mut self, tags: &Tags) -> bool {
+        let is_hidden = self.has_hidden_tag() && !tags.inner.is_some();
+        self.tags = Memory::of(if is_hidden { Tag::NONE } else { tags.outer }, Tag::NONE);
+        // SAFETY: a helper on the program's own context.
+        is_hidden || unsafe { helpers::bpf_skb_vlan_pop(self.context.skb.skb) } == 0
+    }
+
+    #[inline(always)]
+    fn put_tags_back(&mut self) -> bool {
+        let Tag { protocol, control } = self.tags.outer();
+        // SAFETY: a helper on the program's own context.
+        protocol == 0
+            || unsafe { helpers::bpf_skb_vlan_push(self.context.skb.skb, protocol, u16::from_be(control)) } == 0
+    }
+
+    #[inline(always)]
+    fn is_tagged(&self) -> bool {
+        self.tags.is_something()
     }
 
     #[inline(always)]

@@ -12,7 +12,7 @@ pub(crate) const ETHERNET: usize = size_of::<Ethernet>();
 
 /// Ethernet.
 #[repr(C)]
-pub(crate) struct Ethernet {
+pub struct Ethernet {
     /// Destination.
     pub dmac: Mac,
     /// Source.

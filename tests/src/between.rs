@@ -1,4 +1,4 @@
-//! What may stand between an IP header and the transport's: IPv4 options and IPv6 extension headers, put into frames.
+//! What may stand around an IP header: VLAN tags before it, IPv4 options and IPv6 extension headers behind it, put into frames.
 #![expect(clippy::missing_panics_doc, clippy::expect_used, reason = "a fixture speaks by failing the test")]
 
 use crate::frame::{ETHERNET, Family};
@@ -87,4 +87,10 @@ pub fn sum_up(frame: &mut [u8]) {
     frame[24..26].fill(0);
     let header = etherparse::Ipv4HeaderSlice::from_slice(&frame[ETHERNET..]).expect("an IPv4 header").to_header();
     frame[24..26].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
+}
+
+/// The frame with VLAN tags before its ethertype, the first on the wire first.
+#[must_use]
+pub fn tagged(frame: &[u8], tags: &[[u8; 4]]) -> Vec<u8> {
+    [&frame[..12], tags.concat().as_slice(), &frame[12..]].concat()
 }

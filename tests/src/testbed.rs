@@ -17,7 +17,7 @@ use proxy_common::{
     backend::{Backend, BackendState},
     filter::Filter,
     flow::{Flow, Tier, Turnover},
-    node::{LAYOUT, Node, local},
+    node::{LAYOUT, Node, Vlan, local},
     outcome::{self, Hook, Outcome},
     service::{Frontend, Range, Service},
     stats::Stats,
@@ -322,6 +322,12 @@ impl Testbed {
             }
         }
         self.let_in(address)
+    }
+
+    /// Makes a tag on a device lead to another one.
+    pub fn add_vlan(&mut self, parent: u32, protocol: u16, number: u16, device: u32) -> Result<()> {
+        let vlan = Vlan { parent, protocol: protocol.to_be(), number };
+        Ok(self.hash("VLANS")?.insert(vlan, device, 0)?)
     }
 
     /// Takes a frontend away.

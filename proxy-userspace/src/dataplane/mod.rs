@@ -23,7 +23,7 @@ mod syscall;
 mod table;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     ops::RangeInclusive,
     path::Path,
@@ -35,7 +35,7 @@ use proxy_common::{
     addr::{Address as _, Ipv4, Ipv6, Port},
     backend::BackendId,
     filter::Filter,
-    node::{LAYOUT, Node, ServiceCidrs, masquerade},
+    node::{LAYOUT, Node, ServiceCidrs, Vlan, masquerade},
 };
 
 use self::{
@@ -97,6 +97,7 @@ pub struct Dataplane {
     v6: FamilyMaps<Ipv6>,
     slots: Table<u32, BackendId>,
     uplinks: Table<u32, u32>,
+    vlans: Table<Vlan, u32>,
     service_cidrs: Table<u32, ServiceCidrs>,
     inbound: AddressFilter,
     outbound: AddressFilter,
@@ -121,6 +122,7 @@ impl Dataplane {
             v6: FamilyMaps::new(&object, &family::V6)?,
             slots: family::table(&object, "SLOTS")?,
             uplinks: family::table(&object, "UPLINKS")?,
+            vlans: family::table(&object, "VLANS")?,
             service_cidrs: family::table(&object, "SERVICE_CIDRS")?,
             inbound: AddressFilter::adopt(family::table(&object, "INBOUND")?)?,
             outbound: AddressFilter::adopt(family::table(&object, "OUTBOUND")?)?,
@@ -205,6 +207,8 @@ impl Dataplane {
     /// Makes what is attached equal to what the options and the devices that exist ask for. New problems are logged;
     /// an error means that nothing was attached.
     pub fn attach(&mut self, network: &NodeNetwork) -> Result<AttachReport, Error> {
+        // Before the programs see the first frame.
+        self.put_vlans(network)?;
         let report = self.attacher.attach(&mut self.object, network)?;
         let xdp = report.attachments.iter().filter(|attachment| attachment.program == ProgramName::UplinkXdp);
         self.put_uplinks(&xdp.filter_map(|attachment| attachment.ifindex).collect())?;
@@ -222,6 +226,18 @@ impl Dataplane {
         let added: Vec<u32> = wanted.difference(&found).copied().collect();
         self.uplinks.put_all(&added, &vec![1; added.len()])?;
         self.bump_routes()
+    }
+
+    /// Tells the programs which tags lead to which devices.
+    fn put_vlans(&mut self, network: &NodeNetwork) -> Result<(), Error> {
+        let wanted: BTreeMap<Vlan, u32> =
+            network.links.iter().filter_map(|link| Some((link.vlan?, link.ifindex))).collect();
+        let found: BTreeMap<Vlan, u32> = self.vlans.entries()?.into_iter().collect();
+        let gone: Vec<Vlan> = found.keys().filter(|vlan| !wanted.contains_key(vlan)).copied().collect();
+        self.vlans.remove_all(&gone)?;
+        let (vlans, devices): (Vec<Vlan>, Vec<u32>) =
+            wanted.into_iter().filter(|(vlan, device)| found.get(vlan) != Some(device)).unzip();
+        self.vlans.put_all(&vlans, &devices)
     }
 
     /// Clears the bits of the address filters that neither an entry nor a flow needs any more.

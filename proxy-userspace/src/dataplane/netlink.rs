@@ -6,6 +6,7 @@ pub(super) mod sockets;
 mod watcher;
 
 use ipnet::IpNet;
+use proxy_common::node::Vlan;
 
 pub use self::watcher::{snapshot, watch};
 
@@ -60,6 +61,8 @@ pub struct Link {
     pub has_default_route: bool,
     /// Its frames have an Ethernet header.
     pub has_ethernet: bool,
+    /// The tag that brings frames of another device here.
+    pub vlan: Option<Vlan>,
     /// Interface index of the bridge, bond or VRF it belongs to.
     pub master: Option<u32>,
     /// Id of the XDP program on it.

@@ -6,10 +6,14 @@ use std::{
 };
 
 use ipnet::IpNet;
+use proxy_common::node::Vlan;
 use rtnetlink::packet_route::{
     RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
-    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached},
+    link::{
+        InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
+        VlanProtocol, XdpAttached,
+    },
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
     route::{RouteAttribute, RouteMessage, RouteType},
 };
@@ -28,12 +32,17 @@ pub(super) fn link(message: &LinkMessage) -> Link {
         ..Link::default()
     };
     let mut peer_is_elsewhere = false;
+    let (mut parent, mut tag) = (0, None);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Controller(master) if *master != 0 => link.master = Some(*master),
+            LinkAttribute::Link(ifindex) => parent = *ifindex,
             LinkAttribute::LinkNetNsId(_) => peer_is_elsewhere = true,
-            LinkAttribute::LinkInfo(information) => link.kind = kind(information),
+            LinkAttribute::LinkInfo(information) => {
+                link.kind = kind(information);
+                tag = vlan(information);
+            }
             LinkAttribute::Xdp(xdp) => {
                 link.xdp_program = xdp_program(xdp);
                 link.has_generic_xdp = xdp.contains(&LinkXdp::Attached(XdpAttached::SocketBuffer));
@@ -41,6 +50,7 @@ pub(super) fn link(message: &LinkMessage) -> Link {
             _ => {}
         }
     }
+    link.vlan = tag.filter(|_| !peer_is_elsewhere).map(|(protocol, number)| Vlan { parent, protocol, number });
     link.is_pod_veth = peer_is_elsewhere && link.kind == InfoKind::Veth.to_string();
     link
 }
@@ -48,6 +58,17 @@ pub(super) fn link(message: &LinkMessage) -> Link {
 fn kind(information: &[LinkInfo]) -> String {
     let kind = information.iter().find_map(|part| if let LinkInfo::Kind(kind) = part { Some(kind) } else { None });
     kind.map(ToString::to_string).unwrap_or_default()
+}
+
+/// Protocol, in network order, and number of a VLAN's device.
+fn vlan(information: &[LinkInfo]) -> Option<(u16, u16)> {
+    let parts = information.iter().find_map(|part| match part {
+        LinkInfo::Data(InfoData::Vlan(parts)) => Some(parts),
+        _ => None,
+    })?;
+    let number = parts.iter().find_map(|part| if let InfoVlan::Id(number) = part { Some(*number) } else { None })?;
+    let is_outer = parts.contains(&InfoVlan::Protocol(VlanProtocol::Ieee8021Ad));
+    Some((if is_outer { 0x88a8_u16 } else { 0x8100 }.to_be(), number))
 }
 
 fn xdp_program(xdp: &[LinkXdp]) -> Option<u32> {
