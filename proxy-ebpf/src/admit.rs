@@ -4,6 +4,8 @@
 //! Every step is out of line and leaves what the next one needs in the draft: together they do not fit the stack. And a
 //! decision that is needed after `claim` is left there, too, because Linux 6.1 removed a branch on one in a register.
 
+use core::ffi::c_void;
+
 use proxy_common::{
     addr::{Address as _, Mac},
     backend::Backend,
@@ -17,7 +19,7 @@ use crate::{
     claim::{Claimed, claim, source_port},
     counters::count,
     family::Family,
-    filter, flow, kernel, service,
+    filter, flow, kernel, output, service,
     way::{Place, Way, mask_stage, way},
 };
 
@@ -36,7 +38,7 @@ pub(crate) enum Admission {
 
 /// Admits a new flow, or says why not.
 #[inline(never)]
-pub(crate) fn admit<F: Family>(hook: Hook, key: &Tuple<F::Addr>) -> Admission {
+pub(crate) fn admit<F: Family>(hook: Hook, key: &Tuple<F::Addr>, context: *mut c_void, ifindex: u32) -> Admission {
     let found = find::<F>(key);
     if found != Admission::GoOn {
         return found;
@@ -50,12 +52,15 @@ pub(crate) fn admit<F: Family>(hook: Hook, key: &Tuple<F::Addr>) -> Admission {
     if planned != Admission::GoOn {
         return planned;
     }
+    if draft.flow.output == Output::Forward {
+        output::choose_source::<F>(context, ifindex);
+    }
     match claim::<F>(key) {
         Claimed::Nothing => return Admission::Refused(Outcome::DropNoPort),
         Claimed::AsDrafted => {}
         Claimed::WithAnotherPort => count(hook, Outcome::PortChanged),
     }
-    if draft.is_masked != 0 && !mask::<F>() {
+    if draft.is_masked != 0 && !mask::<F>(context, ifindex) {
         flow::forget_key::<F>(key);
         return Admission::Refused(Outcome::DropNoPort);
     }
@@ -136,7 +141,7 @@ fn place<F: Family>(key: &Tuple<F::Addr>, backend: &Backend<F::Addr>) -> Place {
 /// Claims the pair that replaces the source of the flow that was just claimed, where it leaves for its backend. One that is
 /// there and alive belongs to this very flow, of which only the first pair had been evicted.
 #[inline(never)]
-fn mask<F: Family>() -> bool {
+fn mask<F: Family>(context: *mut c_void, ifindex: u32) -> bool {
     let (Some(node), Some(draft), Some(key)) = (service::node(), flow::draft::<F>(), flow::mask_key::<F>()) else {
         return false;
     };
@@ -149,6 +154,9 @@ fn mask<F: Family>() -> bool {
     filter::let_through::<F::Addr>(&key.saddr);
     draft.to.saddr = F::masquerade(node);
     draft.to.sport = source_port(node, key.sport);
+    if matches!(key.stage, Stage::UplinkOut) {
+        output::choose_source::<F>(context, ifindex);
+    }
     draft.flow.output = Output::Stack;
     draft.flow.twin_output = Output::Stack;
     draft.flow.twin_stage = if matches!(key.stage, Stage::ToPod) { Stage::FromPod } else { Stage::UplinkIn };

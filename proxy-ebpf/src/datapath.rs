@@ -155,7 +155,7 @@ pub(crate) fn transport<P: Packet, F: Family, L: Transport>(
     if known == Advance::Gone {
         return reject::refuse::<P, F, L>(hook, packet.context(), flags, Outcome::ResetGone);
     }
-    match admit::admit::<F>(hook, &key) {
+    match admit::admit::<F>(hook, &key, packet.context(), packet.ifindex()) {
         Admission::NotOurs => return Ok(Verdict::PASS),
         Admission::Refused(reason) => return reject::refuse::<P, F, L>(hook, packet.context(), flags, reason),
         _ => {}

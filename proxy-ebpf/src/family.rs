@@ -77,6 +77,8 @@ pub trait Family: 'static {
     fn decrement_hop_limit(header: &mut Self::Header);
     /// An address as the FIB takes it.
     fn words(addr: Self::Addr) -> [u32; 4];
+    /// An address as the FIB gives it.
+    fn from_words(words: [u32; 4]) -> Self::Addr;
     /// Writes a header of our own, without options, before `length` bytes of a protocol.
     fn compose(header: &mut Self::Header, saddr: Self::Addr, daddr: Self::Addr, protocol: u8, length: u16);
     /// The sum of a header's words, not folded.
@@ -227,6 +229,12 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn from_words(words: [u32; 4]) -> Ipv4 {
+        let [word, ..] = words;
+        Ipv4 { octets: word.to_ne_bytes() }
+    }
+
+    #[inline(always)]
     fn compose(header: &mut Ipv4Header, saddr: Ipv4, daddr: Ipv4, protocol: u8, length: u16) {
         header.version_ihl = 0x45;
         header.tos = 0;
@@ -330,6 +338,15 @@ impl Family for V6 {
     #[inline(always)]
     fn words(addr: Ipv6) -> [u32; 4] {
         addr.words()
+    }
+
+    #[inline(always)]
+    fn from_words(words: [u32; 4]) -> Ipv6 {
+        let mut addr = Ipv6::default();
+        for (octets, word) in addr.octets.as_chunks_mut::<4>().0.iter_mut().zip(words) {
+            *octets = word.to_ne_bytes();
+        }
+        addr
     }
 
     #[inline(always)]

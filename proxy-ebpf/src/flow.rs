@@ -316,7 +316,12 @@ pub(crate) fn cut<F: Family>(key: &Tuple<F::Addr>, flow: &Flow<F::Addr>, draft: 
     draft.twin.output = Output::Stack;
     draft.twin.twin_output = Output::Stack;
     draft.twin.direction = Direction::Transit;
-    table::enter::<F>(Tier::Embryos, &draft.twin_key, &draft.twin);
+    // Over a tunnel every packet comes this way.
+    let is_there =
+        embryo::<F>(&draft.twin_key).is_some_and(|entry| is_same::<F>(&entry.flow().rewrite, &draft.twin.rewrite));
+    if !is_there {
+        table::enter::<F>(Tier::Embryos, &draft.twin_key, &draft.twin);
+    }
     set_rewrite::<F>(&mut draft.flow.rewrite, key, &draft.twin_key);
 }
 

@@ -2,10 +2,13 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::{bindings::bpf_fib_lookup, helpers::generated as helpers};
+use aya_ebpf::{
+    bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LOOKUP_SRC, bpf_fib_lookup},
+    helpers::generated as helpers,
+};
 use proxy_common::{
-    addr::{Mac, Port, Protocol},
-    flow::{Flow, NextHop, Output, Rewrite},
+    addr::{Address as _, Mac, Port, Protocol},
+    flow::{Flow, NextHop, Output},
     node::Node,
     outcome::Outcome,
     tuple::Tuple,
@@ -124,7 +127,8 @@ fn ask<F: Family, P: Packet>(
     entry: Entry<F::Addr>,
     generation: u32,
 ) -> bool {
-    let mut question = Question::new::<F>(ifindex, &entry.flow().rewrite, proto);
+    let mut question = Question::new::<F>(ifindex, entry.flow().rewrite.saddr, entry.flow().rewrite.daddr, proto);
+    (question.sport, question.dport) = (entry.flow().rewrite.sport, entry.flow().rewrite.dport);
     // SAFETY: the context is the program's own, the structure is on the stack and as long as stated.
     let answer = unsafe { helpers::bpf_fib_lookup(context, (&raw mut question).cast(), LENGTH, 0) };
     if answer != 0 {
@@ -137,6 +141,23 @@ fn ask<F: Family, P: Packet>(
     }
     entry.set_next_hop(NextHop { ifindex: question.ifindex, generation, dmac: question.dmac, smac: question.smac });
     true
+}
+
+/// Has the kernel look up from which of the node's addresses it would send to the backend of the drafted flow, which is
+/// that of the device which leads there: another one might come back another way, or not at all. Where it does not say,
+/// what stands in the draft stays.
+#[inline(never)]
+pub(crate) fn choose_source<F: Family>(context: *mut c_void, ifindex: u32) {
+    let Some(draft) = flow::draft::<F>() else { return };
+    let mut question = Question::new::<F>(ifindex, F::Addr::ANY, draft.to.daddr, draft.to.proto);
+    (question.sport, question.dport) = (draft.to.sport, draft.to.dport);
+    // SAFETY: as in `ask`.
+    let answer = unsafe { helpers::bpf_fib_lookup(context, (&raw mut question).cast(), LENGTH, BPF_FIB_LOOKUP_SRC) };
+    // A neighbour that is not known yet has a route all the same.
+    if (answer == 0 || answer == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH)) && F::from_words(question.source) != F::Addr::ANY
+    {
+        draft.to.saddr = F::from_words(question.source);
+    }
 }
 
 /// `struct bpf_fib_lookup` without its unions.
@@ -163,18 +184,18 @@ const _: () = assert!(size_of::<Question>() == size_of::<bpf_fib_lookup>() && si
 
 impl Question {
     #[inline(always)]
-    fn new<F: Family>(ifindex: u32, rewrite: &Rewrite<F::Addr>, proto: Protocol) -> Self {
+    fn new<F: Family>(ifindex: u32, saddr: F::Addr, daddr: F::Addr, proto: Protocol) -> Self {
         Self {
             family: F::NUMBER,
             protocol: proto as u8,
-            sport: rewrite.sport,
-            dport: rewrite.dport,
+            sport: Port::new(0),
+            dport: Port::new(0),
             // 0 asks for no MTU check.
             total_length: 0,
             ifindex,
             flow_info: 0,
-            source: F::words(rewrite.saddr),
-            destination: F::words(rewrite.daddr),
+            source: F::words(saddr),
+            destination: F::words(daddr),
             vlan: [0; 2],
             smac: Mac::ZERO,
             dmac: Mac::ZERO,

@@ -75,11 +75,23 @@ impl UplinkMode {
 pub struct LabOptions {
     /// Uplinks of node-a and node-b.
     pub uplinks: [UplinkMode; 2],
+    /// How pods reach those of the other node.
+    pub between: Between,
+}
+
+/// How pods reach those of another node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Between {
+    /// By routes over the wire.
+    #[default]
+    Wire,
+    /// By routes over a VXLAN device, as flannel makes it.
+    Overlay,
 }
 
 impl Default for LabOptions {
     fn default() -> Self {
-        Self { uplinks: [UplinkMode::Xdp, UplinkMode::Tc] }
+        Self { uplinks: [UplinkMode::Xdp, UplinkMode::Tc], between: Between::default() }
     }
 }
 
@@ -102,6 +114,8 @@ pub struct Node {
     pub plan: &'static NodePlan,
     /// How its uplink is translated.
     pub uplink: UplinkMode,
+    /// How its pods reach those of the other node.
+    pub between: Between,
     /// Where its own processes are.
     pub host: Place,
     /// Its pods, in the order of the plan.
@@ -121,7 +135,7 @@ impl Lab {
         let cgroup = Cgroup::new(number)?;
         let wire = topology::wire()?;
         let client = Place::new(topology::client(&wire)?, cgroup.child("outside")?)?;
-        let [a, b] = [0, 1].map(|index| Node::new(&NODES[index], options.uplinks[index], &wire, &cgroup, number));
+        let [a, b] = [0, 1].map(|index| Node::new(&NODES[index], options, &wire, &cgroup, number));
         let gateway = Place::new(wire, cgroup.child("gateway")?)?;
         Ok(Self { nodes: [a?, b?], client, gateway, _cgroup: cgroup })
     }
@@ -152,8 +166,9 @@ impl Lab {
 }
 
 impl Node {
-    fn new(plan: &'static NodePlan, uplink: UplinkMode, wire: &Namespace, parent: &Cgroup, lab: u32) -> Result<Self> {
-        let namespace = topology::node(plan, wire)?;
+    fn new(plan: &'static NodePlan, options: LabOptions, wire: &Namespace, parent: &Cgroup, lab: u32) -> Result<Self> {
+        let uplink = options.uplinks[usize::from(plan.number) - 1];
+        let namespace = topology::node(plan, options.between, wire)?;
         let port = topology::ready_port(plan, uplink, wire)?;
         let host = Place::new(namespace, parent.child(&format!("{}/host", plan.name))?)?;
         let pods = plan.pods.iter().map(|(pod, number)| {
@@ -165,7 +180,17 @@ impl Node {
         let pods = pods.collect::<Result<_>>()?;
         let pins = PinDirectory::new(lab, plan.name)?;
         let cgroup = parent.child(plan.name)?;
-        Ok(Self { plan, uplink, host, pods, agent: Mutex::default(), pins, cgroup, _port: port })
+        Ok(Self {
+            plan,
+            uplink,
+            between: options.between,
+            host,
+            pods,
+            agent: Mutex::default(),
+            pins,
+            cgroup,
+            _port: port,
+        })
     }
 
     /// Its addresses on the wire.

@@ -21,7 +21,11 @@ fn node_ports_follow_the_nodes_addresses() -> Result<()> {
     let service = Service::new("moving", 33, &["a1"]);
     for uplink in [UplinkMode::Xdp, UplinkMode::Tc] {
         let options = AgentOptions { more: vec!["--nodeport-addresses=all".into()], ..AgentOptions::default() };
-        let cluster = Cluster::start(LabOptions { uplinks: [uplink; 2] }, options, std::slice::from_ref(&service))?;
+        let cluster = Cluster::start(
+            LabOptions { uplinks: [uplink; 2], ..LabOptions::default() },
+            options,
+            std::slice::from_ref(&service),
+        )?;
         let node = cluster.lab.node("node-a")?.host.namespace();
         let change = |what: &str| {
             node.ip(&format!("addr {what} {}/32 dev uplink", FLOATING.v4))?;

@@ -25,7 +25,7 @@ fn services(target_port: u16) -> [Service; 2] {
 fn cluster(uplinks: [UplinkMode; 2], target_port: u16) -> Result<Cluster> {
     // Packets are what this is about: pods' sockets are left alone.
     let options = AgentOptions { socket_lb: SocketLb::Host, ..AgentOptions::default() };
-    Cluster::start(LabOptions { uplinks }, options, &services(target_port))
+    Cluster::start(LabOptions { uplinks, ..LabOptions::default() }, options, &services(target_port))
 }
 
 /// From pods to cluster addresses, and from outside to node ports.

@@ -37,7 +37,7 @@ fn pods() -> impl Iterator<Item = (u8, &'static str, u8)> {
 #[test]
 fn large_transfers_arrive_whole_on_both_kinds_of_wire() -> Result<()> {
     for uplinks in [[UplinkMode::Xdp, UplinkMode::Tc], [UplinkMode::Tc, UplinkMode::Xdp]] {
-        let lab = Lab::new(LabOptions { uplinks })?;
+        let lab = Lab::new(LabOptions { uplinks, ..LabOptions::default() })?;
         for family in Family::ALL {
             let (_, addresses) = address::pod("b1").unwrap();
             let target = Target::tcp((addresses.of(family), 8080));

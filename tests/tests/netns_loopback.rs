@@ -28,7 +28,7 @@ fn services() -> [Service; 4] {
 
 fn start(nodeport_addresses: &str) -> Result<Cluster> {
     let more = vec!["--nodeport-addresses".into(), nodeport_addresses.into()];
-    let lab = LabOptions { uplinks: [UplinkMode::Xdp, UplinkMode::Tc] };
+    let lab = LabOptions { uplinks: [UplinkMode::Xdp, UplinkMode::Tc], ..LabOptions::default() };
     let cluster = Cluster::start(lab, AgentOptions { more, ..AgentOptions::default() }, &services())?;
     for node in &cluster.lab.nodes {
         node.host.serve(&[8080])?;

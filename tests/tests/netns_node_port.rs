@@ -20,7 +20,7 @@ fn services() -> [Service; 2] {
 }
 
 fn cluster(uplinks: [UplinkMode; 2]) -> Result<Cluster> {
-    Cluster::start(LabOptions { uplinks }, AgentOptions::default(), &services())
+    Cluster::start(LabOptions { uplinks, ..LabOptions::default() }, AgentOptions::default(), &services())
 }
 
 fn is_local(service: &Service, node: &Node) -> bool {

@@ -27,7 +27,10 @@ fn cluster(uplinks: [UplinkMode; 2]) -> Result<(Cluster, Service)> {
     let service = Service::new("nobody", 60, &[]);
     // Packets are what this is about: pods' sockets are left alone.
     let options = AgentOptions { socket_lb: SocketLb::Host, ..AgentOptions::default() };
-    Ok((Cluster::start(LabOptions { uplinks }, options, std::slice::from_ref(&service))?, service))
+    Ok((
+        Cluster::start(LabOptions { uplinks, ..LabOptions::default() }, options, std::slice::from_ref(&service))?,
+        service,
+    ))
 }
 
 /// Connects, and sends a datagram on a connected socket.

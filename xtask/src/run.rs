@@ -34,6 +34,9 @@ pub(crate) struct Arguments {
     /// On the running kernel, in network namespaces, instead of in a virtual machine.
     #[arg(long, conflicts_with = "kernel")]
     here: bool,
+    /// Pods reach those of the other node over VXLAN.
+    #[arg(long)]
+    overlay: bool,
     /// Leave after the report, even where there is a terminal.
     #[arg(long)]
     exit: bool,
@@ -70,6 +73,7 @@ impl Lab {
         let has_shell = !arguments.exit && stdin().is_terminal() && stdout().is_terminal();
         let mut words = vec![program.display().to_string(), "--sluice".into(), agent.display().to_string()];
         words.extend(["--examples".into(), workspace.root.join("examples").display().to_string()]);
+        words.extend(arguments.overlay.then(|| "--overlay".into()));
         words.extend(has_shell.then(|| "--shell".into()));
         Ok(Self { program, agent, words, has_shell })
     }

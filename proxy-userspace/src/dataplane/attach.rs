@@ -276,7 +276,8 @@ impl Round<'_> {
             UplinkMode::XdpGeneric => (XDP_FLAGS_SKB_MODE, Mechanism::XdpGeneric),
             UplinkMode::Tc => return false,
         };
-        if !link.has_ethernet {
+        // No tunnel takes XDP in its driver, and nothing is gained by it anywhere else.
+        if !link.has_ethernet || link.is_overlay() {
             return false;
         }
         let wants_generic = mechanism == Mechanism::XdpGeneric;

@@ -71,6 +71,13 @@ pub struct Link {
     pub has_generic_xdp: bool,
 }
 
+impl Link {
+    /// Whether it is a tunnel in which pods of other nodes may be reached.
+    pub fn is_overlay(&self) -> bool {
+        ["vxlan", "geneve"].contains(&self.kind.as_str())
+    }
+}
+
 /// An address of the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LinkAddress {

@@ -17,7 +17,7 @@ pub struct Options {
     pub socket_lb: SocketLb,
     /// How programs attach to uplinks.
     pub uplink_mode: UplinkMode,
-    /// Uplinks; empty means every device that carries a default route.
+    /// Uplinks; empty means every device that carries a default route, or is an overlay.
     pub uplinks: Vec<DevicePattern>,
     /// Pod-facing devices; empty means every veth whose peer is in another namespace and that carries no default route.
     pub pod_devices: Vec<DevicePattern>,

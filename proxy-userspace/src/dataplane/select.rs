@@ -46,7 +46,7 @@ fn role(options: &Options, link: &Link, bridge: Option<&Link>) -> Option<Role> {
         Some(Role::Uplink)
     } else if is_listed(&options.pod_devices, link) {
         Some(Role::Pod)
-    } else if options.uplinks.is_empty() && link.has_default_route {
+    } else if options.uplinks.is_empty() && (link.has_default_route || link.is_overlay()) {
         Some(Role::Uplink)
     } else if options.pod_bridge.is_some() {
         bridge.is_some_and(|bridge| link.master == Some(bridge.ifindex)).then_some(Role::Pod)
@@ -79,6 +79,7 @@ mod tests {
                 Link { is_pod_veth: true, ..link(4, "vetha") },
                 Link { is_pod_veth: true, has_default_route: true, ..link(5, "vethup") },
                 link(6, "docker0"),
+                Link { kind: "vxlan".into(), ..link(7, "overlay") },
             ],
             addresses: Vec::new(),
         }
@@ -97,10 +98,10 @@ mod tests {
     #[test]
     fn devices_are_sorted_by_patterns_and_else_by_what_they_are() {
         let cases = [
-            ("defaults", names(&[], &[]), "eth0 vethup | vetha |"),
+            ("defaults", names(&[], &[]), "eth0 vethup overlay | vetha |"),
             ("uplinks named", names(&["eth1"], &[]), "eth1 | vetha |"),
             ("patterns", names(&["eth*"], &["veth*"]), "eth0 eth1 | vetha vethup |"),
-            ("a default uplink claimed as a pod's", names(&[], &["vethup"]), "eth0 | vethup |"),
+            ("a default uplink claimed as a pod's", names(&[], &["vethup"]), "eth0 overlay | vethup |"),
             ("both match", names(&["veth*"], &["vetha"]), "vetha vethup | |"),
             ("absent", names(&["eth9", "wlan*"], &["pod0"]), "| | eth9 pod0"),
         ];

@@ -22,7 +22,7 @@ use comfy_table::{Table, presets::UTF8_BORDERS_ONLY};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tests::{
     lab::{
-        Lab, LabOptions, UplinkMode,
+        Between, Lab, LabOptions, UplinkMode,
         address::Family,
         agent::{AgentOptions, clean_up, use_program},
         manifest::{self, Published},
@@ -56,6 +56,9 @@ struct Run {
     /// Keep a shell in the lab before it goes away.
     #[arg(long)]
     shell: bool,
+    /// Pods reach those of the other node over VXLAN.
+    #[arg(long)]
+    overlay: bool,
     /// Print findings as JSON, one per line.
     #[arg(long)]
     json: bool,
@@ -144,7 +147,8 @@ fn run(options: &Run) -> Result<ExitCode> {
     }
     let source = fs::canonicalize(&options.examples)?;
     eprintln!("building two nodes, six pods and a client");
-    let lab = Lab::new(LabOptions { uplinks: [options.uplink_a, options.uplink_b] })?;
+    let between = if options.overlay { Between::Overlay } else { Between::Wire };
+    let lab = Lab::new(LabOptions { uplinks: [options.uplink_a, options.uplink_b], between })?;
     eprintln!("starting an agent on each node");
     lab.start_agents(&source, &AgentOptions::default())?;
     let is_complete = survey_all(&lab, &ports, options.json, &interrupt)?;

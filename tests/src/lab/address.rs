@@ -105,6 +105,9 @@ pub fn external(host: u8) -> Addresses {
 /// The gateway to everywhere else, where packets are swallowed.
 pub const GATEWAY: u8 = 1;
 
+/// A node's end of the tunnel to the other one, among the addresses of its pods.
+pub const TUNNEL: u8 = 250;
+
 /// The client outside.
 pub const CLIENT: u8 = 100;
 

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use nix::sys::{prctl, signal::Signal};
 
-use super::{Node, POD_DEVICES};
+use super::{Between, Node, POD_DEVICES};
 use crate::patience::wait_until;
 
 /// What the agent logs once the first complete picture is in the kernel and every program is attached.
@@ -177,7 +177,10 @@ fn run_command(node: &Node, source: &Path, options: &AgentOptions) -> Result<Com
     command.process_group(0);
     command.arg("run").arg("--source").arg(format!("file:{}", source.display()));
     command.args(["--hostname-override", node.plan.name, "--pod-devices", POD_DEVICES]);
-    command.args(["--uplinks", "uplink", "--uplink-mode", node.uplink.name()]);
+    if node.between == Between::Wire {
+        command.args(["--uplinks", "uplink"]);
+    }
+    command.args(["--uplink-mode", node.uplink.name()]);
     command.args(["--socket-lb", options.socket_lb.name(), "--node-port-range", "30000-32767"]);
     command.arg("--pin-path").arg(node.pins()).arg("--cgroup").arg(node.cgroup());
     command.args(&options.more);

@@ -3,8 +3,8 @@
 use anyhow::Result;
 
 use super::{
-    UplinkMode,
-    address::{CLIENT, GATEWAY, NODES, NodePlan, PodNetwork, of_pod, on_wire},
+    Between, UplinkMode,
+    address::{CLIENT, GATEWAY, NODES, NodePlan, PodNetwork, TUNNEL, of_pod, on_wire},
     device::{Offload, XdpPass, set_offload},
 };
 use crate::netns::Namespace;
@@ -40,14 +40,19 @@ pub(super) fn client(wire: &Namespace) -> Result<Namespace> {
 }
 
 /// A node on the wire, with routes to the other nodes' pods.
-pub(super) fn node(plan: &NodePlan, wire: &Namespace) -> Result<Namespace> {
+pub(super) fn node(plan: &NodePlan, between: Between, wire: &Namespace) -> Result<Namespace> {
     let node = Namespace::new(plan.name)?;
     node.sysctl("net/ipv4/ip_forward", "1")?;
     node.sysctl("net/ipv6/conf/all/forwarding", "1")?;
     plug_in(wire, &wire_port(plan), &node, "uplink", plan.host)?;
     for other in NODES.iter().filter(|other| other.number != plan.number) {
         let (pods, via) = (of_pod(other.number, 0), on_wire(other.host));
-        node.ip(&format!("route add {}/24 via {}\nroute add {}/64 via {}", pods.v4, via.v4, pods.v6, via.v6))?;
+        match between {
+            Between::Wire => {
+                node.ip(&format!("route add {}/24 via {}\nroute add {}/64 via {}", pods.v4, via.v4, pods.v6, via.v6))?;
+            }
+            Between::Overlay => tunnel(plan, other, &node)?,
+        }
     }
     if plan.pod_network == PodNetwork::Bridged {
         let gateway = of_pod(plan.number, GATEWAY);
@@ -60,6 +65,35 @@ pub(super) fn node(plan: &NodePlan, wire: &Namespace) -> Result<Namespace> {
         ))?;
     }
     Ok(node)
+}
+
+/// A VXLAN device to the only other node, with an address of its own and a neighbour entry for the other one's.
+fn tunnel(plan: &NodePlan, other: &NodePlan, node: &Namespace) -> Result<()> {
+    let (own, peer) = (of_pod(plan.number, TUNNEL), of_pod(other.number, TUNNEL));
+    let (from, to, pods) = (on_wire(plan.host), on_wire(other.host), of_pod(other.number, 0));
+    node.ip(&format!(
+        "link add overlay address 02:00:00:00:01:0{} type vxlan id 1 local {} remote {} dstport 8472 dev uplink
+         addr add {}/32 dev overlay
+         addr add {}/128 dev overlay nodad
+         link set overlay up
+         neigh add {} lladdr 02:00:00:00:01:0{} dev overlay
+         neigh add {} lladdr 02:00:00:00:01:0{} dev overlay
+         route add {}/24 via {} dev overlay onlink
+         route add {}/64 via {} dev overlay onlink",
+        plan.number,
+        from.v4,
+        to.v4,
+        own.v4,
+        own.v6,
+        peer.v4,
+        other.number,
+        peer.v6,
+        other.number,
+        pods.v4,
+        peer.v4,
+        pods.v6,
+        peer.v6
+    ))
 }
 
 /// A pod on its node.

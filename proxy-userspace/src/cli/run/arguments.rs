@@ -61,7 +61,7 @@ pub(in crate::cli) struct Arguments {
     /// How the names of devices that lead to pods begin, for --detect-local-mode=InterfaceNamePrefix
     #[arg(long, value_name = "PREFIX")]
     pod_interface_name_prefix: Option<String>,
-    /// Devices that lead to other nodes and to the outside [default: those that carry a default route]
+    /// Devices that lead to other nodes and to the outside [default: those that carry a default route, and VXLAN and Geneve devices]
     #[arg(long, value_name = "PATTERN,…", value_delimiter = ',')]
     uplinks: Vec<DevicePattern>,
     /// How programs attach to uplinks
