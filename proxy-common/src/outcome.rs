@@ -53,7 +53,7 @@ pub enum Outcome {
     PassOptions = 19,
     /// Passed on: an IPv6 packet with extension headers that are not walked, with too many of them, or with a route.
     PassExtension = 20,
-    /// Passed on: neither TCP nor UDP, addressed to one of ours.
+    /// Passed on: neither TCP nor UDP nor SCTP, or a fragment of the last; addressed to one of ours.
     PassProtocol = 21,
     /// Dropped: the Service's slot or backend entry was not there.
     DropNoBackend = 33,
@@ -74,11 +74,11 @@ pub enum Outcome {
     DropSource = 40,
     /// Dropped: an address of a ServiceCIDR that no Service has.
     DropUnallocated = 41,
-    /// Rejected: the Service has no endpoint. TCP got a RST, UDP an ICMP error, a socket ECONNREFUSED.
+    /// Rejected: the Service has no endpoint. TCP got a RST, SCTP an ABORT, UDP an ICMP error, a socket ECONNREFUSED.
     RejectNoEndpoint = 48,
     /// Rejected, in the same ways: a port of a ClusterIP that its Service does not define.
     RejectNoPort = 49,
-    /// Answered with a RST: the connection's backend has left every slice.
+    /// Answered with a RST or an ABORT: the connection's backend has left every slice.
     ResetGone = 50,
     /// A socket was refused a port that is a NodePort.
     RefuseBind = 51,

@@ -21,7 +21,9 @@ use crate::{
     output::{self, Verdict},
     packet::Packet,
     parse::{Ethernet, Ipv6Header, Payload, Tcp, TcpHeader, Transport, Udp, ethertype},
-    reject, service, stats, vlan,
+    reject,
+    sctp::Sctp,
+    service, stats, vlan,
 };
 
 /// The longest run of headers that plain packets have, without that of the link.
@@ -29,6 +31,7 @@ const HEADERS: usize = size_of::<Ipv6Header>() + size_of::<TcpHeader>();
 
 pub(crate) const TCP: u8 = Protocol::Tcp as u8;
 pub(crate) const UDP: u8 = Protocol::Udp as u8;
+pub(crate) const SCTP: u8 = Protocol::Sctp as u8;
 
 /// What becomes of a packet.
 #[inline(always)]
@@ -96,6 +99,7 @@ fn internet<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P) -> R
     match protocol {
         TCP => transport::<P, F, Tcp>(hook, stage, packet, saddr, daddr, extent),
         UDP => transport::<P, F, Udp>(hook, stage, packet, saddr, daddr, extent),
+        SCTP => transport::<P, F, Sctp>(hook, stage, packet, saddr, daddr, extent),
         _ => pass(hook, Outcome::PassProtocol),
     }
 }
@@ -124,11 +128,11 @@ pub(crate) fn transport<P: Packet, F: Family, L: Transport>(
     let Some(header) = packet.at::<L::Header>(offset) else {
         return pass(hook, Outcome::PassMalformed);
     };
-    if !L::is_sound(header, payload) {
+    if !L::is_sound(packet, header, offset, payload) {
         return pass(hook, Outcome::PassMalformed);
     }
     let (sport, dport) = L::ports(header);
-    let flags = L::flags(header);
+    let flags = L::flags(packet, header, offset);
     let key = Tuple::new(saddr, daddr, sport, dport, L::PROTOCOL, stage);
     let Some(node) = service::node() else { return Ok(Verdict::PASS) };
 

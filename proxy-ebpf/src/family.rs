@@ -66,6 +66,8 @@ pub trait Family: 'static {
     fn walk<P: Packet>(packet: &mut P) -> Result<Walked, Outcome>;
     /// Understands a fragment, whose other IP headers end at an offset.
     fn fragment<P: Packet>(packet: &P, at: usize) -> Option<Fragment>;
+    /// Bytes from the header on, by its own account.
+    fn length(header: &Self::Header) -> usize;
     fn hop_limit(header: &Self::Header) -> u8;
     /// What follows the header.
     fn protocol(header: &Self::Header) -> u8;
@@ -195,6 +197,11 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn length(header: &Ipv4Header) -> usize {
+        u16::from_be(header.total_length).into()
+    }
+
+    #[inline(always)]
     fn hop_limit(header: &Ipv4Header) -> u8 {
         header.ttl
     }
@@ -306,6 +313,11 @@ impl Family for V6 {
             is_first: header.place & 0xfff8_u16.to_be() == 0,
             end: P::NETWORK + size_of::<Ipv6Header>() + length as usize,
         })
+    }
+
+    #[inline(always)]
+    fn length(header: &Ipv6Header) -> usize {
+        size_of::<Ipv6Header>() + usize::from(u16::from_be(header.payload_length))
     }
 
     #[inline(always)]

@@ -104,6 +104,10 @@ mod lifetime {
     /// A TCP connection that both sides have closed, when another one needs its ports. Enough for the last ACK: two, because
     /// last-seen is up to one second old.
     pub(super) const TCP_CLOSED: u32 = 2;
+    /// An established SCTP association; `nf_conntrack`'s `sctp_timeout_established`. Linux asks after an idle peer every 30.
+    pub(super) const SCTP_ESTABLISHED: u32 = 210;
+    /// An SCTP association that is opening or closing; `nf_conntrack`'s `sctp_timeout_closed`, the longest of those.
+    pub(super) const SCTP_OTHER: u32 = 10;
     /// A UDP flow with replies; `nf_conntrack`'s `udp_timeout_stream`.
     pub(super) const UDP_REPLIED: u32 = 120;
     /// A UDP flow without; `nf_conntrack`'s `udp_timeout`.
@@ -142,11 +146,19 @@ fn is_closing(bits: u8) -> bool {
     bits & state::RESET != 0 || bits & BOTH == BOTH
 }
 
+/// Whether both sides have opened the connection, and not closed it.
+#[inline(always)]
+fn is_established(bits: u8) -> bool {
+    bits & state::CONFIRMED != 0 && !is_closing(bits)
+}
+
 fn lifetime_seconds(proto: Protocol, bits: u8) -> u32 {
     match proto {
         Protocol::Udp if bits & state::REPLIED != 0 => lifetime::UDP_REPLIED,
         Protocol::Udp => lifetime::UDP_UNREPLIED,
-        _ if bits & state::CONFIRMED != 0 && !is_closing(bits) => lifetime::TCP_ESTABLISHED,
+        Protocol::Sctp if is_established(bits) => lifetime::SCTP_ESTABLISHED,
+        Protocol::Sctp => lifetime::SCTP_OTHER,
+        _ if is_established(bits) => lifetime::TCP_ESTABLISHED,
         _ => lifetime::TCP_OTHER,
     }
 }
@@ -377,7 +389,7 @@ pub(crate) fn advance<F: Family>(
     Advance::Keep
 }
 
-/// TCP's beginnings and ends. `true` when a handshake is not this flow's: a SYN starts a new connection on its tuple, or a
+/// TCP's beginnings and ends, and those of SCTP that mean the same. `true` when a handshake is not this flow's: a SYN starts a new connection on its tuple, or a
 /// backend answers the SYN of one that went past us, from a port that was used here before.
 #[inline(never)]
 fn note_flags<F: Family>(key: &Tuple<F::Addr>, entry: *mut Flow<F::Addr>, flags: u8) -> bool {
@@ -437,7 +449,9 @@ fn refresh<F: Family>(
     match flow.direction {
         Direction::Original if is_over => return Advance::Afresh,
         // A backend may break any silence of a connection that nobody has closed.
-        Direction::Reply if is_over && lifetime != lifetime::TCP_ESTABLISHED => return Advance::Afresh,
+        Direction::Reply if is_over && (key.proto == Protocol::Udp || !is_established(flow.state)) => {
+            return Advance::Afresh;
+        }
         _ => {}
     }
     let now = kernel::jiffies();
@@ -446,7 +460,7 @@ fn refresh<F: Family>(
     if flow.direction == Direction::Transit {
         return Advance::Keep;
     }
-    if key.proto == Protocol::Tcp && service::is_gone::<F>(flow.backend, flow.backend_generation) {
+    if key.proto != Protocol::Udp && service::is_gone::<F>(flow.backend, flow.backend_generation) {
         // What the backend still sends leaves the other half alone, so that the client's next packet comes here.
         return if flow.direction == Direction::Original { Advance::Gone } else { Advance::Keep };
     }
@@ -478,8 +492,8 @@ pub(crate) fn half<F: Family>(key: &Tuple<F::Addr>) -> Option<Entry<F::Addr>> {
     confirmed::<F>(key).or_else(|| embryo::<F>(key))
 }
 
-/// Looks after an embryo: a reply is noted in both halves; TCP is confirmed by the client's next ACK after it, UDP by the
-/// reply itself. The entry is not to be used after it.
+/// Looks after an embryo: a reply is noted in both halves; TCP is confirmed by the client's next ACK after it, SCTP by its COOKIE ECHO,
+/// UDP by the reply itself. The entry is not to be used after it.
 #[inline(never)]
 pub(crate) fn hatch<F: Family>(hook: Hook, key: &Tuple<F::Addr>, entry: Entry<F::Addr>, flags: u8) {
     let flow = entry.flow();
@@ -591,5 +605,8 @@ mod tests {
         assert_eq!(lifetime_seconds(Protocol::Tcp, state::REPLIED), 120);
         assert_eq!(lifetime_seconds(Protocol::Tcp, state::REPLIED | state::CONFIRMED), 86_400);
         assert_eq!(lifetime_seconds(Protocol::Tcp, state::CONFIRMED | state::RESET), 120);
+        assert_eq!(lifetime_seconds(Protocol::Sctp, state::REPLIED), 10);
+        assert_eq!(lifetime_seconds(Protocol::Sctp, state::REPLIED | state::CONFIRMED), 210);
+        assert_eq!(lifetime_seconds(Protocol::Sctp, state::CONFIRMED | state::RESET), 10);
     }
 }

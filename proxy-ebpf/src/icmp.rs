@@ -33,7 +33,7 @@ pub(crate) fn relate<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mu
     let (Some(icmp), Some(quoted)) = (packet.at::<IcmpHeader>(message), packet.at::<F::Header>(quote)) else {
         return Verdict::PASS;
     };
-    // The first eight bytes of TCP have their ports where UDP has them.
+    // The first eight bytes of TCP and SCTP have their ports where UDP has them.
     let Some(ports) = packet.at::<UdpHeader>(transport) else { return Verdict::PASS };
     if F::payload(ip).is_err() || !F::is_icmp_error(icmp.kind) {
         return Verdict::PASS;
@@ -41,6 +41,7 @@ pub(crate) fn relate<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mu
     let proto = match F::payload(quoted) {
         Ok(payload) if payload.protocol == Protocol::Tcp as u8 => Protocol::Tcp,
         Ok(payload) if payload.protocol == Protocol::Udp as u8 => Protocol::Udp,
+        Ok(payload) if payload.protocol == Protocol::Sctp as u8 => Protocol::Sctp,
         _ => return Verdict::PASS,
     };
     let (reporter, addressee) = F::addresses(ip);
@@ -70,7 +71,8 @@ pub(crate) fn relate<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mu
     let both = u32::from(to.addr_delta) + u32::from(to.port_delta);
     let quoted_csum = match proto {
         Protocol::Udp if ports.csum != 0 => Some(&mut ports.csum),
-        Protocol::Udp => None,
+        // SCTP's covers all of a packet that is quoted in part: nobody can check it.
+        Protocol::Udp | Protocol::Sctp => None,
         _ => packet.at::<u16>(transport + TCP_CSUM),
     };
     if let Some(csum) = quoted_csum {

@@ -38,6 +38,7 @@ mod parse;
 mod peer;
 mod pick;
 mod reject;
+mod sctp;
 mod service;
 pub mod socket;
 mod source;

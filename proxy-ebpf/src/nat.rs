@@ -2,7 +2,11 @@
 
 use proxy_common::flow::Rewrite;
 
-use crate::{family::Family, packet::Packet, parse::Transport};
+use crate::{
+    family::Family,
+    packet::Packet,
+    parse::{Summed, Transport},
+};
 
 /// Puts the new addresses and ports into the packet and mends its checksums. `false` when the packet could not be written
 /// whole, which leaves nothing but to drop it. Views of the packet are stale after it.
@@ -14,9 +18,19 @@ pub(crate) fn apply<P: Packet, F: Family, L: Transport>(
 ) -> bool {
     let Some(ip) = packet.at::<F::Header>(P::NETWORK) else { return false };
     F::set_addresses(ip, rewrite.saddr, rewrite.daddr, rewrite.addr_delta);
-    let Some(header) = packet.at::<L::Header>(transport) else { return false };
+    L::rewrite::<P, F>(packet, rewrite, transport)
+}
+
+/// [`Transport::rewrite`] of what has an internet checksum.
+#[inline(always)]
+pub(crate) fn rewrite_summed<P: Packet, F: Family, L: Summed>(
+    packet: &mut P,
+    rewrite: &Rewrite<F::Addr>,
+    offset: usize,
+) -> bool {
+    let Some(header) = packet.at::<L::Header>(offset) else { return false };
     let (sport, dport, csum) = L::fields(header);
     *sport = rewrite.sport;
     *dport = rewrite.dport;
-    packet.mend_checksum::<F, L>(csum, transport, rewrite.addr_delta, rewrite.port_delta)
+    packet.mend_checksum::<F, L>(csum, offset, rewrite.addr_delta, rewrite.port_delta)
 }

@@ -12,13 +12,16 @@ use core::ffi::c_void;
 use crate::{
     checksum,
     family::Family,
-    parse::{ETHERNET, Ethernet, Transport},
+    parse::{ETHERNET, Ethernet, Summed},
     vlan::{self, Memory, Tag, Tags},
 };
 
 /// `BPF_F_IPV6` of `bpf_l4_csum_replace`: an IPv6 address change does not alter a checksum over the whole packet.
 /// Kernel 6.16, commit ead7f9b8de65 ("bpf: Fix L4 csum update on IPv6 in `CHECKSUM_COMPLETE`"); refused by older ones.
 const BPF_F_IPV6: u64 = 128;
+
+/// `gso_size` of what is to be cut up where its pieces end, which must not be pulled into one: SCTP. Its headers are in one piece.
+const GSO_BY_FRAGS: usize = 0xffff;
 
 /// Loads a word of the context at a constant offset, in one instruction: the verifier refuses a pointer into the context
 /// that was computed first, which is what the compiler likes to make when it needs the field twice.
@@ -140,7 +143,7 @@ pub trait Packet {
     fn make_room(&mut self, length: usize) -> bool;
 
     /// Mends the transport checksum at `offset` for a change of addresses and ports that was made. Views are stale after it.
-    fn mend_checksum<F: Family, L: Transport>(
+    fn mend_checksum<F: Family, L: Summed>(
         &mut self,
         field: &mut u16,
         offset: usize,
@@ -269,13 +272,7 @@ impl Packet for XdpPacket {
     }
 
     #[inline(always)]
-    fn mend_checksum<F: Family, L: Transport>(
-        &mut self,
-        field: &mut u16,
-        _: usize,
-        addresses: u16,
-        ports: u16,
-    ) -> bool {
+    fn mend_checksum<F: Family, L: Summed>(&mut self, field: &mut u16, _: usize, addresses: u16, ports: u16) -> bool {
         if !L::HAS_STATE && *field == 0 {
             return true;
         }
@@ -353,6 +350,11 @@ impl TcPacket {
     fn length(&self) -> usize {
         context_word!(self.context.skb.skb, aya_ebpf::bindings::__sk_buff, len)
     }
+
+    #[inline(always)]
+    fn gso_size(&self) -> usize {
+        context_word!(self.context.skb.skb, aya_ebpf::bindings::__sk_buff, gso_size)
+    }
 }
 
 impl Packet for TcPacket {
@@ -377,7 +379,7 @@ impl Packet for TcPacket {
     #[inline(always)]
     fn linearize(&mut self, length: usize) {
         let wanted = length.min(self.length());
-        if self.data() + wanted > self.data_end() {
+        if self.data() + wanted > self.data_end() && self.gso_size() != GSO_BY_FRAGS {
             // SAFETY: a helper on the program's own context. A failure shows in the next bounds check.
             unsafe { helpers::bpf_skb_pull_data(self.context.skb.skb, wanted as u32) };
         }
@@ -456,13 +458,7 @@ impl Packet for TcPacket {
     }
 
     #[inline(always)]
-    fn mend_checksum<F: Family, L: Transport>(
-        &mut self,
-        _: &mut u16,
-        offset: usize,
-        addresses: u16,
-        ports: u16,
-    ) -> bool {
+    fn mend_checksum<F: Family, L: Summed>(&mut self, _: &mut u16, offset: usize, addresses: u16, ports: u16) -> bool {
         let skb = self.context.skb.skb;
         let offset = (offset + L::CSUM) as u32;
         // A checksum of 0 stays 0 in UDP, and none becomes it.

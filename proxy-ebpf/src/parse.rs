@@ -4,8 +4,11 @@
 
 use proxy_common::{
     addr::{Ipv4, Ipv6, Mac, Port, Protocol},
+    flow::Rewrite,
     outcome::Outcome,
 };
+
+use crate::{family::Family, nat, packet::Packet};
 
 /// Length of an Ethernet header without tags.
 pub(crate) const ETHERNET: usize = size_of::<Ethernet>();
@@ -231,15 +234,23 @@ pub trait Transport {
     const PROTOCOL: Protocol;
     /// Whether a packet can say that a connection begins or ends.
     const HAS_STATE: bool;
-    /// Where the checksum stands in the header.
-    const CSUM: usize;
 
     /// Source and destination port.
     fn ports(header: &Self::Header) -> (Port, Port);
-    /// TCP flags, or 0.
-    fn flags(header: &Self::Header) -> u8;
-    /// Whether the header's own lengths fit the packet: `payload` bytes follow the IP header.
-    fn is_sound(header: &Self::Header, payload: u16) -> bool;
+    /// TCP flags, or those that mean the same, or 0.
+    fn flags<P: Packet>(packet: &P, header: &Self::Header, offset: usize) -> u8;
+    /// Whether the lengths that the header at an offset tells of fit the packet: `payload` bytes follow the IP header.
+    fn is_sound<P: Packet>(packet: &P, header: &Self::Header, offset: usize, payload: u16) -> bool;
+    /// Puts new ports into the header at an offset and mends its checksum for them, and for new addresses if it covers any.
+    /// `false` when that could not be done whole. Views of the packet are stale after it.
+    fn rewrite<P: Packet, F: Family>(packet: &mut P, rewrite: &Rewrite<F::Addr>, offset: usize) -> bool;
+}
+
+/// One with an internet checksum over a pseudo-header.
+pub trait Summed: Transport {
+    /// Where the checksum stands in the header.
+    const CSUM: usize;
+
     /// The ports and the checksum, to be written.
     fn fields(header: &mut Self::Header) -> (&mut Port, &mut Port, &mut u16);
 }
@@ -253,7 +264,6 @@ impl Transport for Tcp {
     type Header = TcpHeader;
     const PROTOCOL: Protocol = Protocol::Tcp;
     const HAS_STATE: bool = true;
-    const CSUM: usize = core::mem::offset_of!(TcpHeader, csum);
 
     #[inline(always)]
     fn ports(header: &TcpHeader) -> (Port, Port) {
@@ -261,15 +271,24 @@ impl Transport for Tcp {
     }
 
     #[inline(always)]
-    fn flags(header: &TcpHeader) -> u8 {
+    fn flags<P: Packet>(_: &P, header: &TcpHeader, _: usize) -> u8 {
         header.flags
     }
 
     #[inline(always)]
-    fn is_sound(header: &TcpHeader, payload: u16) -> bool {
+    fn is_sound<P: Packet>(_: &P, header: &TcpHeader, _: usize, payload: u16) -> bool {
         let length = u16::from(header.data_offset >> 4) * 4;
         length >= 20 && length <= payload
     }
+
+    #[inline(always)]
+    fn rewrite<P: Packet, F: Family>(packet: &mut P, rewrite: &Rewrite<F::Addr>, offset: usize) -> bool {
+        nat::rewrite_summed::<P, F, Self>(packet, rewrite, offset)
+    }
+}
+
+impl Summed for Tcp {
+    const CSUM: usize = core::mem::offset_of!(TcpHeader, csum);
 
     #[inline(always)]
     fn fields(header: &mut TcpHeader) -> (&mut Port, &mut Port, &mut u16) {
@@ -281,7 +300,6 @@ impl Transport for Udp {
     type Header = UdpHeader;
     const PROTOCOL: Protocol = Protocol::Udp;
     const HAS_STATE: bool = false;
-    const CSUM: usize = core::mem::offset_of!(UdpHeader, csum);
 
     #[inline(always)]
     fn ports(header: &UdpHeader) -> (Port, Port) {
@@ -289,15 +307,24 @@ impl Transport for Udp {
     }
 
     #[inline(always)]
-    fn flags(_: &UdpHeader) -> u8 {
+    fn flags<P: Packet>(_: &P, _: &UdpHeader, _: usize) -> u8 {
         0
     }
 
     #[inline(always)]
-    fn is_sound(header: &UdpHeader, payload: u16) -> bool {
+    fn is_sound<P: Packet>(_: &P, header: &UdpHeader, _: usize, payload: u16) -> bool {
         let length = u16::from_be(header.length);
         length >= 8 && length <= payload
     }
+
+    #[inline(always)]
+    fn rewrite<P: Packet, F: Family>(packet: &mut P, rewrite: &Rewrite<F::Addr>, offset: usize) -> bool {
+        nat::rewrite_summed::<P, F, Self>(packet, rewrite, offset)
+    }
+}
+
+impl Summed for Udp {
+    const CSUM: usize = core::mem::offset_of!(UdpHeader, csum);
 
     #[inline(always)]
     fn fields(header: &mut UdpHeader) -> (&mut Port, &mut Port, &mut u16) {
@@ -351,6 +378,7 @@ pub(crate) fn ipv6(header: &Ipv6Header) -> Result<Payload, Outcome> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packet::XdpPacket;
 
     fn header() -> Ipv4Header {
         Ipv4Header {
@@ -389,9 +417,11 @@ mod tests {
     #[test]
     fn transport_lengths_must_fit() {
         let udp = |length: u16| UdpHeader { sport: Port::new(1), dport: Port::new(2), length: length.to_be(), csum: 0 };
-        assert!(Udp::is_sound(&udp(8), 8));
-        assert!(Udp::is_sound(&udp(8), 20), "the rest is padding");
-        assert!(!Udp::is_sound(&udp(7), 20));
-        assert!(!Udp::is_sound(&udp(21), 20));
+        // Whose context is not looked at.
+        let packet = XdpPacket::from_context(core::ptr::null_mut());
+        assert!(Udp::is_sound(&packet, &udp(8), 0, 8));
+        assert!(Udp::is_sound(&packet, &udp(8), 0, 20), "the rest is padding");
+        assert!(!Udp::is_sound(&packet, &udp(7), 0, 20));
+        assert!(!Udp::is_sound(&packet, &udp(21), 0, 20));
     }
 }

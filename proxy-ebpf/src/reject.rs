@@ -1,4 +1,4 @@
-//! Answers in the place of nobody: TCP gets a RST, UDP an ICMP error. In comes the packet as the client sent it; it is turned
+//! Answers in the place of nobody: TCP gets a RST, SCTP an ABORT, UDP an ICMP error. In comes the packet as the client sent it; it is turned
 //! into its answer and goes back out of the device it came by.
 //!
 //! An skb's checksum may be partial: then whoever sends it sums up everything from the transport header that was there in
@@ -20,6 +20,7 @@ use crate::{
     output::Verdict,
     packet::Packet,
     parse::{Ethernet, IcmpHeader, TcpHeader, Transport, UdpHeader, tcp},
+    sctp,
 };
 
 /// What becomes of a packet that is not served: an answer if the reason has one and the packet may get one, else nothing.
@@ -35,7 +36,11 @@ pub(crate) fn refuse<P: Packet, F: Family, L: Transport>(
     if !is_told(reason) || !deserves_answer::<P, F>(&packet, flags) {
         return Err(reason);
     }
-    let is_built = if L::HAS_STATE { reset::<P, F>(context) } else { unreachable::<P, F>(context) };
+    let is_built = match L::PROTOCOL {
+        Protocol::Tcp => reset::<P, F>(context),
+        Protocol::Sctp => sctp::abort::<P, F>(context),
+        _ => unreachable::<P, F>(context),
+    };
     if !is_built {
         return Err(Outcome::DropNotWritable);
     }

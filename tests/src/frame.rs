@@ -2,9 +2,13 @@
 //! here shares code with the datapath.
 #![expect(clippy::panic, clippy::missing_panics_doc, reason = "a fixture speaks by failing the test")]
 
+pub mod sctp;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
+use etherparse::{IpNumber, NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
+
+pub use self::sctp::Chunk;
 
 /// The checksum a header should have; etherparse's headers have the same functions, but no trait.
 macro_rules! checksum {
@@ -53,6 +57,8 @@ pub enum Transport {
     Udp,
     /// UDP without a checksum.
     UdpUnchecked,
+    /// SCTP with one chunk.
+    Sctp(Chunk),
 }
 
 /// A packet to be built, or one that was read.
@@ -112,6 +118,10 @@ impl Frame {
             Transport::Udp | Transport::UdpUnchecked => {
                 internet.udp(sport, dport).write(&mut bytes, &self.payload).expect("a vector takes every write");
             }
+            Transport::Sctp(chunk) => {
+                let packet = sctp::packet(sport, dport, chunk, &self.payload);
+                internet.write(&mut bytes, IpNumber::SCTP, &packet).expect("a vector takes every write");
+            }
         }
         if self.transport == Transport::UdpUnchecked {
             let csum = ETHERNET + if self.source.0.is_ipv4() { 20 } else { 40 } + 6;
@@ -124,24 +134,25 @@ impl Frame {
     ///
     /// # Panics
     ///
-    /// When it is no TCP or UDP packet, or a checksum is wrong: that is what a test wants to know.
+    /// When it is no TCP, UDP or SCTP packet, or a checksum is wrong: that is what a test wants to know.
     pub fn read(bytes: &[u8]) -> Self {
         let sliced = SlicedPacket::from_ethernet(bytes).unwrap_or_else(|e| panic!("not a packet: {e}: {bytes:02x?}"));
-        let (source, destination, hop_limit) = match sliced.net.as_ref().expect("an IP header") {
+        let (source, destination, hop_limit, rest) = match sliced.net.as_ref().expect("an IP header") {
             NetSlice::Ipv4(ip) => {
                 let header = ip.header();
                 let expected = header.to_header().calc_header_checksum();
                 assert_eq!(header.header_checksum(), expected, "checksum of the IPv4 header");
-                (IpAddr::V4(header.source_addr()), IpAddr::V4(header.destination_addr()), header.ttl())
+                (IpAddr::V4(header.source_addr()), IpAddr::V4(header.destination_addr()), header.ttl(), ip.payload())
             }
             NetSlice::Ipv6(ip) => {
                 let header = ip.header();
-                (IpAddr::V6(header.source_addr()), IpAddr::V6(header.destination_addr()), header.hop_limit())
+                let (source, destination) = (header.source_addr(), header.destination_addr());
+                (IpAddr::V6(source), IpAddr::V6(destination), header.hop_limit(), ip.payload())
             }
             NetSlice::Arp(_) => panic!("an ARP packet"),
         };
-        let (sport, dport, transport, payload) = match sliced.transport.as_ref().expect("a transport header") {
-            TransportSlice::Tcp(tcp) => {
+        let (sport, dport, transport, payload) = match sliced.transport.as_ref() {
+            Some(TransportSlice::Tcp(tcp)) => {
                 let header = tcp.to_header();
                 let expected = checksum!(header, source, destination, tcp.payload());
                 assert_eq!(header.checksum, expected, "checksum of TCP");
@@ -149,7 +160,7 @@ impl Frame {
                 let flags = bits.iter().filter(|(set, _)| *set).map(|(_, bit)| bit).sum();
                 (header.source_port, header.destination_port, Transport::Tcp(Flags(flags)), tcp.payload())
             }
-            TransportSlice::Udp(udp) => {
+            Some(TransportSlice::Udp(udp)) => {
                 let header = udp.to_header();
                 let transport = if header.checksum == 0 { Transport::UdpUnchecked } else { Transport::Udp };
                 if transport == Transport::Udp {
@@ -158,7 +169,11 @@ impl Frame {
                 }
                 (header.source_port, header.destination_port, transport, udp.payload())
             }
-            other => panic!("neither TCP nor UDP: {other:?}"),
+            None if rest.ip_number == IpNumber::SCTP => {
+                let (sport, dport, chunk, body) = sctp::read(rest.payload);
+                (sport, dport, Transport::Sctp(chunk), body)
+            }
+            other => panic!("neither TCP nor UDP nor SCTP: {other:?}"),
         };
         let mut macs = MACS;
         macs.0.copy_from_slice(&bytes[0..6]);

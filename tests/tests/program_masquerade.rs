@@ -10,7 +10,7 @@ use proxy_common::{
     service::{Service, flag},
 };
 use tests::{
-    frame::{Family, Flags, Frame, Host, Transport},
+    frame::{Chunk, Family, Flags, Frame, Host, Transport},
     testbed::{CLIENT, NODE, NODE_PORT, POD, POD2, PORT, REMOTE, SERVICE, SOURCE_PORTS, TARGET, Testbed, action},
 };
 
@@ -167,6 +167,7 @@ fn what_the_kernel_routes_bears_the_nodes_address_at_its_backend_and_the_fronten
                 (Transport::Tcp(Flags::SYN), Protocol::Tcp),
                 (Transport::Udp, Protocol::Udp),
                 (Transport::UdpUnchecked, Protocol::Udp),
+                (Transport::Sctp(Chunk::INIT), Protocol::Sctp),
             ] {
                 let mut conversation = Conversation::new(case, family, proto)?;
                 let sent = conversation.ask(transport)?;

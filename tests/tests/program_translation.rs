@@ -6,7 +6,7 @@ use proxy_common::{
     outcome::{Hook, Outcome},
 };
 use tests::{
-    frame::{Family, Flags, Frame, MACS, Transport},
+    frame::{Chunk, Family, Flags, Frame, MACS, Transport},
     testbed::{
         CLIENT, NODE, NODE_PORT, OTHER_NODE_MAC, OTHER_SERVICE, POD, POD2, PORT, REMOTE, ROUTER_MAC, SERVICE,
         SOURCE_PORTS, TARGET, Testbed, UNRESOLVED, action,
@@ -14,10 +14,11 @@ use tests::{
 };
 
 /// What every way is tried with.
-const TRANSPORTS: [(Transport, Protocol); 3] = [
+const TRANSPORTS: [(Transport, Protocol); 4] = [
     (Transport::Tcp(Flags::SYN), Protocol::Tcp),
     (Transport::Udp, Protocol::Udp),
     (Transport::UdpUnchecked, Protocol::Udp),
+    (Transport::Sctp(Chunk::INIT), Protocol::Sctp),
 ];
 
 fn for_each_kind(test: impl Fn(Family, Transport, Protocol) -> Result<()>) -> Result<()> {
