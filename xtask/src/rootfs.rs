@@ -23,7 +23,7 @@ use crate::{
 const TOOLS: [&str; 6] = ["dash", "busybox", "ip", "tc", "bpftool", "nsenter"];
 
 /// Loaded at boot, with their parameters: no device shall be there that nobody has made.
-const MODULES: [(&str, &str); 11] = [
+const MODULES: [(&str, &str); 12] = [
     ("veth", ""),
     ("sch_ingress", ""),
     ("cls_bpf", ""),
@@ -35,6 +35,7 @@ const MODULES: [(&str, &str); 11] = [
     ("ipip", ""),
     ("wireguard", ""),
     ("sch_netem", ""),
+    ("sctp", ""),
 ];
 
 const DIRECTORIES: [&str; 9] = ["dev", "proc", "sys", "run", "tmp", "root", "var/lib", "etc/netns", "usr/local/bin"];

@@ -31,6 +31,9 @@ pub(crate) struct Arguments {
     /// Only this suite; may be repeated.
     #[arg(long = "suite")]
     suites: Vec<Suite>,
+    /// Only this test program of them, by its name; may be repeated.
+    #[arg(long = "test")]
+    programs: Vec<String>,
     /// How long a machine may take, in seconds.
     #[arg(long, default_value_t = 2400)]
     limit: u64,
@@ -50,7 +53,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     let kernels = kernels(workspace, arguments)?;
     let mut rootfs = Rootfs::new(workspace)?;
     let suites = if arguments.command.is_empty() {
-        tests(workspace, &mut rootfs, &arguments.suites)?
+        tests(workspace, &mut rootfs, arguments)?
     } else {
         command(workspace, &mut rootfs, &arguments.command)?;
         Vec::new()
@@ -83,14 +86,16 @@ fn command(workspace: &Workspace, rootfs: &mut Rootfs<'_>, words: &[String]) -> 
 }
 
 /// A machine that runs the test programs of suites, and says which one it is at. Returns the suites that have any.
-fn tests(workspace: &Workspace, rootfs: &mut Rootfs<'_>, named: &[Suite]) -> Result<Vec<Suite>> {
+fn tests(workspace: &Workspace, rootfs: &mut Rootfs<'_>, arguments: &Arguments) -> Result<Vec<Suite>> {
+    let (named, only) = (arguments.suites.as_slice(), &arguments.programs);
     let agent = test::build_agent(workspace)?;
     rootfs.program(&agent)?;
     rootfs.examples()?;
     let mut script = prelude(workspace, &agent) + "failed=0\n";
     let mut suites = Vec::new();
     for suite in if named.is_empty() { &USUAL } else { named } {
-        let targets = suite.targets(workspace)?;
+        let mut targets = suite.targets(workspace)?;
+        targets.retain(|target| only.is_empty() || only.contains(target));
         ensure!(named.is_empty() || !targets.is_empty(), "the {} suite has no test", suite.name());
         if targets.is_empty() {
             continue;
