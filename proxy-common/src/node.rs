@@ -3,7 +3,10 @@
 use crate::addr::{Address, Ipv4, Ipv6, Port};
 
 /// Version of all map types together. A pin that carries another one is left alone.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
+
+/// How many addresses of each family there may be for masqueraded flows besides the first.
+pub const FURTHER: usize = 3;
 
 /// The one entry of `NODE`.
 #[repr(C)]
@@ -15,8 +18,12 @@ pub struct Node {
     pub route_generation: u32,
     /// Source address of masqueraded IPv6 flows; unspecified when the node has none.
     pub masquerade_v6: Ipv6,
+    /// What masqueraded IPv6 flows bear when that one's ports run out; unspecified where there is none.
+    pub further_v6: [Ipv6; FURTHER],
     /// Source address of masqueraded IPv4 flows; unspecified when the node has none.
     pub masquerade_v4: Ipv4,
+    /// What masqueraded IPv4 flows bear when that one's ports run out; unspecified where there is none.
+    pub further_v4: [Ipv4; FURTHER],
     /// First NodePort.
     pub node_port_first: Port,
     /// Last NodePort.
@@ -29,8 +36,6 @@ pub struct Node {
     pub jiffies_per_second: u32,
     /// Bits of [`masquerade`].
     pub flags: u32,
-    /// Zero.
-    pub pad: u32,
 }
 
 /// Bits of [`Node::flags`].
@@ -99,7 +104,7 @@ pub mod local {
     pub const NODE_PORTS: u32 = 1;
 }
 
-crate::no_padding!(Node: u32, u32, Ipv6, Ipv4, Port, Port, Port, Port, u32, u32, u32);
+crate::no_padding!(Node: u32, u32, Ipv6, [Ipv6; FURTHER], Ipv4, [Ipv4; FURTHER], Port, Port, Port, Port, u32, u32);
 crate::no_padding!(ServiceCidrs: [Cidr<Ipv6>; SERVICE_CIDRS], [Cidr<Ipv4>; SERVICE_CIDRS]);
 crate::no_padding!(Vlan: u32, u16, u16);
 crate::map_type!(Node, ServiceCidrs, Vlan);

@@ -1,4 +1,5 @@
-//! Enters a drafted pair into the flow table, under another source port if another flow has the reply's tuple.
+//! Enters a drafted pair into the flow table, under another source port if another flow has the reply's tuple, and under another
+//! address of the node if there is one and no port was found.
 //!
 //! What the attempts found is left in the draft, which is a map's: of its content the verifier knows nothing. Linux 6.1 goes
 //! through the callback of a loop once only, so that what one attempt cannot leave on the stack it takes for impossible.
@@ -6,13 +7,19 @@
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated as helpers;
-use proxy_common::{addr::Port, node::Node, tuple::Tuple};
+use proxy_common::{
+    addr::{Address as _, Port},
+    node::{FURTHER, Node},
+    tuple::Tuple,
+};
 
 use crate::{family::Family, flow, kernel, service};
 
 /// Source ports tried before the flow is dropped. Each is random, so the chance that all are taken is the share of ports
 /// in use, to this power.
 const ATTEMPTS: u32 = 16;
+/// Attempts with the node's first address, before its others have their turn.
+const WITH_FIRST: u64 = 8;
 
 /// What became of a claim.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -52,7 +59,7 @@ pub(crate) fn claim<F: Family>(key: &Tuple<F::Addr>) -> Claimed {
 }
 
 /// One attempt. 1 ends the loop.
-unsafe extern "C" fn attempt<F: Family>(_: u64, claim: *mut Claim<F::Addr>) -> i64 {
+unsafe extern "C" fn attempt<F: Family>(index: u64, claim: *mut Claim<F::Addr>) -> i64 {
     // SAFETY: this is what `claim` put on its stack, and nobody else looks at it during the loop.
     let claim = unsafe { &*claim };
     // SAFETY: the caller of `claim` keeps the key.
@@ -66,8 +73,27 @@ unsafe extern "C" fn attempt<F: Family>(_: u64, claim: *mut Claim<F::Addr>) -> i
     if !flow::vacate::<F>() {
         draft.is_retry = 1;
         draft.to.sport = random_source_port(node);
+        if index >= WITH_FIRST && is_one_of_ours::<F>(node, draft.to.saddr) {
+            draft.to.saddr = another_address::<F>(node, index);
+        }
     }
     0
+}
+
+/// Whether an address is one of those, and not a client's, nor the node's within a tunnel.
+#[inline(always)]
+fn is_one_of_ours<F: Family>(node: &Node, address: F::Addr) -> bool {
+    let is = |other: &F::Addr| F::words(*other) == F::words(address);
+    is(&F::masquerade(node)) || F::further(node).iter().any(is)
+}
+
+/// In turn each of the addresses that masqueraded flows may bear.
+#[inline(always)]
+fn another_address<F: Family>(node: &Node, index: u64) -> F::Addr {
+    match F::further(node).get(index as usize & FURTHER) {
+        Some(address) if *address != F::Addr::ANY => *address,
+        _ => F::masquerade(node),
+    }
 }
 
 /// The client's port if it may stand for the node's, else one of those that may.

@@ -5,7 +5,7 @@ use core::ptr;
 use proxy_common::{
     addr::{Address, Ipv4, Ipv6},
     filter::Hashed,
-    node::Node,
+    node::{FURTHER, Node},
     outcome::Outcome,
 };
 
@@ -58,6 +58,8 @@ pub trait Family: 'static {
     fn is_in_service_cidrs(addr: &Self::Addr) -> bool;
     /// The address the node's own traffic bears.
     fn masquerade(node: &Node) -> Self::Addr;
+    /// The others it may bear.
+    fn further(node: &Node) -> &[Self::Addr; FURTHER];
 
     fn addresses(header: &Self::Header) -> (Self::Addr, Self::Addr);
     /// Understands the header, or says why the packet is passed on.
@@ -168,6 +170,11 @@ impl Family for V4 {
     #[inline(always)]
     fn masquerade(node: &Node) -> Ipv4 {
         node.masquerade_v4
+    }
+
+    #[inline(always)]
+    fn further(node: &Node) -> &[Ipv4; FURTHER] {
+        &node.further_v4
     }
 
     #[inline(always)]
@@ -285,6 +292,11 @@ impl Family for V6 {
     #[inline(always)]
     fn masquerade(node: &Node) -> Ipv6 {
         node.masquerade_v6
+    }
+
+    #[inline(always)]
+    fn further(node: &Node) -> &[Ipv6; FURTHER] {
+        &node.further_v6
     }
 
     #[inline(always)]

@@ -120,6 +120,23 @@ impl Primary {
         }
     }
 
+    /// Those that masqueraded flows may bear, too: the Node object names them and they are on the device of the primary one.
+    /// Others come and go with who announces them (keepalived, kube-vip), and would take the flows with them.
+    pub fn further(&self, network: &NodeNetwork, node: Option<&Node>) -> Vec<IpAddr> {
+        let Some(node) = node else { return Vec::new() };
+        let device = |address: IpAddr| {
+            let mut found = network.addresses.iter().filter(|known| known.is_usable && known.net.addr() == address);
+            found.next().map(|known| known.ifindex)
+        };
+        let primary =
+            |address: &IpAddr| if address.is_ipv4() { self.v4.map(Into::into) } else { self.v6.map(Into::into) };
+        let is_beside = |address: &IpAddr| {
+            let own = device(*address);
+            own.is_some() && own == primary(address).and_then(device)
+        };
+        node.addresses.iter().copied().filter(|address| !self.has(*address) && is_beside(address)).collect()
+    }
+
     fn has(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(v4) => self.v4 == Some(v4),
@@ -218,6 +235,20 @@ mod tests {
         let uplinks = ["eth1".parse().unwrap()];
         let primary = Primary::of(&network(), None, &uplinks);
         assert_eq!(primary, Primary { v4: "198.51.100.9".parse().ok(), v6: "2001:db8::9".parse().ok() });
+    }
+
+    #[test]
+    fn further_addresses_are_those_the_node_object_names_beside_the_primary_one() {
+        let mut network = network();
+        for net in ["192.0.2.10/24", "192.0.2.77/32"] {
+            network.addresses.push(LinkAddress { net: net.parse().unwrap(), ..network.addresses[2] });
+        }
+        let named = ["192.0.2.9", "192.0.2.10", "192.0.2.88", "198.51.100.9", "2001:db8::9"];
+        let addresses = named.iter().map(|address| address.parse().unwrap()).collect();
+        let node = Node { ipv4: "192.0.2.9".parse().ok(), addresses, ..Node::default() };
+        let primary = Primary::of(&network, Some(&node), &[]);
+        assert_eq!(primary.further(&network, Some(&node)), ["192.0.2.10".parse::<std::net::IpAddr>().unwrap()]);
+        assert_eq!(primary.further(&network, None), [] as [std::net::IpAddr; 0]);
     }
 
     #[test]

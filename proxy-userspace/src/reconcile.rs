@@ -43,6 +43,7 @@ pub struct Reconciler {
     health_checks: HealthChecks,
     network: Option<NodeNetwork>,
     primary: Primary,
+    further: Vec<IpAddr>,
     capacity: Capacity,
     ledger: Option<Ledger>,
     /// The kernel's state was read anew, or something found no room: the next plan compares everything.
@@ -63,6 +64,7 @@ impl Reconciler {
             settings,
             network: None,
             primary: Primary::default(),
+            further: Vec::new(),
             capacity,
             ledger: None,
             compares_all: false,
@@ -140,6 +142,11 @@ impl Reconciler {
     /// The node's primary addresses, as of the last plan.
     pub fn primary(&self) -> Primary {
         self.primary
+    }
+
+    /// What else masqueraded flows may bear, as of the last plan.
+    pub fn further(&self) -> &[IpAddr] {
+        &self.further
     }
 
     /// The tables, as of the last plan.
@@ -227,6 +234,7 @@ impl Reconciler {
     fn recompute_addresses(&mut self) {
         let Some(network) = &self.network else { return };
         self.primary = Primary::of(network, self.model.node(), &self.settings.uplinks);
+        self.further = self.primary.further(network, self.model.node());
         let choice = &self.settings.node_port_addresses;
         let addresses = addresses::local_addresses(network, self.primary, choice);
         self.desired.update_addresses(&addresses);

@@ -231,6 +231,7 @@ impl Agent {
         NodeSettings {
             masquerade_v4: v4.map(Ipv4::from).unwrap_or_default(),
             masquerade_v6: v6.map(Ipv6::from).unwrap_or_default(),
+            further: self.reconciler.further().to_vec(),
             node_ports: self.config.node_ports.0.clone(),
             source_ports: self.config.source_ports.0.clone(),
             masquerade_all: self.config.masquerade.all,
@@ -260,6 +261,7 @@ impl Agent {
             return true;
         };
         self.attach_at = Some(now + self.config.sync_period);
+        self.dataplane.reserve_ports(&self.config.source_ports.0);
         let attached = self.dataplane.attach(network);
         if let Err(error) = &attached {
             error!("{error}; trying again in {:?}", self.config.sync_period);

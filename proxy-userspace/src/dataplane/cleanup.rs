@@ -13,6 +13,7 @@ use super::{
     links::{links_directory, pins},
     load::{maps_directory, pinned_maps},
     program::ProgramName,
+    reserved_ports,
 };
 
 /// Something that was removed.
@@ -37,6 +38,11 @@ pub enum Removed {
         /// Where it was pinned.
         path: PathBuf,
     },
+    /// Ports that were kept from the node's own sockets.
+    ReservedPorts {
+        /// As the kernel writes them.
+        ports: String,
+    },
     /// An empty directory.
     Directory {
         /// Which.
@@ -50,6 +56,7 @@ impl fmt::Display for Removed {
             Self::Link { program, target } => write!(f, "program {program} on {target}"),
             Self::Filter { device, side } => write!(f, "filter at {side} of {device}"),
             Self::Map { path } => write!(f, "map {}", path.display()),
+            Self::ReservedPorts { ports } => write!(f, "{ports} from the reserved ports"),
             Self::Directory { path } => write!(f, "directory {}", path.display()),
         }
     }
@@ -67,6 +74,9 @@ pub fn cleanup(pin_path: &Path) -> Result<Vec<Removed>, OpenError> {
         fs::remove_file(&path).map_err(|source| OpenError::PinPath { path: path.clone(), source })?;
         removed.push(Removed::Map { path });
     }
+    let released = reserved_ports::release(pin_path);
+    let released = released.map_err(|source| Error::Kernel { what: "the reserved ports", source })?;
+    removed.extend(released.map(|ports| Removed::ReservedPorts { ports }));
     for path in [links_directory(pin_path), maps_directory(pin_path), pin_path.into()] {
         match fs::remove_dir(&path) {
             Ok(()) => removed.push(Removed::Directory { path }),

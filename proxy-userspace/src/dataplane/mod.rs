@@ -17,6 +17,7 @@ mod observer;
 mod options;
 mod preflight;
 mod program;
+mod reserved_ports;
 mod select;
 mod sockets;
 mod syscall;
@@ -25,8 +26,9 @@ mod table;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
+    net::IpAddr,
     ops::RangeInclusive,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -35,12 +37,12 @@ use proxy_common::{
     addr::{Address as _, Ipv4, Ipv6, Port},
     backend::BackendId,
     filter::Filter,
-    node::{LAYOUT, Node, ServiceCidrs, Vlan, masquerade},
+    node::{FURTHER, LAYOUT, Node, ServiceCidrs, Vlan, masquerade},
 };
 
 use self::{
-    address_filter::AddressFilter, attach::Attacher, family::FamilyMaps, netlink::NodeNetwork, sockets::Sweeper,
-    table::Table,
+    address_filter::AddressFilter, attach::Attacher, family::FamilyMaps, netlink::NodeNetwork,
+    reserved_ports::Reservation, sockets::Sweeper, table::Table,
 };
 pub use self::{
     attach::{AttachProblem, AttachReport, Attachment, Mechanism},
@@ -72,6 +74,8 @@ pub struct NodeSettings {
     pub masquerade_v4: Ipv4,
     /// Source address of masqueraded IPv6 flows; unspecified when the node has none.
     pub masquerade_v6: Ipv6,
+    /// Addresses that masqueraded flows bear when the ports of the first run out; as many of each family as there is room for.
+    pub further: Vec<IpAddr>,
     /// Ports that may be NodePorts.
     pub node_ports: RangeInclusive<u16>,
     /// Source ports given to masqueraded flows.
@@ -104,6 +108,8 @@ pub struct Dataplane {
     node_map: Table<u32, Node>,
     node: Node,
     sweeper: Sweeper,
+    reservation: Reservation,
+    pin_path: PathBuf,
     /// Locked for as long as this agent lives.
     _lock: File,
 }
@@ -130,6 +136,8 @@ impl Dataplane {
             node_map,
             attacher,
             sweeper: Sweeper::start(&object)?,
+            reservation: Reservation::default(),
+            pin_path: options.pin_path.clone(),
             object,
             _lock: lock,
         };
@@ -185,18 +193,27 @@ impl Dataplane {
 
     /// Tells the programs about the node.
     pub fn put_node(&mut self, settings: &NodeSettings) -> Result<(), Error> {
-        self.add_masquerade(settings.masquerade_v4, settings.masquerade_v6);
-        self.inbound.flush()?;
-        self.write_node(Node {
+        let node = Node {
             masquerade_v4: settings.masquerade_v4,
             masquerade_v6: settings.masquerade_v6,
+            further_v4: first_ones(settings.further.iter().filter_map(as_v4)),
+            further_v6: first_ones(settings.further.iter().filter_map(as_v6)),
             node_port_first: Port::new(*settings.node_ports.start()),
             node_port_last: Port::new(*settings.node_ports.end()),
             source_port_first: Port::new(*settings.source_ports.start()),
             source_port_last: Port::new(*settings.source_ports.end()),
             flags: settings.flags(),
             ..self.node
-        })
+        };
+        self.add_masquerade(&node);
+        self.inbound.flush()?;
+        self.write_node(node)
+    }
+
+    /// Keeps the source ports of masqueraded flows from the node's own sockets. Cheap when they are kept already, so that it
+    /// can be asked for now and then: what stands in the way is logged once, and stops nothing.
+    pub fn reserve_ports(&mut self, source_ports: &RangeInclusive<u16>) {
+        self.reservation.hold(&self.pin_path, source_ports);
     }
 
     /// Has every flow look up its next hop anew, at its next packet.
@@ -250,17 +267,18 @@ impl Dataplane {
         self.v6.add_flows(&mut inbound, &mut outbound)?;
         self.inbound.replace(inbound);
         self.outbound.replace(outbound);
-        self.add_masquerade(self.node.masquerade_v4, self.node.masquerade_v6);
+        let node = self.node;
+        self.add_masquerade(&node);
         self.inbound.flush()?;
         self.outbound.flush()
     }
 
-    fn add_masquerade(&mut self, v4: Ipv4, v6: Ipv6) {
-        if v4 != Ipv4::ANY {
-            self.inbound.add(&v4);
+    fn add_masquerade(&mut self, node: &Node) {
+        for v4 in std::iter::once(&node.masquerade_v4).chain(&node.further_v4).filter(|v4| **v4 != Ipv4::ANY) {
+            self.inbound.add(v4);
         }
-        if v6 != Ipv6::ANY {
-            self.inbound.add(&v6);
+        for v6 in std::iter::once(&node.masquerade_v6).chain(&node.further_v6).filter(|v6| **v6 != Ipv6::ANY) {
+            self.inbound.add(v6);
         }
     }
 
@@ -270,6 +288,27 @@ impl Dataplane {
             self.node = node;
         }
         Ok(())
+    }
+}
+
+/// As many as there is room for, and the unspecified address in the rest.
+fn first_ones<A: Copy + Default>(addresses: impl Iterator<Item = A>) -> [A; FURTHER] {
+    let mut room = [A::default(); FURTHER];
+    room.iter_mut().zip(addresses).for_each(|(place, address)| *place = address);
+    room
+}
+
+fn as_v4(address: &IpAddr) -> Option<Ipv4> {
+    match address {
+        IpAddr::V4(v4) => Some((*v4).into()),
+        IpAddr::V6(_) => None,
+    }
+}
+
+fn as_v6(address: &IpAddr) -> Option<Ipv6> {
+    match address {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(v6) => Some((*v6).into()),
     }
 }
 

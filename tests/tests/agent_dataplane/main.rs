@@ -2,6 +2,7 @@
 
 mod fixture;
 mod flow_table;
+mod reserved;
 
 use std::{
     collections::BTreeMap,
@@ -434,6 +435,7 @@ fn an_address_is_in_the_filters_once_it_is_written_and_until_it_is_pruned() -> R
         dataplane.put_node(&NodeSettings {
             masquerade_v4: Ipv4 { octets: [192, 0, 2, 77] },
             masquerade_v6: Ipv6::default(),
+            further: vec!["192.0.2.78".parse()?],
             node_ports: 30_000..=32_767,
             source_ports: 61_000..=65_535,
             masquerade_all: false,
@@ -442,7 +444,8 @@ fn an_address_is_in_the_filters_once_it_is_written_and_until_it_is_pruned() -> R
         let filter = |map, address| node.filter(map, address);
         let (frontend, backend) = (v4(0, 10), Ipv4 { octets: [10, 244, 1, 2] });
         let (local, masquerade) = (Ipv4 { octets: [192, 0, 2, 1] }, Ipv4 { octets: [192, 0, 2, 77] });
-        for address in [frontend, local, masquerade] {
+        let further = Ipv4 { octets: [192, 0, 2, 78] };
+        for address in [frontend, local, masquerade, further] {
             assert!(filter("INBOUND", address)?, "{address}");
         }
         assert!(filter("OUTBOUND", backend)? && !filter("OUTBOUND", frontend)? && !filter("INBOUND", backend)?);
