@@ -56,6 +56,18 @@ pub fn run<P: Packet>(hook: Hook, stage: Stage, packet: &mut P) -> Result<Verdic
     if packet.put_tags_back() { Ok(verdict) } else { Err(Outcome::DropNotWritable) }
 }
 
+/// What becomes of a packet that begins with its IP header.
+#[inline(always)]
+pub fn run_bare<P: Packet>(hook: Hook, stage: Stage, packet: &mut P) -> Result<Verdict, Outcome> {
+    packet.linearize(P::NETWORK + HEADERS);
+    let Some(first) = packet.at::<u8>(P::NETWORK) else { return pass(hook, Outcome::PassMalformed) };
+    match *first >> 4 {
+        4 => internet::<P, V4>(hook, stage, packet),
+        6 => internet::<P, V6>(hook, stage, packet),
+        _ => Ok(Verdict::PASS),
+    }
+}
+
 /// Whether packets are let in there, not out.
 #[inline(always)]
 fn is_way_in(stage: Stage) -> bool {

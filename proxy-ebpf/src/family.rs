@@ -71,6 +71,8 @@ pub trait Family: 'static {
     /// Bytes from the header on, by its own account.
     fn length(header: &Self::Header) -> usize;
     fn hop_limit(header: &Self::Header) -> u8;
+    /// How long the packet is by its own account.
+    fn total_length(header: &Self::Header) -> usize;
     /// What follows the header.
     fn protocol(header: &Self::Header) -> u8;
     /// Whether an ICMP message of this type quotes the packet it is about.
@@ -214,6 +216,11 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn total_length(header: &Ipv4Header) -> usize {
+        usize::from(u16::from_be(header.total_length))
+    }
+
+    #[inline(always)]
     fn protocol(header: &Ipv4Header) -> u8 {
         header.protocol
     }
@@ -335,6 +342,11 @@ impl Family for V6 {
     #[inline(always)]
     fn hop_limit(header: &Ipv6Header) -> u8 {
         header.hop_limit
+    }
+
+    #[inline(always)]
+    fn total_length(header: &Ipv6Header) -> usize {
+        size_of::<Ipv6Header>() + usize::from(u16::from_be(header.payload_length))
     }
 
     #[inline(always)]

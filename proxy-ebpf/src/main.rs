@@ -10,17 +10,20 @@ use aya_ebpf::{
     macros::{cgroup_sock, cgroup_sock_addr, classifier, xdp},
     programs::{SockAddrContext, SockContext, TcContext, XdpContext},
 };
-use proxy_common::{outcome::Hook, tuple::Stage};
+use proxy_common::{
+    outcome::{Hook, Outcome},
+    tuple::Stage,
+};
 use proxy_ebpf::{
     bind,
     counters::count,
     datapath, kernel,
     output::Verdict,
-    packet::{TcPacket, XdpPacket},
+    packet::{ETHERNET, TcPacket, XdpPacket},
     socket::{self, Answer},
 };
 
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 fn uplink_xdp(context: XdpContext) -> u32 {
     let ingress = context.ingress_ifindex() as u32;
@@ -48,6 +51,20 @@ fn uplink_out(context: TcContext) -> i32 {
     classify(Hook::UplinkOut, Stage::UplinkOut, context)
 }
 
+/// For an uplink without a header of its own: what came by it begins with an IP header.
+#[classifier]
+#[inline(always)]
+fn uplink_in_l3(context: TcContext) -> i32 {
+    classify_bare(Hook::UplinkIn, Stage::UplinkIn, context)
+}
+
+/// The same on the way out.
+#[classifier]
+#[inline(always)]
+fn uplink_out_l3(context: TcContext) -> i32 {
+    classify_bare(Hook::UplinkOut, Stage::UplinkOut, context)
+}
+
 #[classifier]
 #[inline(always)]
 fn pod_in(context: TcContext) -> i32 {
@@ -63,7 +80,17 @@ fn pod_out(context: TcContext) -> i32 {
 /// What goes on its way is left to whoever stands behind us in the chain.
 #[inline(always)]
 fn classify(hook: Hook, stage: Stage, context: TcContext) -> i32 {
-    match datapath::run(hook, stage, &mut TcPacket::new(context)) {
+    act(hook, datapath::run(hook, stage, &mut TcPacket::<ETHERNET>::new(context)))
+}
+
+#[inline(always)]
+fn classify_bare(hook: Hook, stage: Stage, context: TcContext) -> i32 {
+    act(hook, datapath::run_bare(hook, stage, &mut TcPacket::<0>::new(context)))
+}
+
+#[inline(always)]
+fn act(hook: Hook, verdict: Result<Verdict, Outcome>) -> i32 {
+    match verdict {
         Ok(Verdict::PASS) => TC_ACT_UNSPEC,
         // SAFETY: takes two numbers.
         Ok(verdict) => (unsafe { bpf_redirect(verdict.ifindex, 0) }) as i32,

@@ -73,24 +73,35 @@ pub(crate) fn send<P: Packet, F: Family, L: Transport>(
 /// Whether the flow knows its next hop, which is looked up anew after a change of routes. If not, the kernel has to route.
 #[inline(always)]
 fn has_next_hop<P: Packet, F: Family>(packet: &P, proto: Protocol, entry: Entry<F::Addr>, node: &Node) -> bool {
-    // The kernel answers the sender of a packet whose life ends here.
-    if packet.at::<F::Header>(P::NETWORK).is_none_or(|header| F::hop_limit(header) <= 1) {
+    // The kernel answers the sender of a packet whose life ends here, and makes the header that a link has and this one not.
+    let Some(header) = packet.at::<F::Header>(P::NETWORK) else { return false };
+    if P::NETWORK == 0 || F::hop_limit(header) <= 1 {
         return false;
     }
     let next_hop = &entry.flow().next_hop;
-    if next_hop.ifindex != 0 && next_hop.generation == node.route_generation {
-        return true;
+    let is_known = next_hop.ifindex != 0 && next_hop.generation == node.route_generation;
+    if !is_known && !resolve::<P, F>(packet, proto, entry, node.route_generation) {
+        return false;
     }
-    resolve::<P, F>(packet, proto, entry, node.route_generation)
+    !P::IS_FRAME || next_hop.ifindex == packet.ifindex() || is_in_one_part::<P, F>(packet)
+}
+
+/// Whether a frame lies in one page: not every device sends those that do not.
+#[inline(always)]
+fn is_in_one_part<P: Packet, F: Family>(packet: &P) -> bool {
+    let header = packet.at::<F::Header>(P::NETWORK);
+    header.is_some_and(|header| packet.shows(P::NETWORK + F::total_length(header)))
 }
 
 /// Whether a flow knows its next hop already, for a packet that does not look it up itself.
 #[inline(always)]
 pub(crate) fn knows_way<P: Packet, F: Family>(packet: &P, flow: &Flow<F::Addr>, header: &F::Header) -> bool {
-    flow.next_hop.ifindex != 0
+    P::NETWORK != 0
+        && flow.next_hop.ifindex != 0
         && !packet.is_tagged()
         && F::hop_limit(header) > 1
         && service::node().is_some_and(|node| node.route_generation == flow.next_hop.generation)
+        && (!P::IS_FRAME || flow.next_hop.ifindex == packet.ifindex() || is_in_one_part::<P, F>(packet))
 }
 
 /// The way for packets the kernel has to route: only the destination is rewritten here, because the kernel refuses to
@@ -131,7 +142,8 @@ fn ask<F: Family, P: Packet>(
     (question.sport, question.dport) = (entry.flow().rewrite.sport, entry.flow().rewrite.dport);
     // SAFETY: the context is the program's own, the structure is on the stack and as long as stated.
     let answer = unsafe { helpers::bpf_fib_lookup(context, (&raw mut question).cast(), LENGTH, 0) };
-    if answer != 0 {
+    // What has no link-layer address has no such header either.
+    if answer != 0 || question.dmac == Mac::ZERO {
         return false;
     }
     let leaves_as_frame = P::IS_FRAME && question.ifindex != ifindex;
@@ -206,6 +218,9 @@ impl Question {
 /// Sends the packet out at its next hop. `false` when the packet is too short, which cannot be.
 #[inline(always)]
 pub(crate) fn forward<P: Packet, F: Family>(packet: &mut P, next_hop: &NextHop) -> Option<Verdict> {
+    if P::NETWORK == 0 {
+        return None;
+    }
     let ethernet = packet.at::<Ethernet>(0)?;
     ethernet.dmac = next_hop.dmac;
     ethernet.smac = next_hop.smac;
@@ -217,8 +232,10 @@ pub(crate) fn forward<P: Packet, F: Family>(packet: &mut P, next_hop: &NextHop) 
 /// Sends the packet back where it came from.
 #[inline(always)]
 pub(crate) fn hairpin<P: Packet, F: Family>(packet: &mut P) -> Option<Verdict> {
-    let ethernet = packet.at::<Ethernet>(0)?;
-    core::mem::swap(&mut ethernet.dmac, &mut ethernet.smac);
+    if P::NETWORK != 0 {
+        let ethernet = packet.at::<Ethernet>(0)?;
+        core::mem::swap(&mut ethernet.dmac, &mut ethernet.smac);
+    }
     packet.decrement_hop_limit::<F>(P::NETWORK);
     Some(Verdict::redirect(packet.ifindex()))
 }

@@ -12,7 +12,7 @@ use core::ffi::c_void;
 use crate::{
     checksum,
     family::Family,
-    parse::{ETHERNET, Ethernet, Summed},
+    parse::{Ethernet, Summed},
     vlan::{self, Memory, Tag, Tags},
 };
 
@@ -71,6 +71,9 @@ pub(crate) fn bounded<const MASK: usize>(length: usize) -> usize {
     length
 }
 
+/// Length of an Ethernet header without tags.
+pub const ETHERNET: usize = size_of::<Ethernet>();
+
 /// More than headers and what an IP header says follows them.
 const LONGEST: usize = 0x1_ffff;
 
@@ -79,7 +82,7 @@ pub trait Packet {
     /// A frame without an skb: it can only leave by devices that take such.
     const IS_FRAME: bool;
 
-    /// Where the IP header stands: behind that of the link.
+    /// Where the IP header stands: behind that of the link, which a device may not have.
     const NETWORK: usize;
 
     /// The packet a context is of: for what is out of line, which takes the context alone.
@@ -109,6 +112,13 @@ pub trait Packet {
 
     /// Whether the packet has at least `length` bytes.
     fn holds(&self, length: usize) -> bool;
+
+    /// Whether that many can be read: a frame may have more in other pages.
+    #[inline(always)]
+    fn shows(&self, length: usize) -> bool {
+        // By comparison of pointers: their difference is not for programs without CAP_PERFMON.
+        self.data() + bounded::<LONGEST>(length) <= self.data_end()
+    }
 
     /// Begins without any tags, but does not tell the verifier.
     fn forget_tags(&mut self, ethernet: &Ethernet);
@@ -170,6 +180,13 @@ impl XdpPacket {
     pub const fn new(context: XdpContext) -> Self {
         Self { context, tags: Memory::NOTHING }
     }
+
+    /// Of all its parts, and asked for, as the difference of two pointers is not for every program.
+    #[inline(always)]
+    fn length(&self) -> usize {
+        // SAFETY: a helper on the program's own context.
+        (unsafe { helpers::bpf_xdp_get_buff_len(self.context.ctx) }) as usize
+    }
 }
 
 /// The addresses of an Ethernet header, which stand before all tags.
@@ -201,8 +218,7 @@ impl Packet for XdpPacket {
 
     #[inline(always)]
     fn holds(&self, length: usize) -> bool {
-        // By comparison of pointers: their difference is not for programs without CAP_PERFMON.
-        self.data() + bounded::<LONGEST>(length) <= self.data_end()
+        self.shows(length) || length <= self.length()
     }
 
     #[inline(always)]
@@ -257,12 +273,9 @@ impl Packet for XdpPacket {
 
     #[inline(always)]
     fn cut(&mut self, length: usize) -> bool {
-        let context = self.context.ctx;
-        // Of all its parts, and asked for: the difference of two pointers is not for programs without CAP_PERFMON.
+        let change = length as i32 - self.length() as i32;
         // SAFETY: a helper on the program's own context.
-        let have = unsafe { helpers::bpf_xdp_get_buff_len(context) };
-        // SAFETY: as above.
-        (unsafe { helpers::bpf_xdp_adjust_tail(context, length as i32 - have as i32) }) == 0
+        (unsafe { helpers::bpf_xdp_adjust_tail(self.context.ctx, change) }) == 0
     }
 
     #[inline(always)]
@@ -333,13 +346,13 @@ fn standing_tags<P: Packet>(packet: &P, hidden: Tag) -> Option<Tags> {
     (!has_more).then_some(Tags { outer: first, inner: second, ethertype: third })
 }
 
-/// An skb.
-pub struct TcPacket {
+/// An skb. It begins with an IP header where the device has none of its own.
+pub struct TcPacket<const NETWORK: usize = ETHERNET> {
     context: TcContext,
     tags: Memory,
 }
 
-impl TcPacket {
+impl<const NETWORK: usize> TcPacket<NETWORK> {
     /// Takes the context of a classifier.
     #[inline(always)]
     pub const fn new(context: TcContext) -> Self {
@@ -357,9 +370,9 @@ impl TcPacket {
     }
 }
 
-impl Packet for TcPacket {
+impl<const NETWORK: usize> Packet for TcPacket<NETWORK> {
     const IS_FRAME: bool = false;
-    const NETWORK: usize = ETHERNET;
+    const NETWORK: usize = NETWORK;
 
     #[inline(always)]
     fn from_context(context: *mut c_void) -> Self {

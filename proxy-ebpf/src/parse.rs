@@ -10,9 +10,6 @@ use proxy_common::{
 
 use crate::{family::Family, nat, packet::Packet};
 
-/// Length of an Ethernet header without tags.
-pub(crate) const ETHERNET: usize = size_of::<Ethernet>();
-
 /// Ethernet.
 #[repr(C)]
 pub struct Ethernet {

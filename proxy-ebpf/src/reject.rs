@@ -9,7 +9,7 @@
 use core::{ffi::c_void, mem};
 
 use proxy_common::{
-    addr::{Address as _, Protocol},
+    addr::{Address as _, Mac, Protocol},
     outcome::{Hook, Outcome},
 };
 
@@ -59,11 +59,9 @@ fn is_told(reason: Outcome) -> bool {
 #[inline(always)]
 fn deserves_answer<P: Packet, F: Family>(packet: &P, flags: u8) -> bool {
     const GROUP: u8 = 1;
-    let (Some(ethernet), Some(ip)) = (packet.at::<Ethernet>(0), packet.at::<F::Header>(P::NETWORK)) else {
-        return false;
-    };
+    let Some(ip) = packet.at::<F::Header>(P::NETWORK) else { return false };
     flags & tcp::RST == 0
-        && ethernet.dmac.octets[0] & GROUP == 0
+        && (P::NETWORK == 0 || packet.at::<Ethernet>(0).is_some_and(|ethernet| ethernet.dmac.octets[0] & GROUP == 0))
         && F::payload(ip).is_ok()
         && F::addresses(ip).0.is_one_host()
 }
@@ -81,18 +79,29 @@ fn reset<P: Packet, F: Family>(context: *mut c_void) -> bool {
     if !packet.cut(transport + size_of::<TcpHeader>()) {
         return false;
     }
-    let Some(ethernet) = packet.at::<Ethernet>(0) else { return false };
+    if !turn_link_round(&packet) {
+        return false;
+    }
     let Some(ip) = packet.at::<F::Header>(P::NETWORK) else { return false };
     let Some(segment) = packet.at::<TcpHeader>(transport) else { return false };
     // What the headers say is what it was before it was cut.
     let Ok(payload) = F::payload(ip) else { return false };
-    mem::swap(&mut ethernet.dmac, &mut ethernet.smac);
     let (client, frontend) = F::addresses(ip);
     F::compose(ip, frontend, client, Protocol::Tcp as u8, LENGTH);
     turn(segment, payload.length);
     let pseudo = u32::from(fold(pseudo_header::<F>(client, frontend, Protocol::Tcp as u8, LENGTH)));
     segment.csum = pseudo as u16;
     segment.window = !fold(2 * pseudo + tcp_sum(segment));
+    true
+}
+
+/// Sends the frame back, if it is one: no other packet says where it came from on its link.
+#[inline(always)]
+fn turn_link_round<P: Packet>(packet: &P) -> bool {
+    if P::NETWORK != 0 {
+        let Some(ethernet) = packet.at::<Ethernet>(0) else { return false };
+        mem::swap(&mut ethernet.dmac, &mut ethernet.smac);
+    }
     true
 }
 
@@ -138,17 +147,23 @@ fn unreachable<P: Packet, F: Family>(context: *mut c_void) -> bool {
     let header = size_of::<F::Header>();
     let quote = header + size_of::<UdpHeader>();
     let room = header + size_of::<IcmpHeader>();
-    let Some(ethernet) = packet.at::<Ethernet>(0) else { return false };
-    let (dmac, smac) = (ethernet.smac, ethernet.dmac);
+    let macs = if P::NETWORK == 0 {
+        (Mac::ZERO, Mac::ZERO)
+    } else {
+        let Some(ethernet) = packet.at::<Ethernet>(0) else { return false };
+        (ethernet.smac, ethernet.dmac)
+    };
     if !packet.cut(P::NETWORK + quote) || !packet.make_room(room) {
         return false;
     }
-    let Some(ethernet) = packet.at::<Ethernet>(0) else { return false };
+    if P::NETWORK != 0 {
+        let Some(ethernet) = packet.at::<Ethernet>(0) else { return false };
+        *ethernet = Ethernet { dmac: macs.0, smac: macs.1, ethertype: F::ETHERTYPE };
+    }
     let Some(ip) = packet.at::<F::Header>(P::NETWORK) else { return false };
     let Some(icmp) = packet.at::<IcmpHeader>(P::NETWORK + header) else { return false };
     let Some(quoted) = packet.at::<F::Header>(P::NETWORK + room) else { return false };
     let Some(udp) = packet.at::<UdpHeader>(P::NETWORK + room + header) else { return false };
-    *ethernet = Ethernet { dmac, smac, ethertype: F::ETHERTYPE };
     let (client, frontend) = F::addresses(quoted);
     let length = (size_of::<IcmpHeader>() + quote) as u16;
     F::compose(ip, frontend, client, F::ICMP, length);

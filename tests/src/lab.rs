@@ -21,6 +21,7 @@ mod maps;
 pub mod pins;
 pub mod survey;
 mod topology;
+pub mod tunnel;
 
 use std::{
     path::{Path, PathBuf},

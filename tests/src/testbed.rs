@@ -354,6 +354,11 @@ impl Testbed {
             Hook::PodOut => "pod_out",
             _ => anyhow::bail!("{hook:?} sees no packets"),
         };
+        self.run_program(name, bytes)
+    }
+
+    /// Runs a program by its name.
+    pub fn run_program(&mut self, name: &str, bytes: &[u8]) -> Result<Ran> {
         let uplink = self.uplink;
         let handle = self.namespace.path();
         let program = self.object.program_mut(name).with_context(|| format!("no program {name}"))?;

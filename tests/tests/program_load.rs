@@ -11,10 +11,12 @@ use proxy_userspace::dataplane::OBJECT;
 
 /// The most instructions the verifier may look at, per program. A program that grows past its bound is either a mistake or
 /// a decision to be made here.
-const BOUNDS: [(&str, u32); 17] = [
+const BOUNDS: [(&str, u32); 19] = [
     ("uplink_xdp", 200_000),
     ("uplink_in", 200_000),
     ("uplink_out", 100_000),
+    ("uplink_in_l3", 200_000),
+    ("uplink_out_l3", 100_000),
     ("pod_in", 200_000),
     ("pod_out", 100_000),
     ("connect4", 20_000),
@@ -32,10 +34,12 @@ const BOUNDS: [(&str, u32); 17] = [
 ];
 
 /// How many functions the loaded program has, itself included: those the kernel keeps when the agent set no constant.
-const FUNCTIONS: [(&str, usize); 9] = [
+const FUNCTIONS: [(&str, usize); 11] = [
     ("uplink_xdp", 65),
     ("uplink_in", 64),
     ("uplink_out", 27),
+    ("uplink_in_l3", 61),
+    ("uplink_out_l3", 24),
     ("pod_in", 64),
     ("pod_out", 27),
     ("connect4", 11),

@@ -263,6 +263,11 @@ struct Round<'a> {
 
 impl Round<'_> {
     fn uplink(&mut self, link: &Link) {
+        if link.is_layer3 {
+            self.classifier(ProgramName::UplinkInL3, link);
+            self.classifier(ProgramName::UplinkOutL3, link);
+            return;
+        }
         if !self.xdp(link) {
             self.classifier(ProgramName::UplinkIn, link);
         }

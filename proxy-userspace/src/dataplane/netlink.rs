@@ -61,6 +61,8 @@ pub struct Link {
     pub has_default_route: bool,
     /// Its frames have an Ethernet header.
     pub has_ethernet: bool,
+    /// Its packets begin with their IP header.
+    pub is_layer3: bool,
     /// The tag that brings frames of another device here.
     pub vlan: Option<Vlan>,
     /// Interface index of the bridge, bond or VRF it belongs to.

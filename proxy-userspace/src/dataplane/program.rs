@@ -15,6 +15,10 @@ pub enum ProgramName {
     UplinkIn,
     /// TC egress of an uplink.
     UplinkOut,
+    /// TC ingress of an uplink whose packets begin with their IP header.
+    UplinkInL3,
+    /// TC egress of such an uplink.
+    UplinkOutL3,
     /// connect(2), IPv4.
     Connect4,
     /// connect(2), IPv6.
@@ -66,12 +70,14 @@ impl Hook {
 
 impl ProgramName {
     /// Every program.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::PodIn,
         Self::PodOut,
         Self::UplinkXdp,
         Self::UplinkIn,
         Self::UplinkOut,
+        Self::UplinkInL3,
+        Self::UplinkOutL3,
         Self::Connect4,
         Self::Connect6,
         Self::Sendmsg4,
@@ -93,6 +99,8 @@ impl ProgramName {
             Self::UplinkXdp => "uplink_xdp",
             Self::UplinkIn => "uplink_in",
             Self::UplinkOut => "uplink_out",
+            Self::UplinkInL3 => "uplink_in_l3",
+            Self::UplinkOutL3 => "uplink_out_l3",
             Self::Connect4 => "connect4",
             Self::Connect6 => "connect6",
             Self::Sendmsg4 => "sendmsg4",
@@ -115,8 +123,8 @@ impl ProgramName {
     pub(super) fn hook(self) -> Hook {
         match self {
             Self::UplinkXdp => Hook::Xdp,
-            Self::PodIn | Self::UplinkIn => Hook::Ingress,
-            Self::PodOut | Self::UplinkOut => Hook::Egress,
+            Self::PodIn | Self::UplinkIn | Self::UplinkInL3 => Hook::Ingress,
+            Self::PodOut | Self::UplinkOut | Self::UplinkOutL3 => Hook::Egress,
             Self::Connect4 => Hook::Socket(10),
             Self::Connect6 => Hook::Socket(11),
             Self::Sendmsg4 => Hook::Socket(14),

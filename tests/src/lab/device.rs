@@ -20,6 +20,8 @@ const SIOCETHTOOL: libc::Ioctl = 0x8946;
 pub enum Offload {
     /// `ETHTOOL_STXCSUM`: leave the checksums of sent packets to the device. Segmentation offload hangs on it.
     TransmitChecksum = 0x17,
+    /// `ETHTOOL_SFLAGS`, all off: among others, leave VLAN tags to the device.
+    VlanTags = 0x26,
     /// `ETHTOOL_SGRO`: join received segments.
     ReceiveJoin = 0x2c,
 }
@@ -72,6 +74,8 @@ const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+/// Frames larger than a page may come in parts.
+const BPF_F_XDP_HAS_FRAGS: u32 = 1 << 5;
 const XDP_PASS: u64 = 2;
 
 /// The beginning of `union bpf_attr` for `BPF_PROG_LOAD`; the rest counts as zero.
@@ -108,7 +112,7 @@ fn load_pass() -> io::Result<OwnedFd> {
         license: c"GPL".as_ptr(),
         log: [0; 4],
         kern_version: 0,
-        prog_flags: 0,
+        prog_flags: BPF_F_XDP_HAS_FRAGS,
         prog_name: *b"lab_pass\0\0\0\0\0\0\0\0",
         prog_ifindex: 0,
         expected_attach_type: BPF_XDP,

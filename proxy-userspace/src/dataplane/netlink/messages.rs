@@ -29,6 +29,7 @@ pub(super) fn link(message: &LinkMessage) -> Link {
         is_up: message.header.flags.contains(LinkFlags::Up),
         is_loopback: message.header.flags.contains(LinkFlags::Loopback),
         has_ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+        is_layer3: is_layer3(message.header.link_layer_type),
         ..Link::default()
     };
     let mut peer_is_elsewhere = false;
@@ -53,6 +54,12 @@ pub(super) fn link(message: &LinkMessage) -> Link {
     link.vlan = tag.filter(|_| !peer_is_elsewhere).map(|(protocol, number)| Vlan { parent, protocol, number });
     link.is_pod_veth = peer_is_elsewhere && link.kind == InfoKind::Veth.to_string();
     link
+}
+
+/// What the kernel says of itself (`dev_is_mac_header_xmit` of `include/linux/if_arp.h`).
+fn is_layer3(kind: LinkLayerType) -> bool {
+    use LinkLayerType::{Ip6gre, Ipgre, None, Pimreg, Ppp, Rawip, Sit, Tunnel, Tunnel6, Void};
+    matches!(kind, Tunnel | Tunnel6 | Sit | Ipgre | Ip6gre | Void | None | Pimreg | Ppp | Rawip)
 }
 
 fn kind(information: &[LinkInfo]) -> String {
