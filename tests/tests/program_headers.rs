@@ -127,7 +127,7 @@ fn fragments(frame: &Frame, between: &Between) -> [Vec<u8>; 2] {
         if frame.source.0.is_ipv4() {
             bytes[16..18].copy_from_slice(&(20 + piece.len() as u16).to_be_bytes());
             bytes[18..20].copy_from_slice(&[0x12, 0x34]);
-            bytes[20..22].copy_from_slice(&(place / 8 | if more { 0x2000 } else { 0 }).to_be_bytes());
+            bytes[20..22].copy_from_slice(&((place / 8) | if more { 0x2000 } else { 0 }).to_be_bytes());
             bytes.extend(piece);
             sum_up(&mut bytes);
         } else {
@@ -221,13 +221,16 @@ fn an_ipv4_header_longer_than_its_packet_is_passed_on() -> Result<()> {
     Ok(())
 }
 
+/// The number of an extension header, and what follows its next header and its length.
+type Extension = (u8, Vec<u8>);
+
 #[test]
 fn extension_headers_that_lie_or_lead_elsewhere_are_passed_on() -> Result<()> {
     let mut bed = serving(Family::V6)?;
     let usual = |number| (number, padding(6));
     let mut address = vec![2, 1, 0, 0, 0, 0];
     address.extend(CLIENT.v6.octets());
-    let cases: [(&str, Vec<(u8, Vec<u8>)>, Outcome); 8] = [
+    let cases: [(&str, Vec<Extension>, Outcome); 8] = [
         ("a route with a segment left", vec![(ROUTING, address)], Outcome::PassExtension),
         ("one more than is looked through", vec![usual(DESTINATION); 7], Outcome::PassExtension),
         ("longer than is looked at", vec![(DESTINATION, padding(1_022)); 2], Outcome::PassExtension),
@@ -252,8 +255,8 @@ fn extension_headers_that_lie_or_lead_elsewhere_are_passed_on() -> Result<()> {
 
 #[test]
 fn extension_headers_longer_than_their_packet_are_passed_on() -> Result<()> {
-    let mut bed = serving(Family::V6)?;
     type Change = fn(&mut Vec<u8>);
+    let mut bed = serving(Family::V6)?;
     let cases: [(&str, Change); 6] = [
         ("a header beyond the packet", |bytes| bytes[55] = 200),
         ("a header that ends where the packet does", |bytes| {

@@ -26,8 +26,10 @@ const PRIORITY: [u8; 4] = [0x81, 0, 0xe0, 0];
 const UNKNOWN: [u8; 4] = [0x81, 0, 1, 44];
 
 /// Tags as they come; and those of them that a classifier leaves in the frame, while the kernel keeps the first.
-const TAGS: [(&[[u8; 4]], &[[u8; 4]]); 4] =
-    [(&[TAG], &[]), (&[OUTER], &[]), (&[OUTER, INNER], &[INNER]), (&[PRIORITY, TAG], &[TAG])];
+type Tags = (&'static [[u8; 4]], &'static [[u8; 4]]);
+
+/// One, of either protocol, and two.
+const TAGS: [Tags; 4] = [(&[TAG], &[]), (&[OUTER], &[]), (&[OUTER, INNER], &[INNER]), (&[PRIORITY, TAG], &[TAG])];
 
 const TRANSPORTS: [Transport; 3] = [Transport::Tcp(Flags::SYN), Transport::Udp, Transport::UdpUnchecked];
 
@@ -69,7 +71,7 @@ fn for_each_kind(test: impl Fn(&mut Testbed, Family, Transport, u16) -> Result<(
 }
 
 /// The tags that are in the frame after a hook.
-fn left<'tags>(hook: Hook, (whole, standing): (&'tags [[u8; 4]], &'tags [[u8; 4]])) -> &'tags [[u8; 4]] {
+fn left(hook: Hook, (whole, standing): Tags) -> &'static [[u8; 4]] {
     if hook == Hook::UplinkXdp { whole } else { standing }
 }
 
