@@ -97,7 +97,7 @@ fn reset<P: Packet, F: Family>(context: *mut c_void) -> bool {
 
 /// Sends the frame back, if it is one: no other packet says where it came from on its link.
 #[inline(always)]
-fn turn_link_round<P: Packet>(packet: &P) -> bool {
+pub(crate) fn turn_link_round<P: Packet>(packet: &P) -> bool {
     if P::NETWORK != 0 {
         let Some(ethernet) = packet.at::<Ethernet>(0) else { return false };
         mem::swap(&mut ethernet.dmac, &mut ethernet.smac);

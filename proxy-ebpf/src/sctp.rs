@@ -15,7 +15,8 @@ use proxy_common::{
 use crate::{
     family::Family,
     packet::{Packet, bounded},
-    parse::{Ethernet, Transport, tcp},
+    parse::{Transport, tcp},
+    reject,
 };
 
 /// SCTP's common header. What a sender leaves to be cut into packets later has no more than that in one piece, and must not be
@@ -167,10 +168,11 @@ pub(crate) fn abort<P: Packet, F: Family>(context: *mut c_void) -> bool {
     if !packet.cut(transport + size_of::<Abort>()) {
         return false;
     }
-    let Some(ethernet) = packet.at::<Ethernet>(0) else { return false };
+    if !reject::turn_link_round(&packet) {
+        return false;
+    }
     let Some(ip) = packet.at::<F::Header>(P::NETWORK) else { return false };
     let Some(abort) = packet.at::<Abort>(transport) else { return false };
-    mem::swap(&mut ethernet.dmac, &mut ethernet.smac);
     let (client, frontend) = F::addresses(ip);
     F::compose(ip, frontend, client, Protocol::Sctp as u8, size_of::<Abort>() as u16);
     let header = &mut abort.header;

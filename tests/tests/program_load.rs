@@ -12,12 +12,12 @@ use proxy_userspace::dataplane::OBJECT;
 /// The most instructions the verifier may look at, per program. A program that grows past its bound is either a mistake or
 /// a decision to be made here.
 const BOUNDS: [(&str, u32); 19] = [
-    ("uplink_xdp", 200_000),
-    ("uplink_in", 200_000),
+    ("uplink_xdp", 250_000),
+    ("uplink_in", 250_000),
     ("uplink_out", 100_000),
-    ("uplink_in_l3", 200_000),
+    ("uplink_in_l3", 250_000),
     ("uplink_out_l3", 100_000),
-    ("pod_in", 200_000),
+    ("pod_in", 250_000),
     ("pod_out", 100_000),
     ("connect4", 20_000),
     ("connect6", 30_000),
