@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use tests::{
     lab::{
         Between, LabOptions, Node, UplinkMode,
@@ -62,7 +62,7 @@ fn outside(cluster: &Cluster, node: &Node, service: &Service, target: Target) ->
 fn inside(node: &Node, service: &Service, node_port: Target) -> Result<()> {
     let family = Family::of(node_port.address.ip());
     let [.., client] = node.pods.as_slice() else { anyhow::bail!("no pods") };
-    let (_, own) = address::pod(client.name()).unwrap();
+    let (_, own) = address::pod(client.name()).context("no such pod")?;
     let cluster_ip = service.cluster(family, node_port.protocol);
     let seen = if is_local(service, node) { own.of(family) } else { tunnel(node, family) };
     for (target, seen) in [(cluster_ip, own.of(family)), (node_port, seen)] {
