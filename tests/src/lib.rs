@@ -3,8 +3,10 @@
 pub mod api;
 pub mod between;
 pub mod frame;
+pub mod fuzz;
 pub mod http;
 pub mod lab;
+pub mod model;
 pub mod netns;
 pub mod patience;
 pub mod picture;

@@ -2,6 +2,7 @@
 //! own: an uplink with a router and another node behind it, and no agent.
 
 mod clients;
+mod here;
 
 use std::{borrow::Cow, env, fs, net::IpAddr, sync::OnceLock, thread, time::Duration};
 
@@ -52,6 +53,8 @@ pub const PORT: u16 = 80;
 pub const NODE_PORT: u16 = 30_080;
 /// Port of backends.
 pub const TARGET: u16 = 8_080;
+/// MAC of the uplink.
+pub const UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 /// MAC of the other node.
 pub const OTHER_NODE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 /// MAC of the router.
@@ -117,7 +120,7 @@ impl Testbed {
         let namespace = Namespace::new("testbed")?;
         namespace.sysctl("net/ipv4/ip_forward", "1")?;
         namespace.sysctl("net/ipv6/conf/all/forwarding", "1")?;
-        namespace.ip("link add uplink type veth peer name wire
+        namespace.ip("link add uplink address 02:00:00:00:00:01 type veth peer name wire
              link set uplink up
              link set wire up
              addr add 192.0.2.1/24 dev uplink
@@ -236,11 +239,11 @@ impl Testbed {
         Ok(())
     }
 
-    fn map(&mut self, name: &str) -> Result<&mut aya::maps::Map> {
+    pub(crate) fn map(&mut self, name: &str) -> Result<&mut aya::maps::Map> {
         self.object.map_mut(name).with_context(|| format!("no map {name}"))
     }
 
-    fn hash<K: Pod, V: Pod>(&mut self, name: &str) -> Result<HashMap<&mut MapData, K, V>> {
+    pub(crate) fn hash<K: Pod, V: Pod>(&mut self, name: &str) -> Result<HashMap<&mut MapData, K, V>> {
         Ok(HashMap::try_from(self.map(name)?)?)
     }
 
@@ -346,15 +349,7 @@ impl Testbed {
 
     /// Runs the program of a hook over bytes that came in by (or leave by) the uplink.
     pub fn run_bytes(&mut self, hook: Hook, bytes: &[u8]) -> Result<Ran> {
-        let name = match hook {
-            Hook::UplinkXdp => "uplink_xdp",
-            Hook::UplinkIn => "uplink_in",
-            Hook::UplinkOut => "uplink_out",
-            Hook::PodIn => "pod_in",
-            Hook::PodOut => "pod_out",
-            _ => anyhow::bail!("{hook:?} sees no packets"),
-        };
-        self.run_program(name, bytes)
+        self.run_program(program(hook)?, bytes)
     }
 
     /// Runs a program by its name.
@@ -460,6 +455,18 @@ impl Testbed {
         }
         Ok(())
     }
+}
+
+/// The name of a hook's program.
+fn program(hook: Hook) -> Result<&'static str> {
+    Ok(match hook {
+        Hook::UplinkXdp => "uplink_xdp",
+        Hook::UplinkIn => "uplink_in",
+        Hook::UplinkOut => "uplink_out",
+        Hook::PodIn => "pod_in",
+        Hook::PodOut => "pod_out",
+        _ => anyhow::bail!("{hook:?} sees no packets"),
+    })
 }
 
 /// A program is verified when it is first run; that takes time, so that a test should pay for those it uses only.

@@ -1,0 +1,58 @@
+//! Many packets in a row: run on a thread that is in the test bed's namespace and stays there.
+
+use std::{fs::File, thread};
+
+use anyhow::{Context as _, Result};
+use aya::programs::{Program, ProgramError};
+use nix::sched::{CloneFlags, setns};
+use proxy_common::outcome::Hook;
+
+use super::{Ran, Testbed, load_once, program, run_tc, run_xdp};
+
+impl Testbed {
+    /// Runs a closure in the namespace, on a thread of its own.
+    pub fn inside<T: Send>(&mut self, closure: impl FnOnce(&mut Self) -> Result<T> + Send) -> Result<T> {
+        let path = self.namespace.path();
+        let inside = || {
+            setns(File::open(path)?, CloneFlags::CLONE_NEWNET)?;
+            closure(self)
+        };
+        match thread::scope(|scope| scope.spawn(inside).join()) {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+
+    /// Verifies the program of a hook.
+    pub fn load(&mut self, hook: Hook) -> Result<()> {
+        let name = program(hook)?;
+        match self.object.program_mut(name).with_context(|| format!("no program {name}"))? {
+            Program::Xdp(program) => load_once(program.load())?,
+            Program::SchedClassifier(program) => load_once(program.load())?,
+            _ => anyhow::bail!("{name} is of another kind"),
+        }
+        Ok(())
+    }
+
+    /// Runs the program of a hook, which must be loaded, on the thread of the caller; `None` where the kernel makes no packet
+    /// of these bytes for it.
+    pub fn run_here(&mut self, hook: Hook, bytes: &[u8]) -> Result<Option<Ran>> {
+        let name = program(hook)?;
+        let uplink = self.uplink;
+        let mut out = vec![0; bytes.len() + 256];
+        let result = match self.object.program_mut(name).with_context(|| format!("no program {name}"))? {
+            Program::Xdp(program) => run_xdp(program, bytes, &mut out, uplink),
+            Program::SchedClassifier(program) => run_tc(program, bytes, &mut out, uplink),
+            _ => anyhow::bail!("{name} is of another kind"),
+        };
+        let (action, length) = match result {
+            Ok(result) => result,
+            Err(ProgramError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EINVAL) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        out.truncate(length as usize);
+        Ok(Some(Ran { action: action.cast_signed(), bytes: out }))
+    }
+}
