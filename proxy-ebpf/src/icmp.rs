@@ -35,7 +35,10 @@ pub(crate) fn relate<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mu
     };
     // The first eight bytes of TCP and SCTP have their ports where UDP has them.
     let Some(ports) = packet.at::<UdpHeader>(transport) else { return Verdict::PASS };
-    if F::payload(ip).is_err() || !F::is_icmp_error(icmp.kind) {
+    let Ok(payload) = F::payload(ip) else { return Verdict::PASS };
+    // What follows the message in the frame is none of it, and its checksum does not cover that.
+    let end = message + usize::from(payload.length);
+    if !F::is_icmp_error(icmp.kind) || !packet.holds(end) || end < transport + size_of::<UdpHeader>() {
         return Verdict::PASS;
     }
     let proto = match F::payload(quoted) {
@@ -73,6 +76,7 @@ pub(crate) fn relate<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mu
         Protocol::Udp if ports.csum != 0 => Some(&mut ports.csum),
         // SCTP's covers all of a packet that is quoted in part: nobody can check it.
         Protocol::Udp | Protocol::Sctp => None,
+        _ if end < transport + QUOTE => None,
         _ => packet.at::<u16>(transport + TCP_CSUM),
     };
     if let Some(csum) = quoted_csum {

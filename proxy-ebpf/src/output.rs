@@ -236,6 +236,9 @@ pub(crate) fn hairpin<P: Packet, F: Family>(packet: &mut P) -> Option<Verdict> {
         let ethernet = packet.at::<Ethernet>(0)?;
         core::mem::swap(&mut ethernet.dmac, &mut ethernet.smac);
     }
-    packet.decrement_hop_limit::<F>(P::NETWORK);
+    // A life that is over does not begin anew.
+    if packet.at::<F::Header>(P::NETWORK).is_some_and(|header| F::hop_limit(header) > 0) {
+        packet.decrement_hop_limit::<F>(P::NETWORK);
+    }
     Some(Verdict::redirect(packet.ifindex()))
 }

@@ -197,6 +197,22 @@ fn a_pod_that_picks_itself_is_answered_by_itself_under_the_frontend_address() ->
     })
 }
 
+/// Found by fuzzing: a hop limit of 0 became one of 255, and the IPv4 checksum wrong.
+#[test]
+fn a_life_that_is_over_does_not_begin_anew_where_a_pod_picks_itself() -> Result<()> {
+    for_each_kind(|family, transport, proto| {
+        let mut bed = Testbed::new()?;
+        let backend = bed.add_backend(POD.address(family), true)?;
+        bed.add_service(SERVICE.address(family), PORT, proto, &[backend])?;
+        let request = Frame::new((POD.address(family), 4_000), (SERVICE.address(family), PORT), transport);
+        for (hop_limit, expected) in [(2, 1), (1, 0), (0, 0)] {
+            let request = Frame { hop_limit, ..request.clone() };
+            assert_eq!(bed.expect(Hook::PodIn, &request, action::TC_REDIRECT)?.hop_limit, expected);
+        }
+        Ok(())
+    })
+}
+
 /// Trap 8: two frontends, one backend and one client port: the replies keep their frontends.
 #[test]
 fn two_services_one_backend_and_one_client_port_stay_apart() -> Result<()> {
