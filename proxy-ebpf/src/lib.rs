@@ -22,6 +22,8 @@ mod clock;
 mod connection;
 pub mod counters;
 pub mod datapath;
+#[cfg(not(target_arch = "bpf"))]
+pub mod dissect;
 mod family;
 mod filter;
 mod flow;
