@@ -7,6 +7,7 @@
 mod bench;
 mod build;
 mod check;
+mod fuzz;
 mod run;
 mod setup;
 mod test;
@@ -53,6 +54,7 @@ enum Verb {
     Vm(vm::Arguments),
     Run(run::Arguments),
     Bench(bench::Arguments),
+    Fuzz(fuzz::Arguments),
     Traps(traps::Arguments),
 }
 
@@ -76,6 +78,7 @@ fn perform(verb: &Verb) -> Result<ExitCode> {
         Verb::Vm(arguments) => return vm::run(&workspace, arguments),
         Verb::Run(arguments) => return run::run(&workspace, arguments),
         Verb::Bench(arguments) => return bench::run(&workspace, arguments),
+        Verb::Fuzz(arguments) => return fuzz::run(&workspace, arguments),
         Verb::Traps(arguments) => return traps::run(&workspace, arguments),
     }
     Ok(ExitCode::SUCCESS)
