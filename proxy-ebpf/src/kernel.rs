@@ -51,7 +51,7 @@ pub(crate) fn forgotten(number: u64) -> u64 {
 pub(crate) fn unknown_zero(packet: usize) -> u64 {
     #[cfg(target_arch = "bpf")]
     {
-        let (zero, _again): (u64, u64);
+        let zero: u64;
         // SAFETY: callers have seen that the packet is as long; the same memory is read twice.
         unsafe {
             core::arch::asm!(
@@ -60,7 +60,7 @@ pub(crate) fn unknown_zero(packet: usize) -> u64 {
                 "{zero} ^= {again}",
                 packet = in(reg) packet,
                 zero = out(reg) zero,
-                again = out(reg) _again,
+                again = out(reg) _,
                 options(pure, readonly, nostack, preserves_flags),
             );
         };

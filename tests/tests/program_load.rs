@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use aya::{
     Ebpf, EbpfLoader,
     programs::{Program, ProgramInfo},
+    util::KernelVersion,
 };
 use proxy_userspace::dataplane::OBJECT;
 
@@ -73,7 +74,9 @@ fn every_program_loads_and_stays_within_its_bound() -> Result<()> {
     let mut expected: Vec<_> = BOUNDS.iter().map(|(name, _)| (*name).to_owned()).collect();
     expected.sort();
     assert_eq!(names, expected, "a bound for every program");
-    for (name, bound) in BOUNDS {
+    // The verifier of 6.1 recognises fewer states as ones it has seen.
+    let factor = if KernelVersion::current()? < KernelVersion::new(6, 6, 0) { 2 } else { 1 };
+    for (name, bound) in BOUNDS.map(|(name, bound)| (name, bound * factor)) {
         let info = load(&mut object, name).with_context(|| format!("cannot load {name}"))?;
         let verified = info.verified_instruction_count().context("the kernel does not tell (before 5.16)")?;
         let size = info.size_translated().unwrap_or(0) / 8;
