@@ -10,6 +10,7 @@ pub mod backend;
 pub mod filter;
 pub mod flow;
 pub mod fragment;
+pub mod lifetime;
 pub mod node;
 pub mod outcome;
 pub mod service;

@@ -71,8 +71,6 @@ pub trait Family: 'static {
     /// Bytes from the header on, by its own account.
     fn length(header: &Self::Header) -> usize;
     fn hop_limit(header: &Self::Header) -> u8;
-    /// How long the packet is by its own account.
-    fn total_length(header: &Self::Header) -> usize;
     /// What follows the header.
     fn protocol(header: &Self::Header) -> u8;
     /// Whether an ICMP message of this type quotes the packet it is about.
@@ -216,11 +214,6 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn total_length(header: &Ipv4Header) -> usize {
-        usize::from(u16::from_be(header.total_length))
-    }
-
-    #[inline(always)]
     fn protocol(header: &Ipv4Header) -> u8 {
         header.protocol
     }
@@ -325,12 +318,12 @@ impl Family for V6 {
     fn fragment<P: Packet>(packet: &P, at: usize) -> Option<Fragment> {
         let ip = packet.at::<Ipv6Header>(P::NETWORK)?;
         let header = packet.at::<FragmentHeader>(at)?;
-        let length = u16::from_be(ip.payload_length);
-        (length as usize >= size_of::<FragmentHeader>()).then_some(Fragment {
+        let end = P::NETWORK + Self::length(ip);
+        (end >= at + size_of::<FragmentHeader>()).then_some(Fragment {
             id: u32::from(header.id[0]) | u32::from(header.id[1]) << 16,
             protocol: header.next_header,
             is_first: header.place & 0xfff8_u16.to_be() == 0,
-            end: P::NETWORK + size_of::<Ipv6Header>() + length as usize,
+            end,
         })
     }
 
@@ -342,11 +335,6 @@ impl Family for V6 {
     #[inline(always)]
     fn hop_limit(header: &Ipv6Header) -> u8 {
         header.hop_limit
-    }
-
-    #[inline(always)]
-    fn total_length(header: &Ipv6Header) -> usize {
-        size_of::<Ipv6Header>() + usize::from(u16::from_be(header.payload_length))
     }
 
     #[inline(always)]

@@ -5,6 +5,7 @@
 use proxy_common::{
     addr::{Address as _, Mac, Protocol},
     flow::{Direction, Draft, Flow, NextHop, Output, Rewrite, Tier, state},
+    lifetime::{self, is_closing, is_established},
     node::Node,
     outcome::{Hook, Outcome},
     tuple::{Stage, Tuple},
@@ -95,25 +96,6 @@ impl<A: Copy> Entry<A> {
     }
 }
 
-/// Seconds a flow may be silent before its tuple means a new one.
-mod lifetime {
-    /// An established TCP connection; kube-proxy's `tcpEstablishedTimeout`.
-    pub(super) const TCP_ESTABLISHED: u32 = 86_400;
-    /// A TCP connection that is opening or closing; `nf_conntrack`'s default for `SYN_SENT` and `FIN_WAIT`.
-    pub(super) const TCP_OTHER: u32 = 120;
-    /// A TCP connection that both sides have closed, when another one needs its ports. Enough for the last ACK: two, because
-    /// last-seen is up to one second old.
-    pub(super) const TCP_CLOSED: u32 = 2;
-    /// An established SCTP association; `nf_conntrack`'s `sctp_timeout_established`. Linux asks after an idle peer every 30.
-    pub(super) const SCTP_ESTABLISHED: u32 = 210;
-    /// An SCTP association that is opening or closing; `nf_conntrack`'s `sctp_timeout_closed`, the longest of those.
-    pub(super) const SCTP_OTHER: u32 = 10;
-    /// A UDP flow with replies; `nf_conntrack`'s `udp_timeout_stream`.
-    pub(super) const UDP_REPLIED: u32 = 120;
-    /// A UDP flow without; `nf_conntrack`'s `udp_timeout`.
-    pub(super) const UDP_UNREPLIED: u32 = 30;
-}
-
 /// Packets each way of a confirmed UDP flow that are added up at once: few exchanges are longer, and none says that it is
 /// over.
 const EAGER: u8 = 8;
@@ -137,35 +119,6 @@ pub(crate) fn confirmed<F: Family>(tuple: &Tuple<F::Addr>) -> Option<Entry<F::Ad
 #[inline(always)]
 pub(crate) fn embryo<F: Family>(tuple: &Tuple<F::Addr>) -> Option<Entry<F::Addr>> {
     table::find::<F>(Tier::Embryos, tuple)
-}
-
-/// Whether the connection is over, but for what is still on the wire.
-#[inline(always)]
-fn is_closing(bits: u8) -> bool {
-    const BOTH: u8 = state::FIN_ORIGINAL | state::FIN_REPLY;
-    bits & state::RESET != 0 || bits & BOTH == BOTH
-}
-
-/// Whether both sides have opened the connection, and not closed it.
-#[inline(always)]
-fn is_established(bits: u8) -> bool {
-    bits & state::CONFIRMED != 0 && !is_closing(bits)
-}
-
-fn lifetime_seconds(proto: Protocol, bits: u8) -> u32 {
-    match proto {
-        Protocol::Udp if bits & state::REPLIED != 0 => lifetime::UDP_REPLIED,
-        Protocol::Udp => lifetime::UDP_UNREPLIED,
-        Protocol::Sctp if is_established(bits) => lifetime::SCTP_ESTABLISHED,
-        Protocol::Sctp => lifetime::SCTP_OTHER,
-        _ if is_established(bits) => lifetime::TCP_ESTABLISHED,
-        _ => lifetime::TCP_OTHER,
-    }
-}
-
-/// Seconds of silence after which nobody misses a flow whose key another one needs.
-fn silence_to_be_over(proto: Protocol, bits: u8) -> u32 {
-    if proto != Protocol::Udp && is_closing(bits) { lifetime::TCP_CLOSED } else { lifetime_seconds(proto, bits) }
 }
 
 /// Room for a pair in the making. What is in it does not outlive the packet; nobody else writes it meanwhile, because
@@ -308,7 +261,7 @@ pub(crate) fn vacate<F: Family>() -> bool {
     let Some(holder) = half::<F>(key) else { return true };
     let flow = holder.flow();
     let silent = silence(kernel::jiffies(), flow.last_seen);
-    let is_over = silent > silence_to_be_over(key.proto, flow.state).saturating_mul(node.jiffies_per_second);
+    let is_over = silent > lifetime::seconds_to_be_over(key.proto, flow.state).saturating_mul(node.jiffies_per_second);
     if is_over {
         stats::add_up::<F>(holder);
         forget::<F>(key, flow);
@@ -350,7 +303,7 @@ pub(crate) fn forget_key<F: Family>(key: &Tuple<F::Addr>) {
 pub(crate) fn is_alive<F: Family>(key: &Tuple<F::Addr>, node: &Node) -> bool {
     half::<F>(key).is_some_and(|entry| {
         let flow = entry.flow();
-        let lifetime = lifetime_seconds(key.proto, flow.state).saturating_mul(node.jiffies_per_second);
+        let lifetime = lifetime::seconds(key.proto, flow.state).saturating_mul(node.jiffies_per_second);
         !is_closing(flow.state) && silence(kernel::jiffies(), flow.last_seen) <= lifetime
     })
 }
@@ -389,8 +342,8 @@ pub(crate) fn advance<F: Family>(
     Advance::Keep
 }
 
-/// TCP's beginnings and ends, and those of SCTP that mean the same. `true` when a handshake is not this flow's: a SYN starts a new connection on its tuple, or a
-/// backend answers the SYN of one that went past us, from a port that was used here before.
+/// TCP's beginnings and ends, and those of SCTP that mean the same. `true` when a handshake is not this flow's: a SYN starts a
+/// new connection on its tuple, or a backend answers the SYN of one that went past us, from a port that was used here before.
 #[inline(never)]
 fn note_flags<F: Family>(key: &Tuple<F::Addr>, entry: *mut Flow<F::Addr>, flags: u8) -> bool {
     let entry = Entry(entry);
@@ -443,7 +396,7 @@ fn refresh<F: Family>(
 ) -> Advance {
     let entry = Entry(entry);
     let flow = entry.flow();
-    let lifetime = lifetime_seconds(key.proto, flow.state);
+    let lifetime = lifetime::seconds(key.proto, flow.state);
     // What replaces the source of another pair lives as long as that one.
     let is_over = silent > lifetime.saturating_mul(second) && !flow.is_mask();
     match flow.direction {
@@ -492,8 +445,8 @@ pub(crate) fn half<F: Family>(key: &Tuple<F::Addr>) -> Option<Entry<F::Addr>> {
     confirmed::<F>(key).or_else(|| embryo::<F>(key))
 }
 
-/// Looks after an embryo: a reply is noted in both halves; TCP is confirmed by the client's next ACK after it, SCTP by its COOKIE ECHO,
-/// UDP by the reply itself. The entry is not to be used after it.
+/// Looks after an embryo: a reply is noted in both halves; TCP is confirmed by the client's next ACK after it, SCTP by its
+/// COOKIE ECHO, UDP by the reply itself. The entry is not to be used after it.
 #[inline(never)]
 pub(crate) fn hatch<F: Family>(hook: Hook, key: &Tuple<F::Addr>, entry: Entry<F::Addr>, flags: u8) {
     let flow = entry.flow();
@@ -581,32 +534,5 @@ mod tests {
         let mut rebuilt = reply;
         set_twin(&mut rebuilt, &reply_key, &reply);
         assert_eq!(rebuilt, flow);
-    }
-
-    #[test]
-    fn a_closing_connection_is_one_with_a_reset_or_two_fins() {
-        assert!(!is_closing(state::REPLIED | state::CONFIRMED | state::FIN_ORIGINAL));
-        assert!(is_closing(state::FIN_ORIGINAL | state::FIN_REPLY));
-        assert!(is_closing(state::RESET));
-    }
-
-    #[test]
-    fn only_a_closed_connection_gives_up_its_ports_early() {
-        let closed = state::REPLIED | state::CONFIRMED | state::FIN_ORIGINAL | state::FIN_REPLY;
-        assert_eq!(silence_to_be_over(Protocol::Tcp, closed), 2);
-        assert_eq!(silence_to_be_over(Protocol::Tcp, closed & !state::FIN_REPLY), 86_400);
-        assert_eq!(silence_to_be_over(Protocol::Udp, closed), 120);
-    }
-
-    #[test]
-    fn lifetimes_follow_the_state() {
-        assert_eq!(lifetime_seconds(Protocol::Udp, 0), 30);
-        assert_eq!(lifetime_seconds(Protocol::Udp, state::REPLIED | state::CONFIRMED), 120);
-        assert_eq!(lifetime_seconds(Protocol::Tcp, state::REPLIED), 120);
-        assert_eq!(lifetime_seconds(Protocol::Tcp, state::REPLIED | state::CONFIRMED), 86_400);
-        assert_eq!(lifetime_seconds(Protocol::Tcp, state::CONFIRMED | state::RESET), 120);
-        assert_eq!(lifetime_seconds(Protocol::Sctp, state::REPLIED), 10);
-        assert_eq!(lifetime_seconds(Protocol::Sctp, state::REPLIED | state::CONFIRMED), 210);
-        assert_eq!(lifetime_seconds(Protocol::Sctp, state::CONFIRMED | state::RESET), 10);
     }
 }

@@ -90,7 +90,7 @@ fn has_next_hop<P: Packet, F: Family>(packet: &P, proto: Protocol, entry: Entry<
 #[inline(always)]
 fn is_in_one_part<P: Packet, F: Family>(packet: &P) -> bool {
     let header = packet.at::<F::Header>(P::NETWORK);
-    header.is_some_and(|header| packet.shows(P::NETWORK + F::total_length(header)))
+    header.is_some_and(|header| packet.shows(P::NETWORK + F::length(header)))
 }
 
 /// Whether a flow knows its next hop already, for a packet that does not look it up itself.

@@ -20,7 +20,8 @@ use crate::{
 /// Kernel 6.16, commit ead7f9b8de65 ("bpf: Fix L4 csum update on IPv6 in `CHECKSUM_COMPLETE`"); refused by older ones.
 const BPF_F_IPV6: u64 = 128;
 
-/// `gso_size` of what is to be cut up where its pieces end, which must not be pulled into one: SCTP. Its headers are in one piece.
+/// `gso_size` of what is to be cut up where its pieces end, which must not be pulled into one: SCTP. Its headers are in one
+/// piece.
 const GSO_BY_FRAGS: usize = 0xffff;
 
 /// Loads a word of the context at a constant offset, in one instruction: the verifier refuses a pointer into the context
@@ -50,8 +51,8 @@ macro_rules! context_word {
     }};
 }
 
-/// A number that is no larger than a mask of ones: said where the compiler cannot see that it knew. Verifiers of 6.12 and before forget what they knew of a number when its bytes are swapped, and let nothing
-/// without bounds be added to a pointer.
+/// A number that is no larger than a mask of ones: said where the compiler cannot see that it knew. Verifiers of 6.12 and before
+/// forget what they knew of a number when its bytes are swapped, and let nothing without bounds be added to a pointer.
 #[inline(always)]
 pub(crate) fn bounded<const MASK: usize>(length: usize) -> usize {
     #[cfg(target_arch = "bpf")]

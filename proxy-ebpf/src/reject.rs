@@ -1,5 +1,5 @@
-//! Answers in the place of nobody: TCP gets a RST, SCTP an ABORT, UDP an ICMP error. In comes the packet as the client sent it; it is turned
-//! into its answer and goes back out of the device it came by.
+//! Answers in the place of nobody: TCP gets a RST, SCTP an ABORT, UDP an ICMP error. In comes the packet as the client sent it;
+//! it is turned into its answer and goes back out of the device it came by.
 //!
 //! An skb's checksum may be partial: then whoever sends it sums up everything from the transport header that was there in
 //! the beginning to the end, and writes the complement of that into the checksum field of that header, over what we

@@ -25,6 +25,7 @@ use std::{
 use proxy_common::{
     addr::Protocol,
     filter::{Filter, Hashed as _},
+    flow::Output,
     outcome::{Hook, Outcome},
     tuple::Stage,
 };
@@ -35,7 +36,7 @@ pub use table::{Flow, Key, Table};
 pub use wire::Expected;
 pub use world::{Target, World, address_v4, address_v6};
 
-use wire::Header;
+use wire::{Header, Rewriting};
 
 /// The internet checksum of parts that are whole words long, but for the last.
 pub fn checksum(parts: &[&[u8]]) -> u16 {
@@ -224,6 +225,23 @@ impl Model {
             return Ok(self.pass(hook, bytes, Outcome::PassMalformed));
         };
         self.converse(packet, segment, oracle)
+    }
+
+    /// Sends what follows a known flow where the flow goes; what has no next hop is left to the kernel.
+    fn send_on(
+        &self,
+        packet: &Packet<'_>,
+        mut rewriting: Rewriting,
+        output: Output,
+        next_hop: Option<[u8; 6]>,
+    ) -> Expected {
+        match (output, next_hop) {
+            (Output::Hairpin, _) => rewriting.swap_macs(),
+            (Output::Forward, Some(mac)) => rewriting.set_macs(mac, self.world.uplink_mac),
+            _ => return rewriting.into_expected(Verdict::Pass),
+        }
+        rewriting.shorten_life(&packet.ip);
+        rewriting.into_expected(Verdict::SendOut)
     }
 
     /// On the way in the destination is a frontend or a node's address; on the way out the source is a backend or somebody

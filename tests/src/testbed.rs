@@ -440,6 +440,18 @@ impl Testbed {
         Ok(self.hash::<Tuple<Ipv6>, Flow<Ipv6>>(map)?.iter().collect::<Result<_, _>>()?)
     }
 
+    /// Lets seconds pass for every IPv4 flow.
+    pub fn age_flows(&mut self, seconds: u32) -> Result<()> {
+        let jiffies = seconds * self.jiffies_per_second();
+        for map in ["FLOWS_V4", "EMBRYOS_V4"] {
+            self.change_flows(map, |_, mut flow| {
+                flow.last_seen = flow.last_seen.wrapping_sub(jiffies);
+                Some(flow)
+            })?;
+        }
+        Ok(())
+    }
+
     /// Changes every IPv4 flow of a tier; `None` removes it.
     pub fn change_flows(
         &mut self,

@@ -161,6 +161,36 @@ fn fragments_behind_them_follow_their_first() -> Result<()> {
     Ok(())
 }
 
+/// A later fragment ends where its IP header says, behind its fragment header or not.
+#[test]
+fn a_fragment_that_ends_within_its_own_header_is_passed_on() -> Result<()> {
+    for (name, between) in Between::usual(Family::V6) {
+        let mut bed = serving(Family::V6)?;
+        let frame =
+            Frame::new((CLIENT.address(Family::V6), 50_000), (SERVICE.address(Family::V6), PORT), Transport::Udp);
+        let [first, mut later] = fragments(&Frame { payload: (0..60).collect(), ..frame }, &between);
+        let length = usize::from(u16::from_be_bytes([later[18], later[19]]));
+        let behind_header = 60 - 24 + 8;
+        for short in [1, 4, 8] {
+            let cut = u16::try_from(length - behind_header - short)?;
+            later[18..20].copy_from_slice(&cut.to_be_bytes());
+            for (hook, passed) in HOOKS {
+                let opened = bed.run_bytes(hook, &first)?;
+                assert_ne!(opened.bytes, first, "{name}: the flow is there");
+                let before = bed.counter(hook, Outcome::PassMalformed)?;
+                let ran = bed.run_bytes(hook, &later)?;
+                assert_eq!(
+                    (ran.action, ran.bytes.as_slice()),
+                    (passed, later.as_slice()),
+                    "{hook:?}: {name}, {short} short"
+                );
+                assert_eq!(bed.counter(hook, Outcome::PassMalformed)?, before + 1, "{hook:?}: {name}, {short} short");
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Runs bytes through every way in: they must come out as they went in, and be counted for what they are.
 fn must_pass(bed: &mut Testbed, name: &str, bytes: &[u8], outcome: Outcome) -> Result<()> {
     for (hook, passed) in HOOKS {

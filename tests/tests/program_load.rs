@@ -49,6 +49,16 @@ const FUNCTIONS: [(&str, usize); 11] = [
     ("sendmsg6", 9),
 ];
 
+/// The object with small maps.
+fn object() -> Result<Ebpf> {
+    tests::netns::require_root()?;
+    let mut loader = EbpfLoader::new();
+    for map in ["FLOWS_V4", "FLOWS_V6", "EMBRYOS_V4", "EMBRYOS_V6", "SLOTS"] {
+        loader.map_max_entries(map, 4_096);
+    }
+    Ok(loader.load(OBJECT)?)
+}
+
 fn load(object: &mut Ebpf, name: &str) -> Result<ProgramInfo> {
     let program = object.program_mut(name).with_context(|| format!("no program {name}"))?;
     match program {
@@ -63,18 +73,13 @@ fn load(object: &mut Ebpf, name: &str) -> Result<ProgramInfo> {
 
 #[test]
 fn every_program_loads_and_stays_within_its_bound() -> Result<()> {
-    tests::netns::require_root()?;
-    let mut loader = EbpfLoader::new();
-    for map in ["FLOWS_V4", "FLOWS_V6", "EMBRYOS_V4", "EMBRYOS_V6", "SLOTS"] {
-        loader.map_max_entries(map, 4_096);
-    }
-    let mut object = loader.load(OBJECT)?;
+    let mut object = object()?;
     let mut names: Vec<_> = object.programs().map(|(name, _)| name.to_owned()).collect();
     names.sort();
     let mut expected: Vec<_> = BOUNDS.iter().map(|(name, _)| (*name).to_owned()).collect();
     expected.sort();
     assert_eq!(names, expected, "a bound for every program");
-    // The verifier of 6.1 recognises fewer states as ones it has seen.
+    // The verifier of 6.1 looks at 308,804 instructions of `uplink_xdp` where that of 6.18 looks at 192,505.
     let factor = if KernelVersion::current()? < KernelVersion::new(6, 6, 0) { 2 } else { 1 };
     for (name, bound) in BOUNDS.map(|(name, bound)| (name, bound * factor)) {
         let info = load(&mut object, name).with_context(|| format!("cannot load {name}"))?;
@@ -89,12 +94,7 @@ fn every_program_loads_and_stays_within_its_bound() -> Result<()> {
 /// Linux 6.1 once took the way to `admit::mask` for dead code, and removed it: the program loaded and did not masquerade.
 #[test]
 fn no_kernel_removes_a_function_from_a_program() -> Result<()> {
-    tests::netns::require_root()?;
-    let mut loader = EbpfLoader::new();
-    for map in ["FLOWS_V4", "FLOWS_V6", "EMBRYOS_V4", "EMBRYOS_V6", "SLOTS"] {
-        loader.map_max_entries(map, 4_096);
-    }
-    let mut object = loader.load(OBJECT)?;
+    let mut object = object()?;
     for (name, expected) in FUNCTIONS {
         let id = load(&mut object, name).with_context(|| format!("cannot load {name}"))?.id().to_string();
         let dump = Command::new("bpftool").args(["prog", "dump", "xlated", "id", &id]).output()?;

@@ -107,14 +107,7 @@ impl Talk {
     }
 
     fn age(&mut self, seconds: u32) -> Result<()> {
-        let jiffies = seconds * self.bed.jiffies_per_second();
-        for map in ["FLOWS_V4", "EMBRYOS_V4"] {
-            self.bed.change_flows(map, |_, mut flow| {
-                flow.last_seen = flow.last_seen.wrapping_sub(jiffies);
-                Some(flow)
-            })?;
-        }
-        Ok(())
+        self.bed.age_flows(seconds)
     }
 
     fn opened(&mut self) -> Result<u64> {

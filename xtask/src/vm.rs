@@ -92,15 +92,16 @@ fn tests(workspace: &Workspace, rootfs: &mut Rootfs<'_>, arguments: &Arguments) 
     rootfs.program(&agent)?;
     rootfs.examples()?;
     let mut script = prelude(workspace, &agent) + "failed=0\n";
-    let mut suites = Vec::new();
+    let (mut suites, mut found) = (Vec::new(), Vec::new());
     for suite in if named.is_empty() { &USUAL } else { named } {
         let mut targets = suite.targets(workspace)?;
         targets.retain(|target| only.is_empty() || only.contains(target));
-        ensure!(named.is_empty() || !targets.is_empty(), "the {} suite has no test", suite.name());
+        ensure!(named.is_empty() || !only.is_empty() || !targets.is_empty(), "the {} suite has no test", suite.name());
         if targets.is_empty() {
             continue;
         }
         suites.push(*suite);
+        found.extend(targets.iter().cloned());
         for program in test::build(workspace, &targets)? {
             rootfs.program(&program.path)?;
             if targets.contains(&program.name) {
@@ -108,6 +109,8 @@ fn tests(workspace: &Workspace, rootfs: &mut Rootfs<'_>, arguments: &Arguments) 
             }
         }
     }
+    let missing = only.iter().find(|name| !found.contains(*name));
+    ensure!(missing.is_none(), "no such test program in these suites: {}", missing.map_or("", String::as_str));
     ensure!(!suites.is_empty(), "there is no test for a virtual machine in tests/tests");
     rootfs.job(&(script + "exit $failed\n"));
     Ok(suites)

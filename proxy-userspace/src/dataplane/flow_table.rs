@@ -6,7 +6,8 @@ use std::{fmt, str::FromStr};
 use aya::Pod;
 use proxy_common::{
     addr::{Ipv4, Ipv6, Protocol},
-    flow::{Flow, Tier, state},
+    flow::{Flow, Tier},
+    lifetime,
     tuple::Tuple,
 };
 
@@ -85,9 +86,6 @@ pub(super) fn memory() -> u64 {
     info.totalram * u64::from(info.mem_unit)
 }
 
-/// Seconds after which nobody misses a connection that both sides have closed.
-const CLOSED: u32 = 2;
-
 /// From which fill on flows that are over are taken out: three quarters.
 const NEARLY_FULL: (usize, usize) = (3, 4);
 
@@ -122,8 +120,7 @@ where
 }
 
 fn is_over<A>(proto: Protocol, flow: &Flow<A>) -> bool {
-    let silence = silence(flow.last_seen);
-    silence > CLOSED && !goes_on(proto, flow.state, silence)
+    silence(flow.last_seen) > lifetime::seconds_to_be_over(proto, flow.state)
 }
 
 /// Seconds since a time in jiffies. The kernel's jiffies began five minutes before they overflowed (`INITIAL_JIFFIES` in
@@ -140,15 +137,7 @@ pub(super) fn silence(last_seen: u32) -> u32 {
 
 /// Whether a flow counts as a connection: neither closed nor silent for longer than its state allows.
 pub(super) fn goes_on(proto: Protocol, bits: u8, silence: u32) -> bool {
-    const BOTH: u8 = state::FIN_ORIGINAL | state::FIN_REPLY;
-    let is_closing = bits & state::RESET != 0 || bits & BOTH == BOTH;
-    let lifetime = match proto {
-        Protocol::Udp if bits & state::REPLIED != 0 => 120,
-        Protocol::Udp => 30,
-        _ if bits & state::CONFIRMED != 0 => 86_400,
-        _ => 120,
-    };
-    silence <= lifetime && (proto == Protocol::Udp || !is_closing)
+    silence <= lifetime::seconds(proto, bits) && (proto == Protocol::Udp || !lifetime::is_closing(bits))
 }
 
 /// The names of the maps that are made as large, with the tier they are.
@@ -176,6 +165,8 @@ mod tests {
             ("never answered", Protocol::Tcp, 0, 121, false),
             ("datagrams that were answered", Protocol::Udp, established, 119, true),
             ("datagrams that were not", Protocol::Udp, 0, 31, false),
+            ("an association that is asked after", Protocol::Sctp, established, 200, true),
+            ("an association that nobody asks after", Protocol::Sctp, established, 211, false),
         ];
         for (name, proto, bits, silence, expected) in cases {
             assert_eq!(goes_on(proto, bits, silence), expected, "{name}");

@@ -56,7 +56,7 @@ pub struct FamilyObserver<A> {
 }
 
 /// How full a map is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fill {
     /// Its name.
     pub map: &'static str,
@@ -78,17 +78,12 @@ pub struct Active {
 /// What one look at the maps of a family has shown.
 #[derive(Clone, Debug, Default)]
 pub struct Survey {
-    /// How full they are.
+    /// How full the tiers of the flow table are, in the order of [`Tier`].
+    pub flow_table: [Fill; 2],
+    /// How full the others are.
     pub fills: Vec<Fill>,
     /// Connections that go on.
     pub active: Active,
-}
-
-impl Survey {
-    /// How full the tiers of the flow table are, in the order of [`Tier`].
-    pub fn flow_table(&self) -> impl Iterator<Item = &Fill> {
-        self.fills.iter().take(2)
-    }
 }
 
 /// A backend that is in use, or was until lately.
@@ -141,20 +136,20 @@ impl Observer {
         Hook::ALL.into_iter().flat_map(|hook| Outcome::ALL.map(|outcome| read(hook, outcome))).flatten().collect()
     }
 
-    /// Entries that are gone from each map of the flow table, by [`Turnover::index`], and that neither the programs nor
-    /// [`Self::expire`] have taken out, as long as the maps have these numbers of entries.
-    pub fn evictions(&self, entries: [u64; TIERS as usize]) -> Result<[u64; TIERS as usize], Error> {
+    /// Entries that each map of the flow table would have, by [`Turnover::index`], if the kernel had evicted none: those that
+    /// have entered, and that neither the programs nor [`Self::expire`] have taken out.
+    pub fn unevicted(&self) -> Result<[u64; TIERS as usize], Error> {
         let expired = self.expired.values(TIERS as usize)?;
-        let mut evictions = [0; TIERS as usize];
-        for ((index, evicted), (present, expired)) in (0..).zip(&mut evictions).zip(entries.into_iter().zip(expired)) {
+        let mut unevicted = [0; TIERS as usize];
+        for ((index, count), expired) in (0..).zip(&mut unevicted).zip(expired) {
             let unknown =
                 |source| Error::Map { operation: "read", map: "TURNOVER", source: std::io::Error::other(source) };
             let turnover = self.turnover.get(&index, 0).map_err(unknown)?;
-            let (entered, left) =
-                turnover.iter().fold((0, 0), |(entered, left), cpu| (entered + cpu.entered, left + cpu.left));
-            *evicted = u64::saturating_sub(entered, left + expired + present);
+            let entered: u64 = turnover.iter().map(|cpu| cpu.entered).sum();
+            let left: u64 = turnover.iter().map(|cpu| cpu.left).sum();
+            *count = entered.saturating_sub(left + expired);
         }
-        Ok(evictions)
+        Ok(unevicted)
     }
 
     /// Takes flows out that are over, of maps that are nearly full; returns how many entries.
@@ -262,9 +257,11 @@ where
     pub fn survey(&self) -> Result<Survey, Error> {
         let mut active = Active::default();
         let [embryos, flows] = &self.flows;
-        let fills = vec![
+        let flow_table = [
             fill(embryos, |key, flow| active.add_flow(key, flow))?,
             fill(flows, |key, flow| active.add_flow(key, flow))?,
+        ];
+        let fills = vec![
             fill(&self.sockets, |peer, target| active.add_socket(peer, target))?,
             fill(&self.services, |_, _| ())?,
             fill(&self.local_addrs, |_, _| ())?,
@@ -272,7 +269,7 @@ where
             fill(&self.affinity, |_, _| ())?,
             Fill { map: self.backends.name(), entries: self.backends()?.len(), capacity: self.backends.capacity() },
         ];
-        Ok(Survey { fills, active })
+        Ok(Survey { flow_table, fills, active })
     }
 
     /// Connections that go on.

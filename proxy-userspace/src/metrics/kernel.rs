@@ -155,15 +155,19 @@ impl Kernel {
 
 impl Look {
     fn take(observer: &Observer) -> Result<Self, dataplane::Error> {
+        let before = observer.unevicted()?;
         let families = [observer.v4().survey()?, observer.v6().survey()?];
-        let maps = families.iter().flat_map(Survey::flow_table);
-        let (names, entries): (Vec<_>, Vec<_>) = maps.map(|fill| (fill.map, fill.entries as u64)).unzip();
-        let evictions = observer.evictions(entries.try_into().unwrap_or_default())?;
-        let evictions = names.into_iter().zip(evictions).collect();
+        let after = observer.unevicted()?;
+        let maps = families.iter().flat_map(|survey| &survey.flow_table);
+        // What enters or leaves while entries are counted is not to be taken for an eviction.
+        let missing = |fill: &Fill, (before, after): (u64, u64)| before.min(after).saturating_sub(fill.entries as u64);
+        let evictions =
+            maps.zip(before.into_iter().zip(after)).map(|(fill, numbers)| (fill.map, missing(fill, numbers)));
+        let evictions = evictions.collect();
         Ok(Self { families, slots: Some(observer.slots()?), evictions })
     }
 
-    /// Entries are counted while others enter and leave, so that what is gone may seem less than a moment ago.
+    /// For the same reason what is gone may seem less than a moment ago.
     fn go_on_from(&mut self, before: &Self) {
         for ((_, now), (_, before)) in self.evictions.iter_mut().zip(&before.evictions) {
             *now = (*now).max(*before);
@@ -171,7 +175,7 @@ impl Look {
     }
 
     fn fills(&self) -> impl Iterator<Item = &Fill> {
-        self.families.iter().flat_map(|survey| &survey.fills).chain(&self.slots)
+        self.families.iter().flat_map(|survey| survey.flow_table.iter().chain(&survey.fills)).chain(&self.slots)
     }
 }
 

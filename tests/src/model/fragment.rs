@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use proxy_common::{addr::Protocol, flow::Output, outcome::Outcome, tuple::Stage};
 
 use super::{
-    Expected, Key, Model, Objection, Oracle, Packet, Verdict, ported,
+    Expected, Key, Model, Objection, Oracle, Packet, ported,
     wire::{self, Payload, Rewriting, Segment, half},
 };
 
@@ -84,20 +84,7 @@ impl Model {
         let keeps_source = flow.output == Output::Forward && next_hop.is_none();
         let source = if keeps_source { whole.source } else { flow.source.0 };
         rewriting.set_addresses(&packet.ip, source, flow.destination.0);
-        let verdict = match (flow.output, next_hop) {
-            (Output::Hairpin, _) => {
-                rewriting.swap_macs();
-                rewriting.shorten_life(&packet.ip);
-                Verdict::SendOut
-            }
-            (Output::Forward, Some(mac)) => {
-                rewriting.set_macs(mac, self.world.uplink_mac);
-                rewriting.shorten_life(&packet.ip);
-                Verdict::SendOut
-            }
-            _ => Verdict::Pass,
-        };
-        rewriting.into_expected(verdict)
+        self.send_on(packet, rewriting, flow.output, next_hop)
     }
 }
 

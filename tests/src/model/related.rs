@@ -6,7 +6,7 @@ use proxy_common::{
 };
 
 use super::{
-    Expected, Key, Model, Packet, Verdict, ported,
+    Expected, Key, Model, Packet, ported,
     wire::{Header, Rewriting, changed, half, pseudo, put, sum},
 };
 
@@ -50,20 +50,7 @@ impl Model {
             rewriting.doubtful.push(report.message + 2);
             put(&mut rewriting.bytes, report.message + 2, &changed(field, before, after).to_be_bytes());
         }
-        let verdict = match (flow.output, next_hop) {
-            (Output::Hairpin, _) => {
-                rewriting.swap_macs();
-                rewriting.shorten_life(&packet.ip);
-                Verdict::SendOut
-            }
-            (Output::Forward, Some(mac)) => {
-                rewriting.set_macs(mac, self.world.uplink_mac);
-                rewriting.shorten_life(&packet.ip);
-                Verdict::SendOut
-            }
-            _ => Verdict::Pass,
-        };
-        rewriting.into_expected(verdict)
+        self.send_on(packet, rewriting, flow.output, next_hop)
     }
 }
 
