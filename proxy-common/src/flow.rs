@@ -35,8 +35,11 @@ pub struct Rewrite<A> {
 pub struct NextHop {
     /// Outgoing device; 0 when not resolved.
     pub ifindex: u32,
-    /// [`crate::node::Node::route_generation`] at the time of the look-up.
-    pub generation: u32,
+    /// The low half of [`crate::node::Node::route_generation`] at the time of the look-up. A flow that is silent for exactly
+    /// 65,536 changes of routes goes the old way until the next one.
+    pub generation: u16,
+    /// The longest IP packet that may go this way; 0 when nobody said.
+    pub mtu: u16,
     /// Destination MAC.
     pub dmac: Mac,
     /// Source MAC.
@@ -189,7 +192,7 @@ crate::no_padding!(Draft<Ipv4>: Tuple<Ipv4>, Flow<Ipv4>, Tuple<Ipv4>, Flow<Ipv4>
 crate::no_padding!(Draft<Ipv6>: Tuple<Ipv6>, Flow<Ipv6>, Tuple<Ipv6>, Flow<Ipv6>, Service, Stage, u8, u8, u8);
 crate::no_padding!(Rewrite<Ipv4>: Ipv4, Ipv4, Port, Port, u16, u16);
 crate::no_padding!(Rewrite<Ipv6>: Ipv6, Ipv6, Port, Port, u16, u16);
-crate::no_padding!(NextHop: u32, u32, Mac, Mac);
+crate::no_padding!(NextHop: u32, u16, u16, Mac, Mac);
 crate::no_padding!(Flow<Ipv4>: Rewrite<Ipv4>, NextHop, u32, u32, u32, u32, Output, Output, Stage, Direction, u8, u8, u16, u32);
 crate::no_padding!(Flow<Ipv6>: Rewrite<Ipv6>, NextHop, u32, u32, u32, u32, Output, Output, Stage, Direction, u8, u8, u16, u32);
 crate::map_type!(Rewrite<Ipv4>, Rewrite<Ipv6>, NextHop, Flow<Ipv4>, Flow<Ipv6>, Draft<Ipv4>, Draft<Ipv6>, Turnover);

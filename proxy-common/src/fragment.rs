@@ -32,9 +32,13 @@ pub struct Ports {
     pub sport: Port,
     /// Destination port.
     pub dport: Port,
+    /// How many bytes behind the IP headers the first fragment has.
+    pub length: u16,
+    /// Zero.
+    pub pad: u16,
 }
 
 crate::no_padding!(Fragmented<Ipv4>: Ipv4, Ipv4, u32, Protocol, Stage, [u8; 2]);
 crate::no_padding!(Fragmented<Ipv6>: Ipv6, Ipv6, u32, Protocol, Stage, [u8; 2]);
-crate::no_padding!(Ports: Port, Port);
+crate::no_padding!(Ports: Port, Port, u16, u16);
 crate::map_type!(Fragmented<Ipv4>, Fragmented<Ipv6>, Ports);

@@ -43,6 +43,8 @@ pub enum Outcome {
     PortChanged = 4,
     /// An ICMP error about a packet of a known flow was translated with what it quotes.
     Related = 5,
+    /// A ping to an address of a Service was answered.
+    Echoed = 6,
     /// Passed on: the frame has a VLAN tag that no device of the node is for, or more than two.
     PassVlan = 16,
     /// Passed on: an IP header that lies about itself, or ends early.
@@ -74,6 +76,11 @@ pub enum Outcome {
     DropSource = 40,
     /// Dropped: an address of a ServiceCIDR that no Service has.
     DropUnallocated = 41,
+    /// Dropped: a fragment that came before the first one of its packet, or whose first one belongs to no flow: to an address
+    /// that is a Service's alone, or from a backend on its way out.
+    DropFragment = 42,
+    /// Dropped: a fragment that would write over the first one of its packet (RFC 1858, RFC 5722).
+    DropOverlap = 43,
     /// Rejected: the Service has no endpoint. TCP got a RST, SCTP an ABORT, UDP an ICMP error, a socket ECONNREFUSED.
     RejectNoEndpoint = 48,
     /// Rejected, in the same ways: a port of a ClusterIP that its Service does not define.
@@ -113,13 +120,14 @@ impl Hook {
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 28] = [
         Self::Opened,
         Self::Confirmed,
         Self::Moved,
         Self::Repaired,
         Self::PortChanged,
         Self::Related,
+        Self::Echoed,
         Self::PassVlan,
         Self::PassMalformed,
         Self::PassFragment,
@@ -135,6 +143,8 @@ impl Outcome {
         Self::DropMartian,
         Self::DropSource,
         Self::DropUnallocated,
+        Self::DropFragment,
+        Self::DropOverlap,
         Self::RejectNoEndpoint,
         Self::RejectNoPort,
         Self::ResetGone,

@@ -23,8 +23,8 @@ impl<A> Frontend<A> {
         Self { addr, port, proto, pad: [0; 5] }
     }
 
-    /// The frontend that stands for all ports of an active ClusterIP: its ranges are empty, so that ports nobody defined
-    /// are rejected.
+    /// The frontend that stands for all ports of an address. A ClusterIP's has empty ranges, so that ports nobody defined are
+    /// rejected; that of an external address says nothing but that a Service has it.
     #[inline(always)]
     pub const fn whole(addr: A) -> Self {
         Self::new(addr, Port { octets: [0; 2] }, Protocol::Any)

@@ -119,7 +119,7 @@ fn plan<F: Family>(key: &Tuple<F::Addr>, slot: u32) -> Admission {
     flow.state = 0;
     flow.packets = 0;
     flow.bytes = 0;
-    flow.next_hop = NextHop { ifindex: 0, generation: 0, dmac: Mac::ZERO, smac: Mac::ZERO };
+    flow.next_hop = NextHop { ifindex: 0, generation: 0, mtu: 0, dmac: Mac::ZERO, smac: Mac::ZERO };
     draft.is_masked = u8::from(way == Way::Masked);
     draft.mask_stage = mask_stage(place);
     Admission::GoOn

@@ -37,6 +37,8 @@ pub trait Family: 'static {
     const FRAGMENT_HEADER: usize;
     /// The protocol number of ICMP.
     const ICMP: u8;
+    /// Types of ICMP's echo request and reply.
+    const ECHO: (u8, u8);
     /// Type and code of ICMP's "port unreachable".
     const PORT_UNREACHABLE: (u8, u8);
     /// Whether the header has no checksum of its own, so that a change of it changes the sum of the whole packet.
@@ -68,9 +70,14 @@ pub trait Family: 'static {
     fn walk<P: Packet>(packet: &mut P) -> Result<Walked, Outcome>;
     /// Understands a fragment, whose other IP headers end at an offset.
     fn fragment<P: Packet>(packet: &P, at: usize) -> Option<Fragment>;
+    /// Understands a quoted header: the transport protocol, and how many bytes lie between the two. A fragment's counts, if
+    /// it is the first one of its packet.
+    fn quoted<P: Packet>(packet: &P, offset: usize) -> Option<(u8, usize)>;
     /// Bytes from the header on, by its own account.
     fn length(header: &Self::Header) -> usize;
     fn hop_limit(header: &Self::Header) -> u8;
+    /// Sets the hop limit to that of packets of our own; returns what that does to the sum of the packet.
+    fn renew_hop_limit(header: &mut Self::Header) -> u16;
     /// What follows the header.
     fn protocol(header: &Self::Header) -> u8;
     /// Whether an ICMP message of this type quotes the packet it is about.
@@ -156,6 +163,7 @@ impl Family for V4 {
     const HOP_LIMIT: usize = core::mem::offset_of!(Ipv4Header, ttl);
     const FRAGMENT_HEADER: usize = 0;
     const ICMP: u8 = 1;
+    const ECHO: (u8, u8) = (8, 0);
     const PORT_UNREACHABLE: (u8, u8) = (3, 3);
     const IS_V6: bool = false;
 
@@ -198,9 +206,19 @@ impl Family for V4 {
         Some(Fragment {
             id: u32::from(header.id),
             protocol: header.protocol,
-            is_first: header.fragment & 0x1fff_u16.to_be() == 0,
+            offset: (u16::from_be(header.fragment) & 0x1fff) << 3,
             end: P::NETWORK + u16::from_be(header.total_length) as usize,
         })
+    }
+
+    #[inline(always)]
+    fn quoted<P: Packet>(packet: &P, offset: usize) -> Option<(u8, usize)> {
+        let header = packet.at::<Ipv4Header>(offset)?;
+        match parse::ipv4(header) {
+            Ok(payload) => Some((payload.protocol, 0)),
+            Err(Outcome::PassFragment) if header.fragment & 0x1fff_u16.to_be() == 0 => Some((header.protocol, 0)),
+            Err(_) => None,
+        }
     }
 
     #[inline(always)]
@@ -211,6 +229,15 @@ impl Family for V4 {
     #[inline(always)]
     fn hop_limit(header: &Ipv4Header) -> u8 {
         header.ttl
+    }
+
+    #[inline(always)]
+    fn renew_hop_limit(header: &mut Ipv4Header) -> u16 {
+        let word = |ttl| u32::from(u16::from_ne_bytes([ttl, 0]));
+        let change = checksum::delta(word(header.ttl), word(HOP_LIMIT));
+        header.ttl = HOP_LIMIT;
+        header.csum = checksum::update(header.csum, u32::from(change));
+        0
     }
 
     #[inline(always)]
@@ -278,6 +305,7 @@ impl Family for V6 {
     const HOP_LIMIT: usize = core::mem::offset_of!(Ipv6Header, hop_limit);
     const FRAGMENT_HEADER: usize = size_of::<FragmentHeader>();
     const ICMP: u8 = 58;
+    const ECHO: (u8, u8) = (128, 129);
     const PORT_UNREACHABLE: (u8, u8) = (1, 4);
     const IS_V6: bool = true;
 
@@ -322,9 +350,22 @@ impl Family for V6 {
         (end >= at + size_of::<FragmentHeader>()).then_some(Fragment {
             id: u32::from(header.id[0]) | u32::from(header.id[1]) << 16,
             protocol: header.next_header,
-            is_first: header.place & 0xfff8_u16.to_be() == 0,
+            offset: u16::from_be(header.place) & 0xfff8,
             end,
         })
+    }
+
+    #[inline(always)]
+    fn quoted<P: Packet>(packet: &P, offset: usize) -> Option<(u8, usize)> {
+        match parse::ipv6(packet.at::<Ipv6Header>(offset)?) {
+            Ok(payload) => Some((payload.protocol, 0)),
+            Err(Outcome::PassFragment) => {
+                let header = packet.at::<FragmentHeader>(offset + size_of::<Ipv6Header>())?;
+                let is_first = header.place & 0xfff8_u16.to_be() == 0;
+                is_first.then_some((header.next_header, size_of::<FragmentHeader>()))
+            }
+            Err(_) => None,
+        }
     }
 
     #[inline(always)]
@@ -335,6 +376,14 @@ impl Family for V6 {
     #[inline(always)]
     fn hop_limit(header: &Ipv6Header) -> u8 {
         header.hop_limit
+    }
+
+    #[inline(always)]
+    fn renew_hop_limit(header: &mut Ipv6Header) -> u16 {
+        let word = |hop_limit| u32::from(u16::from_ne_bytes([0, hop_limit]));
+        let change = checksum::delta(word(header.hop_limit), word(HOP_LIMIT));
+        header.hop_limit = HOP_LIMIT;
+        change
     }
 
     #[inline(always)]

@@ -28,6 +28,12 @@ pub(crate) fn may_be_ours<A: Hashed>(stage: Stage, saddr: &A, daddr: &A) -> bool
     }
 }
 
+/// Whether a packet on its way out may come from a backend.
+#[inline(always)]
+pub(crate) fn may_be_reply<A: Hashed>(saddr: &A) -> bool {
+    OUTBOUND.get(0).is_some_and(|filter| filter.may_have(saddr.bit()))
+}
+
 /// From now on, packets from this address to pods may be ours. Bits are never taken back: they are few, and one too many costs
 /// a look-up.
 #[inline(always)]

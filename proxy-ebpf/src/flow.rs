@@ -90,6 +90,7 @@ impl<A: Copy> Entry<A> {
         // SAFETY: as in `flow`.
         let place = unsafe { &mut (*self.0).next_hop };
         place.ifindex = next_hop.ifindex;
+        place.mtu = next_hop.mtu;
         place.dmac = next_hop.dmac;
         place.smac = next_hop.smac;
         place.generation = next_hop.generation;
@@ -166,7 +167,7 @@ pub(crate) fn set_twin<A: Copy>(twin: &mut Flow<A>, key: &Tuple<A>, flow: &Flow<
     twin.rewrite.dport = key.sport;
     twin.rewrite.addr_delta = checksum::negate(flow.rewrite.addr_delta);
     twin.rewrite.port_delta = checksum::negate(flow.rewrite.port_delta);
-    twin.next_hop = NextHop { ifindex: 0, generation: 0, dmac: Mac::ZERO, smac: Mac::ZERO };
+    twin.next_hop = NextHop { ifindex: 0, generation: 0, mtu: 0, dmac: Mac::ZERO, smac: Mac::ZERO };
     twin.backend = flow.backend;
     twin.backend_generation = flow.backend_generation;
     twin.service = flow.service;

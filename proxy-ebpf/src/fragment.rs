@@ -1,5 +1,6 @@
 //! Fragments. The first one has the ports and goes the way of any packet; it leaves word of them, and the others follow its
-//! flow with addresses alone. One that comes before the first is passed on: nobody knows yet where it belongs.
+//! flow with addresses alone. One that comes before the first belongs nowhere yet: it goes to whoever would put it together
+//! if it is not ours, and is dropped where it would leave the node as it is.
 
 use core::ops::ControlFlow;
 
@@ -17,11 +18,11 @@ use crate::{
     counters::count,
     datapath::{self, Extent},
     family::Family,
-    flow,
+    filter, flow,
     output::{self, Verdict},
     packet::Packet,
-    parse::UdpHeader,
-    stats,
+    parse::{Tcp, TcpHeader, Transport as _, Udp, UdpHeader},
+    service, stats,
 };
 
 /// What a fragment says of itself.
@@ -30,8 +31,8 @@ pub struct Fragment {
     pub id: u32,
     /// Transport protocol.
     pub protocol: u8,
-    /// Whether it is the one with the transport header.
-    pub is_first: bool,
+    /// Where its bytes belong behind the IP headers; the one at 0 has the transport header.
+    pub offset: u16,
     /// How long the packet is by its own account, the header of the link included.
     pub end: usize,
 }
@@ -49,8 +50,11 @@ pub(crate) fn run<P: Packet, F: Family>(
     at: usize,
 ) -> Result<ControlFlow<Verdict, (u8, Extent)>, Outcome> {
     let sorted = sort::<P, F>(hook, stage, packet, at);
-    if sorted.is_dropped != 0 {
-        return Err(Outcome::DropNotWritable);
+    match sorted.dropped {
+        0 => {}
+        DROP_FRAGMENT => return Err(Outcome::DropFragment),
+        DROP_OVERLAP => return Err(Outcome::DropOverlap),
+        _ => return Err(Outcome::DropNotWritable),
     }
     if sorted.first == 0 {
         return Ok(ControlFlow::Break(sorted.verdict));
@@ -73,11 +77,21 @@ struct Sorted {
     length: u32,
     /// What became of a fragment that has been dealt with.
     verdict: Verdict,
-    is_dropped: u32,
+    /// Why it is dropped, as a number; or 0.
+    dropped: u32,
 }
 
+const DROP_FRAGMENT: u32 = Outcome::DropFragment as u32;
+const DROP_OVERLAP: u32 = Outcome::DropOverlap as u32;
+const DROP_NOT_WRITABLE: u32 = Outcome::DropNotWritable as u32;
+
 impl Sorted {
-    const PASS: Self = Self { first: 0, length: 0, verdict: Verdict::PASS, is_dropped: 0 };
+    const PASS: Self = Self { first: 0, length: 0, verdict: Verdict::PASS, dropped: 0 };
+
+    #[inline(always)]
+    const fn dropped(dropped: u32) -> Self {
+        Self { dropped, ..Self::PASS }
+    }
 }
 
 #[inline(always)]
@@ -102,34 +116,50 @@ fn sort<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P, at: usiz
     };
     let (saddr, daddr) = F::addresses(header);
     let key = Fragmented { saddr, daddr, id: fragment.id, proto, stage, pad: [0; 2] };
-    if !fragment.is_first {
-        return follow::<P, F>(hook, packet, &key, fragment.end);
+    if fragment.offset != 0 {
+        return follow::<P, F>(hook, packet, &key, &fragment);
     }
     // TCP has its ports where UDP has them.
     let transport = at + F::FRAGMENT_HEADER;
     let (Some(first), Some(length)) = (packet.at::<UdpHeader>(transport), fragment.end.checked_sub(transport)) else {
         return pass(hook, Outcome::PassMalformed);
     };
-    if length < size_of::<UdpHeader>() {
+    // One without a whole transport header is not understood, and the others do not follow it (RFC 1858 §3).
+    let is_sound = if fragment.protocol == datapath::TCP {
+        packet.at::<TcpHeader>(transport).is_some_and(|header| Tcp::is_sound(packet, header, transport, length as u16))
+    } else {
+        length >= size_of::<UdpHeader>() && Udp::is_sound(packet, first, transport, ANY_LENGTH)
+    };
+    if !is_sound {
         return pass(hook, Outcome::PassMalformed);
     }
-    let ports = Ports { sport: first.sport, dport: first.dport };
+    let ports = Ports { sport: first.sport, dport: first.dport, length: length as u16, pad: 0 };
     let _ = F::fragments().insert(&key, &ports, u64::from(BPF_ANY));
     Sorted { first: u32::from(fragment.protocol), length: length as u32, ..Sorted::PASS }
 }
 
 /// Sends a later fragment where the first one went.
 #[inline(always)]
-fn follow<P: Packet, F: Family>(hook: Hook, packet: &mut P, key: &Fragmented<F::Addr>, end: usize) -> Sorted {
+fn follow<P: Packet, F: Family>(hook: Hook, packet: &mut P, key: &Fragmented<F::Addr>, fragment: &Fragment) -> Sorted {
     // SAFETY: an entry may be given to another packet after an eviction, not one looked up a moment ago.
     let Some(ports) = (unsafe { F::fragments().get(key) }) else {
-        return pass(hook, Outcome::PassFragment);
+        let is_lost = match key.stage {
+            Stage::UplinkOut => filter::may_be_reply(&key.saddr),
+            _ => is_for_service::<F>(key),
+        };
+        return if is_lost { Sorted::dropped(DROP_FRAGMENT) } else { pass(hook, Outcome::PassFragment) };
     };
     let tuple = Tuple::new(key.saddr, key.daddr, ports.sport, ports.dport, key.proto, key.stage);
-    let Some(entry) = flow::half::<F>(&tuple) else { return pass(hook, Outcome::PassFragment) };
+    let Some(entry) = flow::half::<F>(&tuple) else {
+        let is_lost = is_for_service::<F>(key);
+        return if is_lost { Sorted::dropped(DROP_FRAGMENT) } else { pass(hook, Outcome::PassFragment) };
+    };
+    if fragment.offset < ports.length {
+        return Sorted::dropped(DROP_OVERLAP);
+    }
     let flow = entry.flow();
     let Some(header) = packet.at::<F::Header>(P::NETWORK) else { return Sorted::PASS };
-    stats::note::<F>(entry, (end - P::NETWORK) as u32);
+    stats::note::<F>(entry, (fragment.end - P::NETWORK) as u32);
     let to = &flow.rewrite;
     let leaves = output::knows_way::<P, F>(packet, flow, header);
     // What the kernel has to route keeps its source until it leaves, as its first fragment did.
@@ -146,6 +176,12 @@ fn follow<P: Packet, F: Family>(hook: Hook, packet: &mut P, key: &Fragmented<F::
     };
     match verdict {
         Some(verdict) => Sorted { verdict, ..Sorted::PASS },
-        None => Sorted { is_dropped: 1, ..Sorted::PASS },
+        None => Sorted::dropped(DROP_NOT_WRITABLE),
     }
+}
+
+/// Whether a fragment on its way in is for a Service and for nobody else: the kernel does not put it together.
+#[inline(always)]
+fn is_for_service<F: Family>(key: &Fragmented<F::Addr>) -> bool {
+    matches!(key.stage, Stage::FromPod | Stage::UplinkIn) && service::is_virtual::<F>(&key.daddr)
 }

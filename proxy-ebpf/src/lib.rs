@@ -24,6 +24,7 @@ pub mod counters;
 pub mod datapath;
 #[cfg(not(target_arch = "bpf"))]
 pub mod dissect;
+mod echo;
 mod family;
 mod filter;
 mod flow;

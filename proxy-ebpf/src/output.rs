@@ -15,6 +15,7 @@ use proxy_common::{
 };
 
 use crate::{
+    datapath::Extent,
     family::Family,
     flow::{self, Entry},
     maps::UPLINKS,
@@ -43,15 +44,16 @@ impl Verdict {
     }
 }
 
-/// Rewrites the packet, whose transport header is at an offset, and sends it on.
+/// Rewrites the packet and sends it on.
 #[inline(always)]
 pub(crate) fn send<P: Packet, F: Family, L: Transport>(
     packet: &mut P,
     key: &Tuple<F::Addr>,
     entry: Entry<F::Addr>,
     node: &Node,
-    transport: usize,
+    extent: Extent,
 ) -> Result<Verdict, Outcome> {
+    let transport = extent.offset;
     let flow = entry.flow();
     let output = flow.output;
     if output != Output::Forward {
@@ -61,7 +63,7 @@ pub(crate) fn send<P: Packet, F: Family, L: Transport>(
         let verdict = if output == Output::Hairpin { hairpin::<P, F>(packet) } else { Some(Verdict::PASS) };
         return verdict.ok_or(Outcome::DropNotWritable);
     }
-    if packet.is_tagged() || !has_next_hop::<P, F>(packet, key.proto, entry, node) {
+    if packet.is_tagged() || !has_next_hop::<P, F, L>(packet, key.proto, entry, node, extent) {
         return send_through_stack::<P, F, L>(packet, key, flow, transport);
     }
     if !nat::apply::<P, F, L>(packet, &flow.rewrite, transport) {
@@ -70,20 +72,39 @@ pub(crate) fn send<P: Packet, F: Family, L: Transport>(
     forward::<P, F>(packet, &flow.next_hop).ok_or(Outcome::DropNotWritable)
 }
 
-/// Whether the flow knows its next hop, which is looked up anew after a change of routes. If not, the kernel has to route.
+/// Whether the flow knows its next hop, which is looked up anew after a change of routes, and the packet may go there. If not,
+/// the kernel has to route: it cuts what is too long, or tells the sender.
 #[inline(always)]
-fn has_next_hop<P: Packet, F: Family>(packet: &P, proto: Protocol, entry: Entry<F::Addr>, node: &Node) -> bool {
+fn has_next_hop<P: Packet, F: Family, L: Transport>(
+    packet: &P,
+    proto: Protocol,
+    entry: Entry<F::Addr>,
+    node: &Node,
+    extent: Extent,
+) -> bool {
     // The kernel answers the sender of a packet whose life ends here, and makes the header that a link has and this one not.
     let Some(header) = packet.at::<F::Header>(P::NETWORK) else { return false };
     if P::NETWORK == 0 || F::hop_limit(header) <= 1 {
         return false;
     }
     let next_hop = &entry.flow().next_hop;
-    let is_known = next_hop.ifindex != 0 && next_hop.generation == node.route_generation;
-    if !is_known && !resolve::<P, F>(packet, proto, entry, node.route_generation) {
+    let generation = node.route_generation as u16;
+    let is_known = next_hop.ifindex != 0 && next_hop.generation == generation;
+    if !is_known && !resolve::<P, F>(packet, proto, entry, generation) {
         return false;
     }
-    !P::IS_FRAME || next_hop.ifindex == packet.ifindex() || is_in_one_part::<P, F>(packet)
+    if P::IS_FRAME && next_hop.ifindex != packet.ifindex() && !is_in_one_part::<P, F>(packet) {
+        return false;
+    }
+    extent.bytes <= u32::from(next_hop.mtu) || has_short_segments::<P, L>(packet, extent, next_hop.mtu)
+}
+
+/// Whether a packet that is too long will be cut into segments that are not.
+#[inline(always)]
+fn has_short_segments<P: Packet, L: Transport>(packet: &P, extent: Extent, mtu: u16) -> bool {
+    let segment = packet.segment();
+    let header = packet.at::<L::Header>(extent.offset).map_or(0, |header| L::length(header));
+    segment != 0 && (extent.offset - P::NETWORK) as u32 + header + segment <= u32::from(mtu)
 }
 
 /// Whether a frame lies in one page: not every device sends those that do not.
@@ -100,7 +121,8 @@ pub(crate) fn knows_way<P: Packet, F: Family>(packet: &P, flow: &Flow<F::Addr>, 
         && flow.next_hop.ifindex != 0
         && !packet.is_tagged()
         && F::hop_limit(header) > 1
-        && service::node().is_some_and(|node| node.route_generation == flow.next_hop.generation)
+        && F::length(header) <= usize::from(flow.next_hop.mtu)
+        && service::node().is_some_and(|node| node.route_generation as u16 == flow.next_hop.generation)
         && (!P::IS_FRAME || flow.next_hop.ifindex == packet.ifindex() || is_in_one_part::<P, F>(packet))
 }
 
@@ -125,7 +147,7 @@ fn send_through_stack<P: Packet, F: Family, L: Transport>(
 /// Asks the kernel's FIB for the way to the rewritten destination and keeps it with the flow. `false` when the kernel has
 /// to find it: no neighbour entry yet, an unreachable destination, a tunnel, or a device that takes no frames from us.
 #[inline(always)]
-fn resolve<P: Packet, F: Family>(packet: &P, proto: Protocol, entry: Entry<F::Addr>, generation: u32) -> bool {
+fn resolve<P: Packet, F: Family>(packet: &P, proto: Protocol, entry: Entry<F::Addr>, generation: u16) -> bool {
     ask::<F, P>(packet.context(), packet.ifindex(), proto, entry, generation)
 }
 
@@ -136,7 +158,7 @@ fn ask<F: Family, P: Packet>(
     ifindex: u32,
     proto: Protocol,
     entry: Entry<F::Addr>,
-    generation: u32,
+    generation: u16,
 ) -> bool {
     let mut question = Question::new::<F>(ifindex, entry.flow().rewrite.saddr, entry.flow().rewrite.daddr, proto);
     (question.sport, question.dport) = (entry.flow().rewrite.sport, entry.flow().rewrite.dport);
@@ -151,7 +173,10 @@ fn ask<F: Family, P: Packet>(
     if leaves_as_frame && unsafe { UPLINKS.get(question.ifindex) }.is_none() {
         return false;
     }
-    entry.set_next_hop(NextHop { ifindex: question.ifindex, generation, dmac: question.dmac, smac: question.smac });
+    // Of 65,536 and more, as loopback has it, the helper tells the low half.
+    let mtu = if question.length == 0 { u16::MAX } else { question.length };
+    let (dmac, smac) = (question.dmac, question.smac);
+    entry.set_next_hop(NextHop { ifindex: question.ifindex, generation, mtu, dmac, smac });
     true
 }
 
@@ -179,7 +204,8 @@ struct Question {
     protocol: u8,
     sport: Port,
     dport: Port,
-    total_length: u16,
+    /// In: the length of a packet. Out: the longest there may be.
+    length: u16,
     ifindex: u32,
     flow_info: u32,
     source: [u32; 4],
@@ -202,8 +228,8 @@ impl Question {
             protocol: proto as u8,
             sport: Port::new(0),
             dport: Port::new(0),
-            // 0 asks for no MTU check.
-            total_length: 0,
+            // No packet is longer than the way allows that has one byte. With 0, an skb's own length would be looked at.
+            length: 1,
             ifindex,
             flow_info: 0,
             source: F::words(saddr),

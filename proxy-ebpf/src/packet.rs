@@ -139,6 +139,9 @@ pub trait Packet {
     /// Whether it had tags, of whatever kind, when it came.
     fn is_tagged(&self) -> bool;
 
+    /// How many bytes behind its headers each segment has of a packet that will be cut into segments; 0 for any other.
+    fn segment(&self) -> u32;
+
     /// Device it came in by (or, on the way out, leaves by).
     fn ifindex(&self) -> u32;
 
@@ -260,6 +263,11 @@ impl Packet for XdpPacket {
     #[inline(always)]
     fn is_tagged(&self) -> bool {
         self.tags.is_something()
+    }
+
+    #[inline(always)]
+    fn segment(&self) -> u32 {
+        0
     }
 
     #[inline(always)]
@@ -402,6 +410,11 @@ impl<const NETWORK: usize> Packet for TcPacket<NETWORK> {
     #[inline(always)]
     fn holds(&self, length: usize) -> bool {
         length <= self.length()
+    }
+
+    #[inline(always)]
+    fn segment(&self) -> u32 {
+        context_word!(self.context.skb.skb, aya_ebpf::bindings::__sk_buff, gso_size) as u32
     }
 
     #[inline(always)]

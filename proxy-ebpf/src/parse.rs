@@ -241,6 +241,11 @@ pub trait Transport {
     /// Puts new ports into the header at an offset and mends its checksum for them, and for new addresses if it covers any.
     /// `false` when that could not be done whole. Views of the packet are stale after it.
     fn rewrite<P: Packet, F: Family>(packet: &mut P, rewrite: &Rewrite<F::Addr>, offset: usize) -> bool;
+    /// The header's length, options included.
+    #[inline(always)]
+    fn length(_: &Self::Header) -> u32 {
+        size_of::<Self::Header>() as u32
+    }
 }
 
 /// One with an internet checksum over a pseudo-header.
@@ -276,6 +281,11 @@ impl Transport for Tcp {
     fn is_sound<P: Packet>(_: &P, header: &TcpHeader, _: usize, payload: u16) -> bool {
         let length = u16::from(header.data_offset >> 4) * 4;
         length >= 20 && length <= payload
+    }
+
+    #[inline(always)]
+    fn length(header: &TcpHeader) -> u32 {
+        u32::from(header.data_offset >> 4) * 4
     }
 
     #[inline(always)]

@@ -5,7 +5,7 @@ use proxy_common::{
     backend::{BackendId, BackendState},
     node::{Node, local},
     outcome::Outcome,
-    service::{Frontend, Service},
+    service::{Frontend, Service, flag},
 };
 
 use crate::{family::Family, maps::NODE};
@@ -61,7 +61,15 @@ pub(crate) fn is_unallocated<F: Family>(daddr: &F::Addr) -> bool {
 #[inline(never)]
 fn is_cluster_ip<F: Family>(addr: &F::Addr) -> bool {
     // SAFETY: as in `find`.
-    unsafe { F::services().get(Frontend::whole(*addr)) }.is_some()
+    unsafe { F::services().get(Frontend::whole(*addr)) }.is_some_and(|service| service.flags & flag::EXTERNAL == 0)
+}
+
+/// Whether an address is a Service's and not the node's, so that the kernel knows nothing of it.
+#[inline(never)]
+pub(crate) fn is_virtual<F: Family>(addr: &F::Addr) -> bool {
+    // SAFETY: as in `find`.
+    let is_frontend = unsafe { F::services().get(Frontend::whole(*addr)) }.is_some();
+    is_frontend && !is_of_node::<F>(addr)
 }
 
 /// Whether an address is one of the node's own.

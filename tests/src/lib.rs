@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod between;
+pub mod fragments;
 pub mod frame;
 pub mod fuzz;
 pub mod http;

@@ -96,6 +96,15 @@ pub mod action {
     pub const XDP_REDIRECT: i32 = 4;
 }
 
+/// What a packet may be besides its bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Nature {
+    /// TC: how many bytes behind the headers each segment has that the packet will be cut into; 0 for a plain packet.
+    pub segment: u32,
+    /// XDP: bytes of metadata in front of the packet, which take room from what could be put before it.
+    pub metadata: usize,
+}
+
 /// Programs, maps, and a place to run them in.
 pub struct Testbed {
     object: Ebpf,
@@ -117,6 +126,11 @@ fn programs() -> Result<Cow<'static, [u8]>> {
 impl Testbed {
     /// Makes the namespace and the maps.
     pub fn new() -> Result<Self> {
+        Self::with_entries(&[])
+    }
+
+    /// The same with maps of other sizes.
+    pub fn with_entries(entries: &[(&str, u32)]) -> Result<Self> {
         let namespace = Namespace::new("testbed")?;
         namespace.sysctl("net/ipv4/ip_forward", "1")?;
         namespace.sysctl("net/ipv6/conf/all/forwarding", "1")?;
@@ -149,6 +163,9 @@ impl Testbed {
             "AFFINITY_V6",
         ] {
             loader.map_max_entries(map, 4_096);
+        }
+        for (map, count) in entries {
+            loader.map_max_entries(map, *count);
         }
         let mut testbed = Self {
             object: loader.load(&programs()?)?,
@@ -349,6 +366,11 @@ impl Testbed {
 
     /// Runs the program of a hook over bytes that came in by (or leave by) the uplink.
     pub fn run_bytes(&mut self, hook: Hook, bytes: &[u8]) -> Result<Ran> {
+        self.run_as(hook, bytes, Nature::default())
+    }
+
+    /// The same for a packet of another nature.
+    pub fn run_as(&mut self, hook: Hook, bytes: &[u8], nature: Nature) -> Result<Ran> {
         self.run_program(program(hook)?, bytes)
     }
 
@@ -366,11 +388,11 @@ impl Testbed {
                     let result = match program {
                         aya::programs::Program::Xdp(program) => {
                             load_once(program.load())?;
-                            run_xdp(program, bytes, &mut out, uplink)?
+                            run_xdp(program, bytes, &mut out, uplink, nature.metadata)?
                         }
                         aya::programs::Program::SchedClassifier(program) => {
                             load_once(program.load())?;
-                            run_tc(program, bytes, &mut out, uplink)?
+                            run_tc(program, bytes, &mut out, uplink, nature.segment)?
                         }
                         _ => anyhow::bail!("{name} is of another kind"),
                     };
@@ -489,9 +511,17 @@ fn load_once(result: Result<(), ProgramError>) -> Result<(), ProgramError> {
     }
 }
 
-fn run_xdp(program: &Xdp, bytes: &[u8], out: &mut [u8], ifindex: u32) -> Result<(u32, u32), ProgramError> {
+fn run_xdp(
+    program: &Xdp,
+    bytes: &[u8],
+    out: &mut [u8],
+    ifindex: u32,
+    metadata: usize,
+) -> Result<(u32, u32), ProgramError> {
+    let bytes = &[&vec![0; metadata], bytes].concat();
     // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
     let mut context = [0_u8; 24];
+    context[0..4].copy_from_slice(&(metadata as u32).to_ne_bytes());
     context[4..8].copy_from_slice(&(bytes.len() as u32).to_ne_bytes());
     context[12..16].copy_from_slice(&ifindex.to_ne_bytes());
     let options =
@@ -499,10 +529,20 @@ fn run_xdp(program: &Xdp, bytes: &[u8], out: &mut [u8], ifindex: u32) -> Result<
     program.test_run(options).map(|result| (result.return_value, result.data_size_out))
 }
 
-fn run_tc(program: &SchedClassifier, bytes: &[u8], out: &mut [u8], ifindex: u32) -> Result<(u32, u32), ProgramError> {
-    // struct __sk_buff, of which the kernel takes the device from offset 40.
+fn run_tc(
+    program: &SchedClassifier,
+    bytes: &[u8],
+    out: &mut [u8],
+    ifindex: u32,
+    segment: u32,
+) -> Result<(u32, u32), ProgramError> {
+    // struct __sk_buff, of which the kernel takes ifindex from offset 40, gso_segs from 164, gso_size from 176.
     let mut context = [0_u8; 192];
     context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
+    if segment != 0 {
+        context[164..168].copy_from_slice(&2_u32.to_ne_bytes());
+        context[176..180].copy_from_slice(&segment.to_ne_bytes());
+    }
     let options =
         TestRunOptions { data_in: Some(bytes), data_out: Some(out), ctx_in: Some(&context), ..TestRunOptions::new() };
     program.test_run(options).map(|result| (result.return_value, result.data_size_out))

@@ -1,5 +1,4 @@
 //! Fragments: the first has the ports, the others follow it, in whatever order they come after it.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "packets that a helper builds or reads are part of the test")]
 
 use std::net::IpAddr;
 
@@ -7,9 +6,11 @@ use anyhow::{Context as _, Result};
 use proxy_common::{
     addr::Protocol,
     outcome::{Hook, Outcome},
+    service::Service,
 };
 use tests::{
-    frame::{ETHERNET, Family, Flags, Frame, Transport},
+    fragments::{cut, fragment, reassemble},
+    frame::{Family, Flags, Frame, Host, Transport},
     testbed::{
         CLIENT, NODE, NODE_PORT, OTHER_NODE_MAC, POD, POD2, PORT, REMOTE, ROUTER_MAC, SERVICE, TARGET, Testbed,
         UNRESOLVED, action,
@@ -25,68 +26,13 @@ const TRANSPORTS: [(Transport, Protocol); 3] = [
 /// Payload of a fragment; a multiple of eight.
 const PIECE: usize = 24;
 
-fn internet(frame: &Frame) -> usize {
-    if frame.source.0.is_ipv4() { 20 } else { 40 }
-}
-
 /// A packet long enough for four fragments.
 fn long(source: (IpAddr, u16), destination: (IpAddr, u16), transport: Transport) -> Frame {
     Frame { payload: (0..71).collect(), ..Frame::new(source, destination, transport) }
 }
 
-/// Cuts a packet as RFC 791 and RFC 8200 have it.
 fn fragments(frame: &Frame, id: u16) -> Vec<Vec<u8>> {
-    let bytes = frame.bytes();
-    let (head, body) = bytes.split_at(ETHERNET + internet(frame));
-    let last = body.chunks(PIECE).count() - 1;
-    let cut = |(index, piece): (usize, &[u8])| {
-        let (place, more) = ((index * PIECE / 8) as u16, index < last);
-        let mut bytes = head.to_vec();
-        if frame.source.0.is_ipv4() {
-            bytes[16..18].copy_from_slice(&(20 + piece.len() as u16).to_be_bytes());
-            bytes[18..20].copy_from_slice(&id.to_be_bytes());
-            bytes[20..22].copy_from_slice(&(place | if more { 0x2000 } else { 0 }).to_be_bytes());
-            bytes[24..26].fill(0);
-            let header = etherparse::Ipv4HeaderSlice::from_slice(&bytes[14..34]).unwrap().to_header();
-            bytes[24..26].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
-        } else {
-            let next = std::mem::replace(&mut bytes[20], 44);
-            bytes[18..20].copy_from_slice(&(8 + piece.len() as u16).to_be_bytes());
-            bytes.extend([next, 0]);
-            bytes.extend((place << 3 | u16::from(more)).to_be_bytes());
-            bytes.extend([0, 1]);
-            bytes.extend(id.to_be_bytes());
-        }
-        bytes.extend(piece);
-        bytes
-    };
-    body.chunks(PIECE).enumerate().map(cut).collect()
-}
-
-/// Puts fragments that are in order together again and reads the packet, with all its checksums.
-fn reassemble(fragments: &[Vec<u8>]) -> Frame {
-    let is_v4 = fragments[0][12..14] == [8, 0];
-    let (header, extra) = if is_v4 { (20, 0) } else { (40, 8) };
-    let mut bytes = fragments[0][..ETHERNET + header].to_vec();
-    for fragment in fragments {
-        assert_eq!(fragment[26..ETHERNET + header], bytes[26..], "all have the same addresses");
-        if is_v4 {
-            let slice = etherparse::Ipv4HeaderSlice::from_slice(&fragment[14..34]).unwrap();
-            assert_eq!(slice.header_checksum(), slice.to_header().calc_header_checksum(), "checksum of a fragment");
-        }
-    }
-    let body: Vec<u8> = fragments.iter().flat_map(|fragment| fragment[ETHERNET + header + extra..].to_vec()).collect();
-    if is_v4 {
-        bytes[16..18].copy_from_slice(&(20 + body.len() as u16).to_be_bytes());
-        bytes[18..22].fill(0);
-        let header = etherparse::Ipv4HeaderSlice::from_slice(&bytes[14..34]).unwrap().to_header();
-        bytes[24..26].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
-    } else {
-        bytes[18..20].copy_from_slice(&(body.len() as u16).to_be_bytes());
-        bytes[20] = fragments[0][54];
-    }
-    bytes.extend(body);
-    Frame::read(&bytes)
+    cut(&frame.bytes(), id, PIECE)
 }
 
 /// Runs all fragments of a packet, the first one first and the others backwards, and reads what came of it.
@@ -184,22 +130,144 @@ fn fragments_that_go_through_the_kernel_are_masqueraded_at_the_way_out() -> Resu
     })
 }
 
-/// Trap 13: without the first fragment nobody knows where the others belong.
+/// A Service that is the address's alone, as the agent has it, and a NodePort.
+fn served(family: Family, proto: Protocol) -> Result<Testbed> {
+    let mut bed = Testbed::new()?;
+    let backend = bed.add_backend(POD2.address(family), true)?;
+    bed.add_service(SERVICE.address(family), PORT, proto, &[backend])?;
+    bed.set_service(SERVICE.address(family), 0, Protocol::Any, Service::default())?;
+    bed.add_service(any(family), NODE_PORT, proto, &[backend])?;
+    Ok(bed)
+}
+
+/// Where fragments come in, from whom, and what they meet when they go on and when they do not.
+const WAYS_IN: [(Hook, Host, i32, i32); 3] = [
+    (Hook::PodIn, POD, action::TC_NEXT, action::TC_DROP),
+    (Hook::UplinkIn, CLIENT, action::TC_NEXT, action::TC_DROP),
+    (Hook::UplinkXdp, CLIENT, action::XDP_PASS, action::XDP_DROP),
+];
+
+/// Trap 13: without the first fragment nobody knows where the others belong. The kernel puts together what is addressed to
+/// the node; an address that is a Service's alone it would send on to nowhere.
 #[test]
-fn a_fragment_before_the_first_one_is_passed_on_and_counted() -> Result<()> {
+fn a_fragment_before_the_first_one_is_the_kernels_if_it_is_for_the_node_and_else_dropped() -> Result<()> {
     for family in Family::BOTH {
-        let mut bed = Testbed::new()?;
-        let backend = bed.add_backend(POD2.address(family), true)?;
-        bed.add_service(SERVICE.address(family), PORT, Protocol::Udp, &[backend])?;
-        let request = long((POD.address(family), 4_000), (SERVICE.address(family), PORT), Transport::Udp);
-        let pieces = fragments(&request, 7_000);
-        let of_another = fragments(&request, 7_001);
-        bed.run_bytes(Hook::PodIn, &of_another[0])?;
-        for piece in &pieces[1..] {
-            let ran = bed.run_bytes(Hook::PodIn, piece)?;
-            assert_eq!((ran.action, &ran.bytes), (action::TC_NEXT, piece));
+        for (hook, client, passed, dropped) in WAYS_IN {
+            let mut bed = served(family, Protocol::Udp)?;
+            let client = (client.address(family), 4_000);
+            for (target, action) in
+                [((SERVICE.address(family), PORT), dropped), ((NODE.address(family), NODE_PORT), passed)]
+            {
+                let request = long(client, target, Transport::Udp);
+                bed.run_bytes(hook, &fragments(&request, 7_001)[0])?;
+                for piece in &fragments(&request, 7_000)[1..] {
+                    let ran = bed.run_bytes(hook, piece)?;
+                    assert_eq!((ran.action, &ran.bytes), (action, piece), "{hook:?} {family:?} to {target:?}");
+                }
+            }
+            assert_eq!(bed.counter(hook, Outcome::DropFragment)?, 3, "{hook:?} {family:?}");
+            assert_eq!(bed.counter(hook, Outcome::PassFragment)?, 3, "{hook:?} {family:?}");
         }
-        assert_eq!(bed.counter(Hook::PodIn, Outcome::PassFragment)?, pieces.len() as u64 - 1);
+    }
+    Ok(())
+}
+
+/// A backend's fragment that comes before the first one does not leave the node under the backend's name; a pod puts together
+/// by itself what is addressed to it.
+#[test]
+fn a_replys_fragment_before_the_first_one_does_not_leave_the_node() -> Result<()> {
+    for family in Family::BOTH {
+        let mut bed = served(family, Protocol::Udp)?;
+        let reply = long((POD2.address(family), TARGET), (CLIENT.address(family), 50_000), Transport::Udp);
+        for piece in &fragments(&reply, 7_000)[1..] {
+            assert_eq!(bed.run_bytes(Hook::UplinkOut, piece)?.action, action::TC_DROP, "{family:?}");
+        }
+        assert_eq!(bed.counter(Hook::UplinkOut, Outcome::DropFragment)?, 3, "{family:?}");
+
+        let inside = long((POD2.address(family), TARGET), (POD.address(family), 4_000), Transport::Udp);
+        let piece = &fragments(&inside, 7_000)[1];
+        let ran = bed.run_bytes(Hook::PodOut, piece)?;
+        assert_eq!((ran.action, &ran.bytes), (action::TC_NEXT, piece), "{family:?}");
+        assert_eq!(bed.counter(Hook::PodOut, Outcome::PassFragment)?, 1, "{family:?}");
+    }
+    Ok(())
+}
+
+/// What a backend sends on its own account is not ours, fragments and all.
+#[test]
+fn fragments_of_a_flow_nobody_knows_are_passed_on_at_the_way_out() -> Result<()> {
+    for family in Family::BOTH {
+        let mut bed = served(family, Protocol::Udp)?;
+        let own = long((POD2.address(family), 5_000), (CLIENT.address(family), 53), Transport::Udp);
+        for piece in &fragments(&own, 7_000) {
+            let ran = bed.run_bytes(Hook::UplinkOut, piece)?;
+            assert_eq!((ran.action, &ran.bytes), (action::TC_NEXT, piece), "{family:?}");
+        }
+        assert_eq!(bed.counter(Hook::UplinkOut, Outcome::DropFragment)?, 0, "{family:?}");
+    }
+    Ok(())
+}
+
+/// Fragments of a first one that was refused go no further than it did.
+#[test]
+fn fragments_of_a_packet_that_was_refused_are_dropped_too() -> Result<()> {
+    for family in Family::BOTH {
+        for (hook, client, _, dropped) in WAYS_IN {
+            let mut bed = served(family, Protocol::Udp)?;
+            let nobodys = (SERVICE.address(family), PORT + 1);
+            let request = long((client.address(family), 4_000), nobodys, Transport::Udp);
+            for piece in fragments(&request, 7_000) {
+                assert_eq!(bed.run_bytes(hook, &piece)?.action, dropped, "{hook:?} {family:?}");
+            }
+            assert_eq!(bed.counter(hook, Outcome::RejectNoPort)?, 1, "{hook:?} {family:?}");
+            assert_eq!(bed.counter(hook, Outcome::DropFragment)?, 3, "{hook:?} {family:?}");
+        }
+    }
+    Ok(())
+}
+
+/// RFC 1858 and RFC 5722: the first fragment has ports that were looked at, and a second one must not write over them.
+#[test]
+fn a_fragment_that_would_write_over_the_first_one_is_dropped() -> Result<()> {
+    for_each_kind(|family, transport, proto| {
+        for (hook, client, passed, dropped) in WAYS_IN {
+            let mut bed = served(family, proto)?;
+            let request = long((client.address(family), 4_000), (SERVICE.address(family), PORT), transport).bytes();
+            // From a pod to a pod, the packet goes on through the kernel; from outside that is so too.
+            assert_eq!(bed.run_bytes(hook, &fragment(&request, 7_000, 0, PIECE))?.action, passed, "{hook:?}");
+            for (offset, action) in [(8, dropped), (16, dropped), (24, passed), (48, passed)] {
+                let ran = bed.run_bytes(hook, &fragment(&request, 7_000, offset, PIECE))?;
+                assert_eq!(ran.action, action, "{hook:?} at {offset}");
+            }
+            assert_eq!(bed.counter(hook, Outcome::DropOverlap)?, 2, "{hook:?}");
+        }
+        Ok(())
+    })
+}
+
+/// RFC 1858: a first fragment without TCP's flags would let the second one bring any. It is passed on as not understood, and
+/// no other follows it into a flow.
+#[test]
+fn a_first_fragment_too_short_for_tcp_leads_no_other_into_a_flow() -> Result<()> {
+    for family in Family::BOTH {
+        for (hook, client, passed, dropped) in WAYS_IN {
+            let mut bed = served(family, Protocol::Tcp)?;
+            let syn = Transport::Tcp(Flags::SYN);
+            let request = long((client.address(family), 4_000), (SERVICE.address(family), PORT), syn);
+            bed.run(hook, &request)?;
+            let mut options = request.bytes();
+            let data_offset = options.len() - request.payload.len() - 8;
+            options[data_offset] = 0xf0;
+            for (packet, length) in [(request.bytes(), 16), (options, 32)] {
+                let first = fragment(&packet, 7_000, 0, length);
+                let ran = bed.run_bytes(hook, &first)?;
+                assert_eq!((ran.action, &ran.bytes), (passed, &first), "{hook:?} {family:?}");
+                let second = fragment(&packet, 7_000, length, PIECE);
+                assert_eq!(bed.run_bytes(hook, &second)?.action, dropped, "{hook:?} {family:?}");
+            }
+            assert_eq!(bed.counter(hook, Outcome::PassMalformed)?, 2, "{hook:?} {family:?}");
+            assert_eq!(bed.counter(hook, Outcome::DropFragment)?, 2, "{hook:?} {family:?}");
+        }
     }
     Ok(())
 }

@@ -8,11 +8,15 @@ use etherparse::{
 use proxy_common::{
     addr::Protocol,
     outcome::{Hook, Outcome},
+    service::{Service, flag},
 };
 use std::net::IpAddr;
 use tests::{
+    fragments::fragment,
     frame::{ETHERNET, Family, Flags, Frame, Host, MACS, Transport},
-    testbed::{CLIENT, NODE, NODE_PORT, POD, POD2, PORT, REMOTE, ROUTER_MAC, SERVICE, TARGET, Testbed, action},
+    testbed::{
+        CLIENT, NODE, NODE_PORT, POD, POD2, PORT, REMOTE, ROUTER_MAC, SERVICE, TARGET, Testbed, UNRESOLVED, action,
+    },
 };
 
 /// A router nobody has heard of.
@@ -36,9 +40,11 @@ enum Error {
     TimeExceeded,
     /// Port unreachable.
     Port,
+    /// A byte of the header that nobody understands.
+    Parameter,
 }
 
-const ERRORS: [Error; 3] = [Error::TooBig, Error::TimeExceeded, Error::Port];
+const ERRORS: [Error; 4] = [Error::TooBig, Error::TimeExceeded, Error::Port, Error::Parameter];
 
 /// An error of `reporter` about a frame, sent to whom the frame names as its source. Quotes `quoted` bytes behind its IP header.
 fn error(error: Error, reporter: IpAddr, about: &[u8], quoted: usize) -> Vec<u8> {
@@ -53,6 +59,9 @@ fn error(error: Error, reporter: IpAddr, about: &[u8], quoted: usize) -> Vec<u8>
                 }
                 Error::TimeExceeded => Icmpv4Type::TimeExceeded(TimeExceededCode::TtlExceededInTransit),
                 Error::Port => Icmpv4Type::DestinationUnreachable(Unreachable::Port),
+                Error::Parameter => {
+                    Icmpv4Type::ParameterProblem(icmpv4::ParameterProblemHeader::PointerIndicatesError(9))
+                }
             };
             let quote = &about[ETHERNET..(ETHERNET + 20 + quoted).min(about.len())];
             let to = ip.header().source();
@@ -64,6 +73,10 @@ fn error(error: Error, reporter: IpAddr, about: &[u8], quoted: usize) -> Vec<u8>
                 Error::TooBig => Icmpv6Type::PacketTooBig { mtu: 1_400 },
                 Error::TimeExceeded => Icmpv6Type::TimeExceeded(TimeExceededCode::HopLimitExceeded),
                 Error::Port => Icmpv6Type::DestinationUnreachable(DestUnreachableCode::Port),
+                Error::Parameter => Icmpv6Type::ParameterProblem(icmpv6::ParameterProblemHeader {
+                    code: icmpv6::ParameterProblemCode::UnrecognizedNextHeader,
+                    pointer: 6,
+                }),
             };
             let quote = &about[ETHERNET..(ETHERNET + 40 + quoted).min(about.len())];
             let to = ip.header().source();
@@ -146,7 +159,7 @@ fn a_pod_learns_of_an_error_behind_a_service() -> Result<()> {
             }
             Ok(())
         })?;
-        assert_eq!(bed.counter(Hook::PodOut, Outcome::Related)?, 18);
+        assert_eq!(bed.counter(Hook::PodOut, Outcome::Related)?, 24);
         Ok(())
     })
 }
@@ -237,6 +250,85 @@ fn an_error_of_this_node_about_a_translated_packet_speaks_of_what_the_client_sen
             }
             Ok(())
         })
+    })
+}
+
+/// What the kernel has to route has the backend's name already and still its client's: an error of this node about it, as when
+/// the packet is too long for the way on, speaks of what the client sent.
+#[test]
+fn an_error_about_a_packet_between_its_two_steps_speaks_of_what_the_client_sent() -> Result<()> {
+    for_each_kind(|family, transport, proto| {
+        let mut bed = Testbed::new()?;
+        let backend = bed.add_backend(UNRESOLVED.address(family), false)?;
+        bed.add_service(any(family), NODE_PORT, proto, &[backend])?;
+        let client = (CLIENT.address(family), 50_000);
+        let request = Frame::new(client, (NODE.address(family), NODE_PORT), transport);
+        let routed = bed.run(Hook::UplinkXdp, &request)?;
+        assert_eq!(Frame::read(&routed.bytes).destination, (UNRESOLVED.address(family), TARGET));
+
+        for_each_error(|name, kind, quoted| {
+            let ran = bed.run_bytes(Hook::UplinkOut, &error(kind, NODE.address(family), &routed.bytes, quoted))?;
+            assert_eq!(ran.action, action::TC_NEXT, "{name}");
+            let (source, destination, seen) = read(&ran.bytes)?;
+            assert_eq!((source, destination), (NODE.address(family), client.0), "{name}");
+            assert_eq!(seen, quote(&request, 64, quoted), "{name}");
+            Ok(())
+        })
+    })
+}
+
+/// A flow of two pairs: the error about what left under the node's name is turned back at both hooks it passes.
+#[test]
+fn an_error_about_a_masqueraded_packet_of_a_pod_is_turned_back_twice() -> Result<()> {
+    for_each_kind(|family, transport, proto| {
+        let mut bed = Testbed::new()?;
+        let backend = bed.add_backend(REMOTE.address(family), false)?;
+        let range = bed.add_slots(&[backend])?;
+        let service =
+            Service { index: 1, flags: flag::EXTERNAL, internal: range, external: range, ..Service::default() };
+        bed.set_service(any(family), NODE_PORT, proto, service)?;
+        let request = Frame::new((POD.address(family), 4_000), (NODE.address(family), NODE_PORT), transport);
+        let routed = bed.run(Hook::PodIn, &request)?;
+        let sent = bed.run_bytes(Hook::UplinkOut, &routed.bytes)?;
+        assert_eq!(Frame::read(&sent.bytes).source.0, NODE.address(family));
+
+        for_each_error(|name, kind, quoted| {
+            let about = error(kind, ROUTER.address(family), &sent.bytes, quoted);
+            let once = bed.run_bytes(Hook::UplinkXdp, &about)?;
+            assert_eq!(once.action, action::XDP_PASS, "{name}");
+            let twice = bed.run_bytes(Hook::PodOut, &once.bytes)?;
+            let (source, destination, seen) = read(&twice.bytes)?;
+            assert_eq!((source, destination), (ROUTER.address(family), POD.address(family)), "{name}");
+            assert_eq!(seen, quote(&request, 64, quoted), "{name}");
+            Ok(())
+        })
+    })
+}
+
+/// IPv6 routers speak of fragments that are too long, too; the first one has the ports.
+#[test]
+fn an_error_about_a_first_fragment_is_translated() -> Result<()> {
+    for_each_kind(|family, transport, proto| {
+        let mut bed = Testbed::new()?;
+        let backend = bed.add_backend(REMOTE.address(family), false)?;
+        bed.add_service(SERVICE.address(family), PORT, proto, &[backend])?;
+        let pod = (POD.address(family), 4_000);
+        let request = Frame { payload: vec![7; 71], ..Frame::new(pod, (SERVICE.address(family), PORT), transport) };
+        let first = fragment(&request.bytes(), 7_000, 0, 48);
+        let sent = bed.run_bytes(Hook::PodIn, &first)?;
+        for_each_error(|name, kind, quoted| {
+            let ran = bed.run_bytes(Hook::PodOut, &error(kind, ROUTER.address(family), &sent.bytes, quoted + 8))?;
+            assert_eq!(ran.action, action::TC_NEXT, "{name}");
+            let (_, destination, seen) = read(&ran.bytes)?;
+            assert_eq!(destination, pod.0, "{name}");
+            assert_eq!(seen, first[ETHERNET..ETHERNET + seen.len()], "{name}");
+            Ok(())
+        })?;
+        assert_eq!(bed.counter(Hook::PodOut, Outcome::Related)?, 12);
+        let later = bed.run_bytes(Hook::PodIn, &fragment(&request.bytes(), 7_000, 48, 24))?;
+        let about = error(Error::TooBig, ROUTER.address(family), &later.bytes, 20);
+        assert_eq!(bed.run_bytes(Hook::PodOut, &about)?.bytes, about, "a later fragment says too little");
+        Ok(())
     })
 }
 

@@ -36,13 +36,13 @@ const BOUNDS: [(&str, u32); 19] = [
 
 /// How many functions the loaded program has, itself included: those the kernel keeps when the agent set no constant.
 const FUNCTIONS: [(&str, usize); 11] = [
-    ("uplink_xdp", 65),
-    ("uplink_in", 64),
-    ("uplink_out", 27),
-    ("uplink_in_l3", 61),
-    ("uplink_out_l3", 24),
-    ("pod_in", 64),
-    ("pod_out", 27),
+    ("uplink_xdp", 73),
+    ("uplink_in", 72),
+    ("uplink_out", 33),
+    ("uplink_in_l3", 69),
+    ("uplink_out_l3", 30),
+    ("pod_in", 72),
+    ("pod_out", 33),
     ("connect4", 11),
     ("connect6", 17),
     ("sendmsg4", 9),

@@ -142,18 +142,20 @@ fn frontends<A: Family>(
         let check = |address| world.rules.check(address, port);
         for address in permitted(&service.balancer_ips, check, refused) {
             frontends.entry(frontend(address, port.port)).or_insert_with(|| restricted.clone());
+            frontends.entry(Frontend::whole(address)).or_insert_with(|| Arc::new(whole(&port.name, flag::EXTERNAL)));
         }
         let outside = if service.source_ranges.scope == SourceScope::All { restricted } else { outside };
         let check = |address| world.rules.check_external_ip(address, port);
         for address in permitted(&service.external_ips, check, refused) {
             frontends.entry(frontend(address, port.port)).or_insert_with(|| outside.clone());
+            frontends.entry(Frontend::whole(address)).or_insert_with(|| Arc::new(whole(&port.name, flag::EXTERNAL)));
         }
         if let Some(number) = port.node_port {
             frontends.entry(frontend(A::ANY, number)).or_insert(outside);
         }
     }
     if let Some(port) = service.ports.first() {
-        frontends.insert(Frontend::whole(cluster_ip), Arc::new(undefined_ports(&port.name)));
+        frontends.insert(Frontend::whole(cluster_ip), Arc::new(whole(&port.name, 0)));
     }
     frontends
 }
@@ -202,12 +204,13 @@ fn restrict<A: Family>(service: &Arc<DesiredService<A>>, sources: Option<&Source
     Arc::new(DesiredService { flags, sources: Arc::clone(sources), ..DesiredService::clone(service) })
 }
 
-/// What the ports of a ClusterIP lead to that its Service does not define: nowhere, and the client is told.
-fn undefined_ports<A>(port: &Arc<ServicePortName>) -> DesiredService<A> {
+/// What the ports of an address lead to that its Service does not define. Those of a ClusterIP lead nowhere, and the client is
+/// told; those of an external address are nobody's business, but it is known that a Service has it.
+fn whole<A>(port: &Arc<ServicePortName>, flags: u8) -> DesiredService<A> {
     DesiredService {
         port: Arc::clone(port),
         pick: Pick::default(),
-        flags: 0,
+        flags,
         affinity_seconds: 0,
         sources: Arc::default(),
         internal: Arc::default(),

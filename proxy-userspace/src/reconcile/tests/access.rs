@@ -122,11 +122,13 @@ fn the_time_of_affinity_is_that_of_the_service() {
 fn ports_that_nobody_defined_are_rejected_on_an_active_cluster_ip_only() {
     let agent = Agent::new(of_every_kind(json!({}), &json!({})));
     let whole: Vec<_> = agent.kernel.v4.services.iter().filter(|(frontend, _)| frontend.port.number() == 0).collect();
-    assert_eq!(whole.len(), 1);
-    let (frontend, service) = whole[0];
-    assert_eq!(*frontend, Frontend::whole(Ipv4 { octets: CLUSTER_IP }));
-    assert_eq!((service.internal.count, service.external.count, service.flags, service.index), (0, 0, 0, 0));
-    assert_eq!((service.internal_empty, service.external_empty), (Reject, Reject));
+    let expected = [(CLUSTER_IP, 0), (EXTERNAL_IP, EXTERNAL), (BALANCER_IP, EXTERNAL)];
+    assert_eq!(whole.len(), expected.len(), "one for each address, and none for node ports");
+    for (address, flags) in expected {
+        let service = agent.kernel.v4.services[&Frontend::whole(Ipv4 { octets: address })];
+        assert_eq!((service.internal.count, service.external.count, service.flags, service.index), (0, 0, flags, 0));
+        assert_eq!((service.internal_empty, service.external_empty), (Reject, Reject));
+    }
     assert!(agent.kernel.v6.services.is_empty());
 }
 
@@ -194,7 +196,8 @@ fn an_address_whose_balancer_becomes_a_proxy_is_no_frontend_any_more() {
     let ingress = service.status.as_mut().unwrap().load_balancer.as_mut().unwrap().ingress.as_mut().unwrap();
     ingress[0].ip_mode = Some("Proxy".into());
     let plan = agent.learn(service);
-    assert_eq!(plan.v4, [crate::diff::Step::RemoveService(at(BALANCER_IP))]);
+    let whole = Frontend::whole(Ipv4 { octets: BALANCER_IP });
+    assert_eq!(plan.v4, [whole, at(BALANCER_IP)].map(crate::diff::Step::RemoveService));
 }
 
 #[test]
