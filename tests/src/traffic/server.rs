@@ -83,7 +83,7 @@ pub fn transfer_request(bytes: u64) -> String {
 
 fn answer_datagrams(socket: &UdpSocket, name: &str) {
     let Ok(local) = socket.local_addr() else { return };
-    let mut buffer = [0; 2048];
+    let mut buffer = vec![0; 1 << 16];
     loop {
         let Ok(Datagram { length, from: Some(peer), to, ttl }) = receive(socket, &mut buffer) else { continue };
         let request = String::from_utf8_lossy(&buffer[..length]);

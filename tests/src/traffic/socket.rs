@@ -119,6 +119,15 @@ pub fn retransmits(stream: &TcpStream) -> io::Result<u64> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(info.tcpi_total_retrans.into()) }
 }
 
+/// Lets no packet of the socket be cut into fragments: one that is too long is refused, as soon as that is known.
+pub fn never_fragment(socket: &impl AsRawFd, is_v6: bool) -> io::Result<()> {
+    if is_v6 {
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DO)
+    } else {
+        set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO)
+    }
+}
+
 fn set_option(socket: &impl AsRawFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
     let length = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: the kernel reads one c_int, which outlives the call.
