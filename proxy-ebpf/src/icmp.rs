@@ -111,14 +111,12 @@ fn look_up<P: Packet, F: Family>(context: *mut c_void, stage: Stage) -> *mut Flo
         return ptr::null_mut();
     }
     let mut key = Tuple::new(receiver, sender, ports.dport, ports.sport, proto, stage);
-    let found = match flow::half::<F>(&key) {
+    // The second step of what goes the other way has that key, too.
+    let found = match flow::half::<F>(&key).filter(|entry| entry.flow().direction != Direction::Transit) {
         None if stage == Stage::UplinkOut => beyond_transit::<F>(&mut key),
         found => found,
     };
-    match found {
-        Some(entry) if entry.flow().direction != Direction::Transit => entry.address(),
-        _ => ptr::null_mut(),
-    }
+    found.map_or(ptr::null_mut(), Entry::address)
 }
 
 /// The flow of a packet that the kernel had to route and could not: its quote has the backend's name already and still the

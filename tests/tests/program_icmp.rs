@@ -277,6 +277,33 @@ fn an_error_about_a_packet_between_its_two_steps_speaks_of_what_the_client_sent(
     })
 }
 
+/// The same for a reply that takes the way through the kernel: it has the client's name already and still the backend's.
+#[test]
+fn an_error_about_a_reply_between_its_two_steps_speaks_of_what_the_backend_sent() -> Result<()> {
+    for_each_kind(|family, transport, proto| {
+        let mut bed = Testbed::new()?;
+        let backend = bed.add_backend(REMOTE.address(family), false)?;
+        bed.add_service(any(family), NODE_PORT, proto, &[backend])?;
+        let client = (CLIENT.address(family), 50_000);
+        // The request took that way, too.
+        let request = Frame { hop_limit: 1, ..Frame::new(client, (NODE.address(family), NODE_PORT), transport) };
+        let routed = bed.run(Hook::UplinkXdp, &request)?;
+        let sent = Frame::read(&bed.run_bytes(Hook::UplinkOut, &routed.bytes)?.bytes);
+        let reply = Frame { hop_limit: 1, ..Frame::new(sent.destination, sent.source, transport) };
+        let routed = bed.run(Hook::UplinkXdp, &reply)?;
+        assert_eq!((routed.action, Frame::read(&routed.bytes).destination), (action::XDP_PASS, client));
+
+        for_each_error(|name, kind, quoted| {
+            let ran = bed.run_bytes(Hook::UplinkOut, &error(kind, NODE.address(family), &routed.bytes, quoted))?;
+            assert_eq!(ran.action, action::TC_NEXT, "{name}");
+            let (source, destination, seen) = read(&ran.bytes)?;
+            assert_eq!((source, destination), (NODE.address(family), sent.destination.0), "{name}");
+            assert_eq!(seen, quote(&reply, 1, quoted), "{name}");
+            Ok(())
+        })
+    })
+}
+
 /// A flow of two pairs: the error about what left under the node's name is turned back at both hooks it passes.
 #[test]
 fn an_error_about_a_masqueraded_packet_of_a_pod_is_turned_back_twice() -> Result<()> {
