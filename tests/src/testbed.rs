@@ -371,11 +371,15 @@ impl Testbed {
 
     /// The same for a packet of another nature.
     pub fn run_as(&mut self, hook: Hook, bytes: &[u8], nature: Nature) -> Result<Ran> {
-        self.run_program(program(hook)?, bytes)
+        self.run_program_as(program(hook)?, bytes, nature)
     }
 
     /// Runs a program by its name.
     pub fn run_program(&mut self, name: &str, bytes: &[u8]) -> Result<Ran> {
+        self.run_program_as(name, bytes, Nature::default())
+    }
+
+    fn run_program_as(&mut self, name: &str, bytes: &[u8], nature: Nature) -> Result<Ran> {
         let uplink = self.uplink;
         let handle = self.namespace.path();
         let program = self.object.program_mut(name).with_context(|| format!("no program {name}"))?;
