@@ -34,7 +34,7 @@ fn services() -> [Service; 2] {
 
 fn cluster(uplinks: [UplinkMode; 2]) -> Result<Cluster> {
     let options = AgentOptions { socket_lb: SocketLb::Host, ..AgentOptions::default() };
-    Cluster::start(LabOptions { uplinks }, options, &services())
+    Cluster::start(LabOptions { uplinks, ..LabOptions::default() }, options, &services())
 }
 
 /// From whom to which frontend, with the backend there is: from outside by each node, and from pods.

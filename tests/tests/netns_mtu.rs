@@ -41,7 +41,7 @@ fn services() -> [Service; 2] {
 fn cluster(uplinks: [UplinkMode; 2], narrow: Narrow) -> Result<Cluster> {
     // Packets are what this is about: pods' sockets are left alone.
     let options = AgentOptions { socket_lb: SocketLb::Host, ..AgentOptions::default() };
-    let cluster = Cluster::start(LabOptions { uplinks }, options, &services())?;
+    let cluster = Cluster::start(LabOptions { uplinks, ..LabOptions::default() }, options, &services())?;
     let [a, b] = &cluster.lab.nodes;
     match narrow {
         Narrow::AtBackend => {

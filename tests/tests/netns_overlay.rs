@@ -74,3 +74,14 @@ fn inside(node: &Node, service: &Service, node_port: Target) -> Result<()> {
     }
     Ok(())
 }
+#[test]
+fn a_large_transfer_through_the_tunnel_arrives_whole() -> Result<()> {
+    let (cluster, [_, at_b]) = cluster([UplinkMode::Xdp, UplinkMode::Tc])?;
+    let [a, _] = &cluster.lab.nodes;
+    for family in Family::ALL {
+        let target = at_b.at_node(a.addresses(), family, Protocol::Tcp);
+        let report = cluster.lab.client.transfer(Ask::new(target), 4 << 20)?;
+        assert_eq!((report.pod.as_str(), report.bytes), ("b1", 4 << 20), "{target}");
+    }
+    Ok(())
+}

@@ -26,7 +26,7 @@ const SERVICE: u8 = 31;
 const BALANCER: u8 = 20;
 
 fn cluster() -> Result<Cluster> {
-    let lab = LabOptions { uplinks: [UplinkMode::Xdp, UplinkMode::Tc] };
+    let lab = LabOptions { uplinks: [UplinkMode::Xdp, UplinkMode::Tc], ..LabOptions::default() };
     Cluster::start_with(lab, AgentOptions::default(), |source| {
         let service = Service::new("pinged", SERVICE, &["a1", "b1"]);
         let mut documents = service.documents();
