@@ -41,8 +41,8 @@ impl Testbed {
         let uplink = self.uplink;
         let mut out = vec![0; bytes.len() + 256];
         let result = match self.object.program_mut(name).with_context(|| format!("no program {name}"))? {
-            Program::Xdp(program) => run_xdp(program, bytes, &mut out, uplink),
-            Program::SchedClassifier(program) => run_tc(program, bytes, &mut out, uplink),
+            Program::Xdp(program) => run_xdp(program, bytes, &mut out, uplink, 0),
+            Program::SchedClassifier(program) => run_tc(program, bytes, &mut out, uplink, 0),
             _ => anyhow::bail!("{name} is of another kind"),
         };
         let (action, length) = match result {
