@@ -70,6 +70,10 @@ impl Packet for Bytes {
         length <= self.length
     }
 
+    fn segment(&self) -> u32 {
+        0
+    }
+
     fn ifindex(&self) -> u32 {
         0
     }

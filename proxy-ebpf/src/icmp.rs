@@ -29,11 +29,8 @@ const QUOTE: usize = TCP_CSUM + 2;
 #[inline(never)]
 pub(crate) fn relate<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P) -> Verdict {
     packet.linearize(quote::<P, F>() + size_of::<F::Header>() + size_of::<FragmentHeader>() + QUOTE);
-    let (Some(ip), Some(icmp)) = (packet.at::<F::Header>(P::NETWORK), packet.at::<IcmpHeader>(message::<P, F>()))
-    else {
-        return Verdict::PASS;
-    };
-    if end::<P, F>(packet).is_none() {
+    let Some(icmp) = packet.at::<IcmpHeader>(message::<P, F>()) else { return Verdict::PASS };
+    if end::<P, F>(packet).is_none_or(|end| end < quote::<P, F>()) {
         return Verdict::PASS;
     }
     if icmp.kind == F::ECHO.0 && matches!(stage, Stage::FromPod | Stage::UplinkIn) {

@@ -50,6 +50,7 @@ pub struct Finding {
 /// progress now and then.
 pub fn run(seed: u64, until: Until, tell: impl FnMut(&Summary) + Send) -> Result<(Summary, Option<Finding>)> {
     let mut bed = Testbed::new()?;
+    bed.ip(scene::NARROW_ROUTES)?;
     for hook in HOOKS {
         bed.load(hook)?;
     }

@@ -10,6 +10,7 @@ mod admission;
 mod answer;
 mod choice;
 mod conversation;
+mod echo;
 mod fragment;
 mod related;
 mod table;
@@ -31,10 +32,10 @@ use proxy_common::{
 };
 
 pub use choice::Affinity;
-pub use fragment::Fragmented;
+pub use fragment::{First, Fragmented};
 pub use table::{Flow, Key, Table};
 pub use wire::Expected;
-pub use world::{Target, World, address_v4, address_v6};
+pub use world::{Hop, Target, World, address_v4, address_v6};
 
 use wire::{Header, Rewriting};
 
@@ -61,8 +62,8 @@ pub trait Oracle {
     fn chosen(&mut self, key: &Key) -> Option<Chosen>;
     /// The backend and the slot a client stays with.
     fn affinity(&mut self, service: u32, client: IpAddr) -> Option<(u32, u32)>;
-    /// The MAC of the next hop of a flow to an address the model knows no route to.
-    fn next_hop(&mut self, key: &Key) -> Option<[u8; 6]>;
+    /// The next hop of a flow to an address the model knows no route to.
+    fn next_hop(&mut self, key: &Key) -> Option<Hop>;
     /// How often something was counted.
     fn count(&mut self, hook: Hook, outcome: Outcome) -> u64;
 }
@@ -103,8 +104,8 @@ pub struct Model {
     pub table: Table,
     /// Whom clients stay with: backend, its generation, slot, time.
     pub affinities: HashMap<(u32, IpAddr), Affinity>,
-    /// Ports of fragmented packets.
-    pub fragmented: HashMap<Fragmented, (u16, u16)>,
+    /// First fragments.
+    pub fragmented: HashMap<Fragmented, First>,
     /// What was counted.
     pub counted: BTreeMap<(Hook, Outcome), u64>,
     masked: Box<Filter>,
@@ -198,7 +199,7 @@ impl Model {
             return Ok(self.drop(hook, Outcome::DropUnallocated));
         }
         if ip.is_icmp() {
-            return Ok(self.relate(packet));
+            return Ok(self.echo(packet).unwrap_or_else(|| self.relate(packet)));
         }
         if !may_be_ours {
             return Ok(Expected::untouched(bytes));
@@ -233,11 +234,11 @@ impl Model {
         packet: &Packet<'_>,
         mut rewriting: Rewriting,
         output: Output,
-        next_hop: Option<[u8; 6]>,
+        next_hop: Option<Hop>,
     ) -> Expected {
         match (output, next_hop) {
             (Output::Hairpin, _) => rewriting.swap_macs(),
-            (Output::Forward, Some(mac)) => rewriting.set_macs(mac, self.world.uplink_mac),
+            (Output::Forward, Some(hop)) => rewriting.set_macs(hop.mac, self.world.uplink_mac),
             _ => return rewriting.into_expected(Verdict::Pass),
         }
         rewriting.shorten_life(&packet.ip);

@@ -19,7 +19,7 @@ use proxy_common::{
 };
 
 use crate::{
-    model::{Chosen, Key, Oracle, World},
+    model::{Chosen, Hop, Key, Oracle, World},
     testbed::{Ran, Testbed},
 };
 
@@ -208,10 +208,10 @@ impl Oracle for Rig<'_> {
         Some((known.backend, known.slot))
     }
 
-    fn next_hop(&mut self, key: &Key) -> Option<[u8; 6]> {
+    fn next_hop(&mut self, key: &Key) -> Option<Hop> {
         let hop =
             if key.source.0.is_ipv4() { self.flow::<Ipv4>(key)?.next_hop } else { self.flow::<Ipv6>(key)?.next_hop };
-        (hop.ifindex != 0).then_some(hop.dmac.octets)
+        (hop.ifindex != 0).then_some(Hop { mac: hop.dmac.octets, mtu: hop.mtu })
     }
 
     fn count(&mut self, hook: Hook, outcome: Outcome) -> u64 {

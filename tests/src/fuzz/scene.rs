@@ -16,7 +16,7 @@ use proxy_common::{
 use super::chance::Chance;
 use crate::{
     frame::{Family, Host},
-    model::{Target, World, address_v4, address_v6},
+    model::{Hop, Target, World, address_v4, address_v6},
     testbed::{
         CLIENT, NODE, NODE_PORT, OTHER_NODE_MAC, OTHER_SERVICE, POD, POD2, PORT, REMOTE, ROUTER_MAC, SERVICE, TARGET,
         UNRESOLVED, UPLINK_MAC,
@@ -93,9 +93,10 @@ pub fn world(chance: &mut Chance) -> World {
     }
     let mut index = 0;
     for family in Family::BOTH {
-        for host in [SERVICE, OTHER_SERVICE] {
-            if chance.percent(80) {
-                set_whole(&mut world, host.address(family));
+        for (host, flags) in [(SERVICE, 0), (OTHER_SERVICE, 0), (BALANCER, flag::EXTERNAL), (NODE, flag::EXTERNAL)] {
+            let is_seldom = host == NODE;
+            if chance.percent(if is_seldom { 10 } else { 80 }) {
+                set_whole(&mut world, host.address(family), flags);
             }
         }
         for frontend in frontends(family) {
@@ -150,7 +151,17 @@ fn node(chance: &mut Chance) -> Node {
     }
 }
 
-fn routes() -> Vec<(IpAddr, u32, Option<[u8; 6]>)> {
+/// The longest packet that may go to the pod behind a narrow link. In IPv6 there are none narrower.
+pub fn narrow_mtu(family: Family) -> u16 {
+    if family == Family::V4 { 70 } else { 1_280 }
+}
+
+/// What has to be done in the namespace for [`World::routes`] to be so.
+pub const NARROW_ROUTES: &str = "route add 10.244.2.6/32 via 192.0.2.2 mtu lock 70
+             route add 2001:db8:2442::6/128 via 2001:db8:1::2 mtu lock 1280";
+
+fn routes() -> Vec<(IpAddr, u32, Option<Hop>)> {
+    let router = Some(Hop { mac: ROUTER_MAC, mtu: 1_500 });
     let prefix = |host: Host, family: Family, bits: (u32, u32), hop| {
         (host.address(family), if family == Family::V4 { bits.0 } else { bits.1 }, hop)
     };
@@ -159,11 +170,12 @@ fn routes() -> Vec<(IpAddr, u32, Option<[u8; 6]>)> {
         .flat_map(|family| {
             [
                 prefix(NODE, family, (32, 128), None),
-                prefix(REMOTE, family, (24, 64), Some(OTHER_NODE_MAC)),
+                prefix(REMOTE2, family, (32, 128), Some(Hop { mac: OTHER_NODE_MAC, mtu: narrow_mtu(family) })),
+                prefix(REMOTE, family, (24, 64), Some(Hop { mac: OTHER_NODE_MAC, mtu: 1_500 })),
                 prefix(UNRESOLVED, family, (24, 64), None),
-                prefix(CLIENT, family, (24, 64), Some(ROUTER_MAC)),
-                prefix(POD, family, (24, 64), Some(ROUTER_MAC)),
-                prefix(SERVICE, family, (24, 64), Some(ROUTER_MAC)),
+                prefix(CLIENT, family, (24, 64), router),
+                prefix(POD, family, (24, 64), router),
+                prefix(SERVICE, family, (24, 64), router),
             ]
         })
         .collect()
@@ -240,10 +252,10 @@ fn range(world: &mut World, chance: &mut Chance) -> Range {
     Range { first, count }
 }
 
-/// Makes an address one whose Services define all ports there are.
-fn set_whole(world: &mut World, address: IpAddr) {
+/// Makes an address one whose Services define all ports there are, or an external one.
+fn set_whole(world: &mut World, address: IpAddr, flags: u8) {
     let_through(&mut world.inbound, address);
-    world.services.insert((address, 0, Protocol::Any), Service::default());
+    world.services.insert((address, 0, Protocol::Any), Service { flags, ..Service::default() });
 }
 
 /// Puts a Service at a frontend.

@@ -106,7 +106,7 @@ fn plain((hook, blueprint): (Hook, Blueprint)) -> (Hook, Vec<u8>) {
 fn blueprint(chance: &mut Chance, source: End, destination: End, proto: Protocol) -> Blueprint {
     const ACK: u8 = 16;
     let flags = [(2, 22), (ACK, 30), (ACK | 8, 8), (ACK | 2, 12), (ACK | 1, 14), (4, 4), (ACK | 4, 3)];
-    let length = chance.weighted(&[(0, 2), (11, 2), (40, 1)]);
+    let length = if chance.percent(1) { 1_250 } else { chance.weighted(&[(0, 2), (11, 2), (40, 1)]) };
     Blueprint {
         source,
         destination,
@@ -173,8 +173,11 @@ fn related(chance: &mut Chance, model: &Model) -> (Hook, Vec<u8>) {
     let Some(key) = some_key(chance, model) else { return plain(opening(chance)) };
     let family = if key.source.0.is_ipv4() { Family::V4 } else { Family::V6 };
     let quoted = blueprint(chance, key.destination, key.source, key.proto);
-    let mut quote = quoted.bytes().split_off(14);
-    let header = if family == Family::V4 { 20 } else { 40 };
+    let is_cut = quoted.payload.len() > 8 && chance.percent(15);
+    let which = usize::from(chance.percent(20));
+    let whole = if is_cut { quoted.fragments(1, 16).swap_remove(which) } else { quoted.bytes() };
+    let mut quote = whole[14..].to_vec();
+    let header = if family == Family::V4 { 20 } else { 40 } + if is_cut && family == Family::V6 { 8 } else { 0 };
     let length =
         chance.weighted(&[(header + 8, 4), (quote.len(), 4), (header + 7, 1), (header + 17, 1), (header + 18, 1)]);
     quote.truncate(length);
@@ -191,7 +194,9 @@ fn related(chance: &mut Chance, model: &Model) -> (Hook, Vec<u8>) {
 fn fragment(chance: &mut Chance, model: &Model) -> (Hook, Vec<u8>) {
     let (hook, mut whole) = if chance.percent(50) { known(chance, model) } else { opening(chance) };
     whole.payload = vec![0x5a; 60];
-    let mut pieces = whole.fragments(chance.below(3) as u16, 24);
+    // Of two sizes, so that one that follows another packet's first one may overlap it.
+    let size = chance.of(&[24, 24, 32]);
+    let mut pieces = whole.fragments(chance.below(3) as u16, size);
     let which = if chance.percent(40) { 0 } else { chance.below(pieces.len()) };
     (hook, pieces.swap_remove(which))
 }
@@ -238,7 +243,7 @@ fn other(chance: &mut Chance) -> (Hook, Vec<u8>) {
 fn extend(bytes: &mut Vec<u8>, chance: &mut Chance) {
     if bytes[12] == 0x08 {
         bytes[14] = 0x46;
-        bytes[17] += 4;
+        lengthen(bytes, 16, 4);
         bytes.splice(34..34, [1, 1, 1, 0]);
         bytes[24..26].fill(0);
         let sum = crate::model::checksum(&[&bytes[14..38]]);
@@ -246,9 +251,15 @@ fn extend(bytes: &mut Vec<u8>, chance: &mut Chance) {
     } else {
         let number = chance.of(&[0, 43, 60, 51, 135]);
         let next = std::mem::replace(&mut bytes[20], number);
-        bytes[19] += 8;
+        lengthen(bytes, 18, 8);
         bytes.splice(54..54, [next, 0, 1, 4, 0, 0, 0, 0]);
     }
+}
+
+/// Adds to the length that stands somewhere.
+fn lengthen(bytes: &mut [u8], at: usize, by: u16) {
+    let length = u16::from_be_bytes([bytes[at], bytes[at + 1]]) + by;
+    bytes[at..at + 2].copy_from_slice(&length.to_be_bytes());
 }
 
 /// The world after the agent has written something else.

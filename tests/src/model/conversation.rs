@@ -8,10 +8,10 @@ use proxy_common::{
 };
 
 use super::{
-    Expected, Flow, Key, Model, Objection, Oracle, Packet, Verdict,
+    Expected, Flow, Hop, Key, Model, Objection, Oracle, Packet, Verdict,
     admission::Admission,
     table::Advance,
-    wire::{Rewriting, Segment},
+    wire::{Header, Rewriting, Segment},
 };
 
 impl Model {
@@ -99,9 +99,9 @@ impl Model {
                 Verdict::SendOut
             }
             Output::Forward => {
-                if let Some(mac) = self.next_hop(packet, key, &flow, oracle) {
+                if let Some(hop) = self.next_hop(packet, key, &flow, oracle) {
                     rewriting.translate(&packet.ip, segment, flow.source, flow.destination);
-                    rewriting.set_macs(mac, self.world.uplink_mac);
+                    rewriting.set_macs(hop.mac, self.world.uplink_mac);
                     rewriting.shorten_life(&packet.ip);
                     Verdict::SendOut
                 } else {
@@ -116,26 +116,28 @@ impl Model {
     }
 
     /// The next hop of a flow, looked up where it is not known; `None` where the kernel has to route, or to tell the sender
-    /// that the packet's life is over.
-    fn next_hop(&mut self, packet: &Packet<'_>, key: &Key, flow: &Flow, oracle: &mut dyn Oracle) -> Option<[u8; 6]> {
+    /// that the packet's life is over or that it is too long.
+    fn next_hop(&mut self, packet: &Packet<'_>, key: &Key, flow: &Flow, oracle: &mut dyn Oracle) -> Option<Hop> {
         if packet.ip.life <= 1 {
             return None;
         }
         let generation = self.world.node.route_generation;
-        if let Some((_, mac)) = flow.hop.filter(|hop| hop.0 == generation) {
-            return Some(mac);
+        let fits = |hop: &Hop| packet.ip.total() <= usize::from(hop.mtu);
+        if let Some((_, hop)) = flow.hop.filter(|hop| hop.0 == generation) {
+            return Some(hop).filter(fits);
         }
-        let mac = self.world.route(flow.destination.0).unwrap_or_else(|| oracle.next_hop(key))?;
+        let hop = self.world.route(flow.destination.0).unwrap_or_else(|| oracle.next_hop(key))?;
         if let Some(flow) = self.table.half_mut(key) {
-            flow.hop = Some((generation, mac));
+            flow.hop = Some((generation, hop));
         }
-        Some(mac)
+        Some(hop).filter(fits)
     }
 
-    /// Whether a flow's next hop is known already.
-    pub(super) fn knows_way(&self, flow: &Flow, life: u8) -> Option<[u8; 6]> {
+    /// A flow's next hop, if it is known already and the packet may go there.
+    pub(super) fn knows_way(&self, flow: &Flow, ip: &Header) -> Option<Hop> {
         let generation = self.world.node.route_generation;
-        flow.hop.filter(|hop| hop.0 == generation && life > 1).map(|hop| hop.1)
+        let known = flow.hop.filter(|hop| hop.0 == generation && ip.life > 1).map(|hop| hop.1);
+        known.filter(|hop| ip.total() <= usize::from(hop.mtu))
     }
 
     /// Enters the second step of a packet that the kernel routes, which replaces its source at the uplink's egress.
@@ -145,8 +147,10 @@ impl Model {
         if self.table.embryos.get(&step).is_some_and(is_there) {
             return;
         }
-        let transit =
-            Flow { output: Output::Stack, twin_output: Output::Stack, direction: Direction::Transit, ..*flow };
+        // The hop may have been found just now, for a packet that is too long for it.
+        let hop = self.table.half(key).and_then(|flow| flow.hop);
+        let (output, direction) = (Output::Stack, Direction::Transit);
+        let transit = Flow { hop, output, twin_output: output, direction, ..*flow };
         self.table.embryos.insert(step, transit);
     }
 }

@@ -1,11 +1,12 @@
-//! Fragments: the first one has the ports and goes the way of any packet; the others follow its flow with addresses alone.
+//! Fragments: the first one has the ports and goes the way of any packet; the others follow its flow with addresses alone. One
+//! that nobody but us could make sense of, and we cannot, is dropped, as is one that would write over the first.
 
 use std::net::IpAddr;
 
 use proxy_common::{addr::Protocol, flow::Output, outcome::Outcome, tuple::Stage};
 
 use super::{
-    Expected, Key, Model, Objection, Oracle, Packet, ported,
+    Expected, Key, Model, Objection, Oracle, Packet, bit, ported,
     wire::{self, Payload, Rewriting, Segment, half},
 };
 
@@ -24,11 +25,21 @@ pub struct Fragmented {
     pub stage: Stage,
 }
 
+/// What is known of a first fragment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct First {
+    /// Source and destination.
+    pub ports: (u16, u16),
+    /// How much of the packet it has.
+    pub length: usize,
+}
+
 /// What a fragment says of itself.
 struct Fragment {
     id: u32,
     protocol: u8,
-    is_first: bool,
+    /// Where in the packet its part belongs.
+    offset: usize,
     /// Where its part of the payload begins and ends.
     start: usize,
     end: usize,
@@ -53,32 +64,47 @@ impl Model {
         };
         let (source, destination) = (packet.ip.source, packet.ip.destination);
         let whole = Fragmented { source, destination, id: fragment.id, proto, stage: packet.stage };
-        if !fragment.is_first {
-            return Ok(self.follow(packet, &whole));
+        if fragment.offset != 0 {
+            return Ok(self.follow(packet, &whole, fragment.offset));
         }
         let ports = (half(packet.bytes, fragment.start), half(packet.bytes, fragment.start + 2));
         let (Some(from), Some(to), true) = (ports.0, ports.1, fragment.end - fragment.start >= 8) else {
             return Ok(self.pass(packet.hook, packet.bytes, Outcome::PassMalformed));
         };
-        self.fragmented.insert(whole, (from, to));
         match segment(packet.bytes, &fragment, proto, (from, to)) {
-            Some(segment) => self.converse(packet, segment, oracle),
+            Some(segment) => {
+                let length = fragment.end - fragment.start;
+                self.fragmented.insert(whole, First { ports: (from, to), length });
+                self.converse(packet, segment, oracle)
+            }
             None => Ok(self.pass(packet.hook, packet.bytes, Outcome::PassMalformed)),
         }
     }
 
     /// Sends a later fragment where the first one went.
-    fn follow(&mut self, packet: &Packet<'_>, whole: &Fragmented) -> Expected {
-        let key = self.fragmented.get(whole).map(|ports| Key {
-            source: (whole.source, ports.0),
-            destination: (whole.destination, ports.1),
-            proto: whole.proto,
-            stage: whole.stage,
+    fn follow(&mut self, packet: &Packet<'_>, whole: &Fragmented, offset: usize) -> Expected {
+        let first = self.fragmented.get(whole).copied();
+        let flow = first.and_then(|first| {
+            self.table.half(&Key {
+                source: (whole.source, first.ports.0),
+                destination: (whole.destination, first.ports.1),
+                proto: whole.proto,
+                stage: whole.stage,
+            })
         });
-        let Some(flow) = key.and_then(|key| self.table.half(&key)) else {
-            return self.pass(packet.hook, packet.bytes, Outcome::PassFragment);
+        let (Some(first), Some(flow)) = (first, flow) else {
+            let is_early = first.is_none() && packet.stage == Stage::UplinkOut;
+            let would_leave = is_early && self.world.outbound.may_have(bit(whole.source));
+            return if would_leave || packet.is_way_in() && self.world.is_virtual(whole.destination) {
+                self.drop(packet.hook, Outcome::DropFragment)
+            } else {
+                self.pass(packet.hook, packet.bytes, Outcome::PassFragment)
+            };
         };
-        let next_hop = self.knows_way(&flow, packet.ip.life);
+        if offset < first.length {
+            return self.drop(packet.hook, Outcome::DropOverlap);
+        }
+        let next_hop = self.knows_way(&flow, &packet.ip);
         let mut rewriting = Rewriting::of(packet.bytes);
         // What the kernel has to route keeps its source until it leaves, as its first fragment did.
         let keeps_source = flow.output == Output::Forward && next_hop.is_none();
@@ -96,7 +122,7 @@ fn read(packet: &Packet<'_>, payload: Payload) -> Option<Fragment> {
         return Some(Fragment {
             id: half(bytes, wire::ETHERNET + 4)?.into(),
             protocol: ip.protocol(),
-            is_first: half(bytes, wire::ETHERNET + 6)? << 3 == 0,
+            offset: usize::from(half(bytes, wire::ETHERNET + 6)? & 0x1fff) * 8,
             start,
             end,
         });
@@ -105,7 +131,7 @@ fn read(packet: &Packet<'_>, payload: Payload) -> Option<Fragment> {
     Some(Fragment {
         id,
         protocol: *bytes.get(start)?,
-        is_first: half(bytes, start + 2)? & 0xfff8 == 0,
+        offset: usize::from(half(bytes, start + 2)? & 0xfff8),
         start: start + 8,
         end,
     })

@@ -1,13 +1,16 @@
 //! ICMP errors about packets of known flows: the quote becomes what was sent, and the error goes to who sent it.
 
+use std::net::IpAddr;
+
 use proxy_common::{
     flow::{Direction, Output},
     outcome::Outcome,
+    tuple::Stage,
 };
 
 use super::{
-    Expected, Key, Model, Packet, ported,
-    wire::{Header, Rewriting, changed, half, pseudo, put, sum},
+    Expected, Flow, Key, Model, Packet, ported,
+    wire::{Header, Payload, Rewriting, changed, half, pseudo, put, sum},
 };
 
 const ICMP: usize = 8;
@@ -28,25 +31,50 @@ impl Model {
     pub(super) fn relate(&mut self, packet: &Packet<'_>) -> Expected {
         let untouched = Expected::untouched(packet.bytes);
         let Some(report) = report(packet) else { return untouched };
-        let Some(flow) = self.table.half(&report.key) else { return untouched };
         let (reporter, addressee) = (packet.ip.source, packet.ip.destination);
-        if flow.direction == Direction::Transit || addressee != report.key.destination.0 {
+        if addressee != report.key.destination.0 {
             return untouched;
         }
+        let Some(flow) = self.table.half(&report.key).filter(|flow| flow.direction != Direction::Transit) else {
+            return match self.beyond_transit(&report.key) {
+                Some(flow) => self.tell(packet, &report, &flow, reporter),
+                None => untouched,
+            };
+        };
+        self.tell(packet, &report, &flow, reporter)
+    }
+
+    /// The reply's flow of a packet that the kernel could not route: the quote is to the backend and still from the client.
+    fn beyond_transit(&self, key: &Key) -> Option<Flow> {
+        if key.stage != Stage::UplinkOut {
+            return None;
+        }
+        let (client, backend) = (key.destination, key.source);
+        let transit = self.table.half(&Key { source: client, destination: backend, ..*key })?;
+        let stage = Stage::UplinkIn;
+        let reply =
+            self.table.half(&Key { source: transit.destination, destination: transit.source, stage, ..*key })?;
+        (transit.direction == Direction::Transit && reply.destination.0 == client.0).then_some(reply)
+    }
+
+    /// Sends the error to who has sent what it is about.
+    fn tell(&mut self, packet: &Packet<'_>, report: &Report, flow: &Flow, reporter: IpAddr) -> Expected {
         self.count(packet.hook, Outcome::Related);
-        let next_hop = self.knows_way(&flow, packet.ip.life).filter(|_| flow.output == Output::Forward);
+        // On its way out it is where it has to be.
+        let may_leave = flow.output == Output::Forward && packet.stage != Stage::UplinkOut;
+        let next_hop = self.knows_way(flow, &packet.ip).filter(|_| may_leave);
         // Who reports on itself is known by the flow's other name; but not where the kernel has to route what bears it.
         let is_own = reporter == report.key.source.0 && (flow.output != Output::Forward || next_hop.is_some());
         let source = if is_own { flow.source.0 } else { reporter };
 
         let mut rewriting = Rewriting::of(packet.bytes);
-        let before = message_sum(packet.bytes, &packet.ip, &report);
+        let before = message_sum(packet.bytes, &packet.ip, report);
         rewriting.set_addresses(&packet.ip, source, flow.destination.0);
-        quote(&mut rewriting, &report, flow.destination, flow.source);
+        quote(&mut rewriting, report, flow.destination, flow.source);
         if let Some(outer) = Header::read(&rewriting.bytes, packet.ip.start, packet.ip.is_v4)
             && let Some(field) = half(packet.bytes, report.message + 2)
         {
-            let after = message_sum(&rewriting.bytes, &outer, &report);
+            let after = message_sum(&rewriting.bytes, &outer, report);
             rewriting.doubtful.push(report.message + 2);
             put(&mut rewriting.bytes, report.message + 2, &changed(field, before, after).to_be_bytes());
         }
@@ -61,7 +89,7 @@ fn report(packet: &Packet<'_>) -> Option<Report> {
     let kind = *packet.bytes.get(payload.start)?;
     let is_error = if packet.ip.is_v4 { matches!(kind, 3 | 11 | 12) } else { matches!(kind, 1..=4) };
     let quoted = Header::read(packet.bytes, payload.start + ICMP, packet.ip.is_v4)?;
-    let inner = quoted.payload().ok()?;
+    let inner = quoted_payload(packet.bytes, &quoted)?;
     if !is_error || end > packet.bytes.len() || inner.start + 8 > end {
         return None;
     }
@@ -74,6 +102,22 @@ fn report(packet: &Packet<'_>) -> Option<Report> {
         stage: packet.stage,
     };
     Some(Report { message: payload.start, end, quoted, segment: inner.start, key })
+}
+
+/// What follows the quoted header. A fragment has ports if it is the first of its packet.
+fn quoted_payload(bytes: &[u8], quoted: &Header) -> Option<Payload> {
+    let start = quoted.start + quoted.size();
+    match quoted.payload() {
+        Err(Outcome::PassFragment) if quoted.is_v4 => {
+            quoted.is_first().then_some(Payload { protocol: quoted.protocol(), start, length: 0 })
+        }
+        Err(Outcome::PassFragment) => {
+            let is_first = half(bytes, start + 2)? & 0xfff8 == 0;
+            bytes.get(start + 7)?;
+            is_first.then_some(Payload { protocol: bytes[start], start: start + 8, length: 0 })
+        }
+        other => other.ok(),
+    }
 }
 
 /// What the error's checksum covers.

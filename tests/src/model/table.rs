@@ -9,7 +9,7 @@ use proxy_common::{
     tuple::Stage,
 };
 
-use super::{End, World};
+use super::{End, Hop, World};
 
 /// A 5-tuple at a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -37,8 +37,8 @@ pub struct Flow {
     pub source: End,
     /// New destination.
     pub destination: End,
-    /// Generation of the routes when its next hop was found, and the hop's MAC.
-    pub hop: Option<(u32, [u8; 6])>,
+    /// Generation of the routes when its next hop was found, and the hop.
+    pub hop: Option<(u32, Hop)>,
     /// Whom it leads to.
     pub backend: u32,
     /// And the backend's generation.

@@ -144,6 +144,11 @@ impl Header {
         self.length
     }
 
+    /// How long it says its packet is.
+    pub(super) fn total(&self) -> usize {
+        self.length + if self.is_v4 { 0 } else { 40 }
+    }
+
     /// How long it is with its options.
     pub(super) fn size_with_options(&self) -> usize {
         if self.is_v4 { (usize::from(self.version_and_length & 15) * 4).max(20) } else { 40 }
@@ -151,6 +156,11 @@ impl Header {
 
     pub(super) fn protocol(&self) -> u8 {
         self.protocol
+    }
+
+    /// Whether it begins with the packet's first byte. Of IPv4.
+    pub(super) fn is_first(&self) -> bool {
+        self.fragment << 3 == 0
     }
 
     /// Whether more fragments follow, or others came before. Of IPv4.
@@ -321,6 +331,11 @@ impl Rewriting {
             put(header, at, &octets(source));
             put(header, next, &octets(destination));
         });
+    }
+
+    /// Gives a packet the life of a new one.
+    pub(super) fn renew_life(&mut self, ip: &Header) {
+        self.change_header(ip, |header| put(header, if ip.is_v4 { 8 } else { 7 }, &[64]));
     }
 
     /// Takes one from the life of a packet, if there is one left.

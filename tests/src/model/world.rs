@@ -10,7 +10,7 @@ use proxy_common::{
     backend::BackendState,
     filter::Filter,
     node::{Node, local},
-    service::Service,
+    service::{Service, flag},
 };
 
 /// As it stands in maps.
@@ -38,12 +38,21 @@ pub struct Target {
     pub generation: u32,
 }
 
+/// Where packets to a backend go next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// Whose MAC they get.
+    pub mac: [u8; 6],
+    /// The longest IP packet that may go there.
+    pub mtu: u16,
+}
+
 /// Everything the agent has told.
 #[derive(Clone)]
 pub struct World {
     /// Of the node.
     pub node: Node,
-    /// By frontend. Protocol `Any` and port 0 stand for all ports of a ClusterIP.
+    /// By frontend. Protocol `Any` and port 0 stand for all ports of an address.
     pub services: BTreeMap<(IpAddr, u16, Protocol), Service>,
     /// Ids of backends.
     pub slots: Vec<u32>,
@@ -59,8 +68,8 @@ pub struct World {
     pub inbound: Box<Filter>,
     /// Addresses that packets on the way out may have.
     pub outbound: Box<Filter>,
-    /// MACs of next hops by prefix, longest first; `None` where the kernel has to find it.
-    pub routes: Vec<(IpAddr, u32, Option<[u8; 6]>)>,
+    /// Next hops by prefix, longest first; `None` where the kernel has to find it.
+    pub routes: Vec<(IpAddr, u32, Option<Hop>)>,
     /// MAC of the uplink.
     pub uplink_mac: [u8; 6],
 }
@@ -84,7 +93,12 @@ impl World {
 
     /// Whether an address is a ClusterIP in use.
     pub fn is_cluster_ip(&self, address: IpAddr) -> bool {
-        self.services.contains_key(&(address, 0, Protocol::Any))
+        self.services.get(&(address, 0, Protocol::Any)).is_some_and(|it| it.flags & flag::EXTERNAL == 0)
+    }
+
+    /// Whether an address is a Service's and nobody else's.
+    pub fn is_virtual(&self, address: IpAddr) -> bool {
+        self.services.contains_key(&(address, 0, Protocol::Any)) && !self.is_of_node(address)
     }
 
     /// Whether an address is in a ServiceCIDR.
@@ -140,7 +154,7 @@ impl World {
     }
 
     /// The next hop to an address, if the model knows the route.
-    pub fn route(&self, address: IpAddr) -> Option<Option<[u8; 6]>> {
+    pub fn route(&self, address: IpAddr) -> Option<Option<Hop>> {
         self.routes.iter().find(|(prefix, bits, _)| is_in(address, *prefix, *bits)).map(|(_, _, hop)| *hop)
     }
 }

@@ -88,8 +88,9 @@ impl Rig<'_> {
 fn shown<A: Wire>(flow: &Flow<A>) -> String {
     let to = &flow.rewrite;
     let (source, destination): (IpAddr, IpAddr) = (to.saddr.into(), to.daddr.into());
+    let hop = &flow.next_hop;
     let hop =
-        if flow.next_hop.ifindex == 0 { None } else { Some((flow.next_hop.generation, flow.next_hop.dmac.octets)) };
+        (hop.ifindex != 0).then_some((u32::from(hop.generation), model::Hop { mac: hop.dmac.octets, mtu: hop.mtu }));
     format!(
         "to {:?} backend {}/{} service {} {:?}/{:?}/{:?} {:?} state {} hop {hop:?}",
         ((source, to.sport.number()), (destination, to.dport.number())),
