@@ -26,6 +26,8 @@ pub enum BackendState {
 pub struct Backend<A> {
     /// Address of the pod.
     pub addr: A,
+    /// Address of the node it runs on, of the same family; unspecified when that is not known or does not matter.
+    pub node: A,
     /// Port of the pod.
     pub port: Port,
     /// What may be sent to it.
@@ -37,6 +39,6 @@ pub struct Backend<A> {
     pub generation: u32,
 }
 
-crate::no_padding!(Backend<Ipv4>: Ipv4, Port, BackendState, u8, u32);
-crate::no_padding!(Backend<Ipv6>: Ipv6, Port, BackendState, u8, u32);
+crate::no_padding!(Backend<Ipv4>: Ipv4, Ipv4, Port, BackendState, u8, u32);
+crate::no_padding!(Backend<Ipv6>: Ipv6, Ipv6, Port, BackendState, u8, u32);
 crate::map_type!(Backend<Ipv4>, Backend<Ipv6>);

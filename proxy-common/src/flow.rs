@@ -57,6 +57,8 @@ pub enum Output {
     Forward = 1,
     /// It goes back to the device it came from (a pod that picked itself).
     Hairpin = 2,
+    /// It is sent, as it is, to the node of its backend, which answers the client itself.
+    Dispatch = 3,
 }
 
 /// Which half of a pair an entry is.
@@ -86,6 +88,8 @@ pub mod state {
     pub const RESET: u8 = 16;
     /// The pair only replaces the source of a flow that another pair is for: that one is counted, and starts anew.
     pub const MASK: u8 = 32;
+    /// Replies do not come this way: the flow is one entry and no pair.
+    pub const ONE_WAY: u8 = 64;
 }
 
 /// One direction of a tracked connection. The other half's key and rewrite follow from this entry's key and rewrite and
@@ -129,6 +133,12 @@ impl<A> Flow<A> {
     pub const fn is_mask(&self) -> bool {
         self.state & state::MASK != 0
     }
+
+    /// Whether there is no other half, because replies do not come this way.
+    #[inline(always)]
+    pub const fn is_one_way(&self) -> bool {
+        self.state & state::ONE_WAY != 0
+    }
 }
 
 /// Room for a pair that is being made: value of `DRAFTS_V4` and `DRAFTS_V6`, one for each CPU. It is too large for a BPF
@@ -154,6 +164,12 @@ pub struct Draft<A> {
     pub is_settled: u8,
     /// 1 when another source port was tried.
     pub is_retry: u8,
+    /// Who put the packet on its link; zeros where that has no addresses.
+    pub sender: Mac,
+    /// 1 when the packet can be given another link-layer header and leave.
+    pub can_leave: u8,
+    /// 1 when it would leave as a bare frame.
+    pub is_frame: u8,
 }
 
 /// A tier of the flow table: two maps, one for each family.
@@ -188,8 +204,8 @@ impl Turnover {
 }
 
 crate::no_padding!(Turnover: u64, u64);
-crate::no_padding!(Draft<Ipv4>: Tuple<Ipv4>, Flow<Ipv4>, Tuple<Ipv4>, Flow<Ipv4>, Service, Stage, u8, u8, u8);
-crate::no_padding!(Draft<Ipv6>: Tuple<Ipv6>, Flow<Ipv6>, Tuple<Ipv6>, Flow<Ipv6>, Service, Stage, u8, u8, u8);
+crate::no_padding!(Draft<Ipv4>: Tuple<Ipv4>, Flow<Ipv4>, Tuple<Ipv4>, Flow<Ipv4>, Service, Stage, u8, u8, u8, Mac, u8, u8);
+crate::no_padding!(Draft<Ipv6>: Tuple<Ipv6>, Flow<Ipv6>, Tuple<Ipv6>, Flow<Ipv6>, Service, Stage, u8, u8, u8, Mac, u8, u8);
 crate::no_padding!(Rewrite<Ipv4>: Ipv4, Ipv4, Port, Port, u16, u16);
 crate::no_padding!(Rewrite<Ipv6>: Ipv6, Ipv6, Port, Port, u16, u16);
 crate::no_padding!(NextHop: u32, u16, u16, Mac, Mac);

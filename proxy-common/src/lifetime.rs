@@ -19,11 +19,21 @@ const UDP_REPLIED: u32 = 120;
 /// A UDP flow without; `nf_conntrack`'s `udp_timeout`.
 const UDP_UNREPLIED: u32 = 30;
 
-/// Whether the connection is over, but for what is still on the wire.
+/// Whether the connection is over, but for what is still on the wire. Where replies do not come this way nobody sees the other
+/// side's end: it counts as over with the client's, because a SYN after that begins another.
 #[inline(always)]
 pub const fn is_closing(bits: u8) -> bool {
     const BOTH: u8 = state::FIN_ORIGINAL | state::FIN_REPLY;
-    bits & state::RESET != 0 || bits & BOTH == BOTH
+    const ONE_WAY: u8 = state::ONE_WAY | state::FIN_ORIGINAL;
+    bits & state::RESET != 0 || bits & BOTH == BOTH || bits & ONE_WAY == ONE_WAY
+}
+
+/// Whether a client may still be sent what it has asked for, and acknowledge it, after it has closed its own side: a connection
+/// whose replies nobody sees.
+#[inline(always)]
+const fn may_be_half_closed(bits: u8) -> bool {
+    const HALF: u8 = state::ONE_WAY | state::CONFIRMED | state::FIN_ORIGINAL;
+    bits & (HALF | state::RESET) == HALF
 }
 
 /// Whether both sides have opened the connection, and not closed it.
@@ -36,11 +46,12 @@ pub const fn is_established(bits: u8) -> bool {
 #[inline]
 pub const fn seconds(proto: Protocol, bits: u8) -> u32 {
     match proto {
-        Protocol::Udp if bits & state::REPLIED != 0 => UDP_REPLIED,
+        // Where replies do not come this way, a client that goes on sending gets some.
+        Protocol::Udp if bits & (state::REPLIED | state::CONFIRMED) != 0 => UDP_REPLIED,
         Protocol::Udp => UDP_UNREPLIED,
         Protocol::Sctp if is_established(bits) => SCTP_ESTABLISHED,
         Protocol::Sctp => SCTP_OTHER,
-        _ if is_established(bits) => TCP_ESTABLISHED,
+        _ if is_established(bits) || may_be_half_closed(bits) => TCP_ESTABLISHED,
         _ => TCP_OTHER,
     }
 }
@@ -48,7 +59,11 @@ pub const fn seconds(proto: Protocol, bits: u8) -> u32 {
 /// Seconds of silence after which nobody misses a flow whose key, or whose room, another one needs.
 #[inline]
 pub const fn seconds_to_be_over(proto: Protocol, bits: u8) -> u32 {
-    if !matches!(proto, Protocol::Udp) && is_closing(bits) { CLOSED } else { seconds(proto, bits) }
+    match proto {
+        Protocol::Tcp if may_be_half_closed(bits) => TCP_OTHER,
+        Protocol::Tcp | Protocol::Sctp if is_closing(bits) => CLOSED,
+        _ => seconds(proto, bits),
+    }
 }
 
 #[cfg(test)]
@@ -70,6 +85,20 @@ mod tests {
         assert_eq!(seconds_to_be_over(Protocol::Udp, closed), 120);
         assert_eq!(seconds_to_be_over(Protocol::Sctp, closed), 2);
         assert_eq!(seconds_to_be_over(Protocol::Sctp, closed & !state::FIN_REPLY), 210);
+    }
+
+    /// A long download after the client's FIN: only its acknowledgements come this way, and the last of them looks like any.
+    #[test]
+    fn a_connection_whose_replies_go_another_way_outlives_the_clients_end() {
+        let open = state::ONE_WAY | state::CONFIRMED;
+        let half_closed = open | state::FIN_ORIGINAL;
+        assert!(!is_closing(open) && is_closing(half_closed) && is_closing(open | state::RESET));
+        assert_eq!((seconds(Protocol::Tcp, open), seconds(Protocol::Tcp, half_closed)), (86_400, 86_400));
+        assert_eq!(seconds_to_be_over(Protocol::Tcp, half_closed), 120, "if its room is needed");
+        assert_eq!(seconds_to_be_over(Protocol::Tcp, half_closed | state::RESET), 2);
+        assert_eq!(seconds(Protocol::Tcp, half_closed | state::RESET), 120);
+        assert_eq!(seconds(Protocol::Tcp, state::ONE_WAY), 120, "not confirmed");
+        assert_eq!((seconds(Protocol::Udp, state::ONE_WAY), seconds(Protocol::Udp, open)), (30, 120));
     }
 
     #[test]

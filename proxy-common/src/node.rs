@@ -3,7 +3,7 @@
 use crate::addr::{Address, Ipv4, Ipv6, Port};
 
 /// Version of all map types together. A pin that carries another one is left alone.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;
 
 /// How many addresses of each family there may be for masqueraded flows besides the first.
 pub const FURTHER: usize = 3;

@@ -45,6 +45,11 @@ pub enum Outcome {
     Related = 5,
     /// A ping to an address of a Service was answered.
     Echoed = 6,
+    /// A new flow was given to the node of its backend, which answers the client itself.
+    Dispatched = 7,
+    /// A new flow was masqueraded and not dispatched, though its Service asks for it: its backend's node is not known or no
+    /// neighbour, or has sent the packet itself.
+    NotDispatched = 8,
     /// Passed on: the frame has a VLAN tag that no device of the node is for, or more than two.
     PassVlan = 16,
     /// Passed on: an IP header that lies about itself, or ends early.
@@ -81,6 +86,8 @@ pub enum Outcome {
     DropFragment = 42,
     /// Dropped: a fragment that would write over the first one of its packet (RFC 1858, RFC 5722).
     DropOverlap = 43,
+    /// Dropped: a packet of a dispatched flow that cannot be sent to its node: its life ends here, or that node sent it.
+    DropNotDispatched = 44,
     /// Rejected: the Service has no endpoint. TCP got a RST, SCTP an ABORT, UDP an ICMP error, a socket ECONNREFUSED.
     RejectNoEndpoint = 48,
     /// Rejected, in the same ways: a port of a ClusterIP that its Service does not define.
@@ -120,7 +127,7 @@ impl Hook {
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 31] = [
         Self::Opened,
         Self::Confirmed,
         Self::Moved,
@@ -128,6 +135,8 @@ impl Outcome {
         Self::PortChanged,
         Self::Related,
         Self::Echoed,
+        Self::Dispatched,
+        Self::NotDispatched,
         Self::PassVlan,
         Self::PassMalformed,
         Self::PassFragment,
@@ -145,6 +154,7 @@ impl Outcome {
         Self::DropUnallocated,
         Self::DropFragment,
         Self::DropOverlap,
+        Self::DropNotDispatched,
         Self::RejectNoEndpoint,
         Self::RejectNoPort,
         Self::ResetGone,

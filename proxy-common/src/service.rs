@@ -79,6 +79,8 @@ pub mod flag {
     pub const AFFINITY: u8 = 4;
     /// Only clients that `SOURCES_*` knows for this index are served.
     pub const SOURCE_RANGES: u8 = 8;
+    /// What comes from outside is dispatched to the node of its backend, if that is a neighbour, and answered from there.
+    pub const DISPATCHED: u8 = 16;
 }
 
 /// A prefix from which a Service port may be used: the data of a key in the tries `SOURCES_V4` and `SOURCES_V6`, whose prefix
@@ -146,11 +148,13 @@ pub struct Service {
     pub internal: Range,
     /// Slots for clients whose packets came in by an uplink.
     pub external: Range,
+    /// With [`flag::DISPATCHED`]: slots of this node, for clients whose packets another node has dispatched to it.
+    pub local: Range,
 }
 
 crate::no_padding!(Frontend<Ipv4>: Ipv4, Port, Protocol, [u8; 5]);
 crate::no_padding!(Frontend<Ipv6>: Ipv6, Port, Protocol, [u8; 5]);
-crate::no_padding!(Service: u32, Pick, WhenEmpty, WhenEmpty, u8, u32, Range, Range);
+crate::no_padding!(Service: u32, Pick, WhenEmpty, WhenEmpty, u8, u32, Range, Range, Range);
 crate::no_padding!(Source<Ipv4>: u32, u32, Ipv4);
 crate::no_padding!(Source<Ipv6>: u32, u32, Ipv6);
 crate::no_padding!(Client<Ipv4>: Ipv4, u32, u32);

@@ -11,6 +11,7 @@ use proxy_common::{
     backend::Backend,
     flow::{Direction, NextHop, Output, state},
     outcome::{Hook, Outcome},
+    service::flag,
     tuple::{Stage, Tuple},
 };
 
@@ -18,6 +19,7 @@ use crate::{
     choose::{self, is_internal},
     claim::{Claimed, claim, source_port},
     counters::count,
+    dispatch,
     family::Family,
     filter, flow, kernel, output, service,
     way::{Place, Way, mask_stage, way},
@@ -43,15 +45,24 @@ pub(crate) fn admit<F: Family>(hook: Hook, key: &Tuple<F::Addr>, context: *mut c
     if found != Admission::GoOn {
         return found;
     }
-    let Some(draft) = flow::draft::<F>() else { return Admission::NotOurs };
-    let slot = match choose::slot::<F>(&draft.service, key) {
-        Ok(slot) => slot,
-        Err(outcome) => return Admission::Refused(outcome),
-    };
-    let planned = plan::<F>(key, slot);
+    let planned = choose::<F>(key);
     if planned != Admission::GoOn {
         return planned;
     }
+    if !dispatch::enter::<F>(hook, key, context, ifindex) {
+        let refused = pair::<F>(hook, key, context, ifindex);
+        if refused != Admission::GoOn {
+            return refused;
+        }
+    }
+    count(hook, Outcome::Opened);
+    Admission::Admitted
+}
+
+/// Enters the pair of the drafted flow, and the one for its source if there is to be one.
+#[inline(always)]
+fn pair<F: Family>(hook: Hook, key: &Tuple<F::Addr>, context: *mut c_void, ifindex: u32) -> Admission {
+    let Some(draft) = flow::draft::<F>() else { return Admission::NotOurs };
     if draft.flow.output == Output::Forward {
         output::choose_source::<F>(context, ifindex);
     }
@@ -60,18 +71,21 @@ pub(crate) fn admit<F: Family>(hook: Hook, key: &Tuple<F::Addr>, context: *mut c
         Claimed::AsDrafted => {}
         Claimed::WithAnotherPort => count(hook, Outcome::PortChanged),
     }
-    if draft.is_masked != 0 && !mask::<F>(context, ifindex) {
+    if !mask::<F>(context, ifindex) {
         flow::forget_key::<F>(key);
         return Admission::Refused(Outcome::DropNoPort);
     }
-    count(hook, Outcome::Opened);
-    Admission::Admitted
+    Admission::GoOn
 }
 
 /// Finds the Service of a tuple and keeps it in the draft.
 #[inline(never)]
 fn find<F: Family>(key: &Tuple<F::Addr>) -> Admission {
-    let Some(service) = service::find::<F>(key.daddr, key.dport, key.proto) else {
+    let found = match service::find::<F>(key.daddr, key.dport, key.proto) {
+        None if !is_internal(key) => dispatch::of_other_node::<F>(key),
+        found => found,
+    };
+    let Some(service) = found else {
         return service::refusal::<F>(&key.daddr).map_or(Admission::NotOurs, Admission::Refused);
     };
     if !is_internal(key) && service::is_of_this_side::<F>(&key.saddr) {
@@ -79,7 +93,20 @@ fn find<F: Family>(key: &Tuple<F::Addr>) -> Admission {
     }
     let Some(draft) = flow::draft::<F>() else { return Admission::NotOurs };
     draft.service = *service;
+    if !is_internal(key) && service.flags & flag::DISPATCHED != 0 {
+        dispatch::receive::<F>(key);
+    }
     Admission::GoOn
+}
+
+/// Drafts the flow to a backend that is chosen for it.
+#[inline(never)]
+fn choose<F: Family>(key: &Tuple<F::Addr>) -> Admission {
+    let Some(draft) = flow::draft::<F>() else { return Admission::NotOurs };
+    match choose::slot::<F>(&draft.service, key) {
+        Ok(slot) => plan::<F>(key, slot),
+        Err(outcome) => Admission::Refused(outcome),
+    }
 }
 
 /// Drafts the flow to the backend of a slot, but for its rewrite.
@@ -138,13 +165,16 @@ fn place<F: Family>(key: &Tuple<F::Addr>, backend: &Backend<F::Addr>) -> Place {
     }
 }
 
-/// Claims the pair that replaces the source of the flow that was just claimed, where it leaves for its backend. One that is
+/// Claims the pair that replaces the source of the flow that was just claimed, where it leaves for its backend, if it is to. One that is
 /// there and alive belongs to this very flow, of which only the first pair had been evicted.
 #[inline(never)]
 fn mask<F: Family>(context: *mut c_void, ifindex: u32) -> bool {
     let (Some(node), Some(draft), Some(key)) = (service::node(), flow::draft::<F>(), flow::mask_key::<F>()) else {
         return false;
     };
+    if draft.is_masked == 0 {
+        return true;
+    }
     *key = draft.to;
     key.stage = draft.mask_stage;
     if flow::is_alive::<F>(key, node) {

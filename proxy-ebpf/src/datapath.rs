@@ -14,6 +14,7 @@ use proxy_common::{
 use crate::{
     admit::{self, Admission},
     counters::count,
+    dispatch,
     family::{Family, V4, V6},
     filter,
     flow::{self, Advance, Entry},
@@ -171,6 +172,7 @@ pub(crate) fn transport<P: Packet, F: Family, L: Transport>(
     if known == Advance::Gone {
         return reject::refuse::<P, F, L>(hook, packet.context(), flags, Outcome::ResetGone);
     }
+    dispatch::note_sender::<P, F>(packet);
     match admit::admit::<F>(hook, &key, packet.context(), packet.ifindex()) {
         Admission::NotOurs => return Ok(Verdict::PASS),
         Admission::Refused(reason) => return reject::refuse::<P, F, L>(hook, packet.context(), flags, reason),

@@ -117,8 +117,8 @@ impl Packet for Bytes {
         true
     }
 
-    fn is_tagged(&self) -> bool {
-        false
+    fn memory(&self) -> u64 {
+        0
     }
 }
 

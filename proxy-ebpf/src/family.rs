@@ -47,6 +47,7 @@ pub trait Family: 'static {
     fn services() -> &'static maps::Services<Self::Addr>;
     fn backends() -> &'static maps::Backends<Self::Addr>;
     fn local_addrs() -> &'static maps::LocalAddrs<Self::Addr>;
+    fn peer_addrs() -> &'static maps::PeerAddrs<Self::Addr>;
     fn flows() -> &'static maps::Flows<Self::Addr>;
     fn embryos() -> &'static maps::Embryos<Self::Addr>;
     fn drafts() -> &'static maps::Drafts<Self::Addr>;
@@ -102,7 +103,7 @@ pub(crate) struct V4;
 pub(crate) struct V6;
 
 macro_rules! family_maps {
-    ($services:ident $backends:ident $local:ident $flows:ident $embryos:ident $drafts:ident $fragments:ident $sockets:ident
+    ($services:ident $backends:ident $local:ident $peers:ident $flows:ident $embryos:ident $drafts:ident $fragments:ident $sockets:ident
      $affinities:ident $sources:ident $active:ident $turns:ident) => {
         #[inline(always)]
         fn services() -> &'static maps::Services<Self::Addr> {
@@ -115,6 +116,10 @@ macro_rules! family_maps {
         #[inline(always)]
         fn local_addrs() -> &'static maps::LocalAddrs<Self::Addr> {
             &maps::$local
+        }
+        #[inline(always)]
+        fn peer_addrs() -> &'static maps::PeerAddrs<Self::Addr> {
+            &maps::$peers
         }
         #[inline(always)]
         fn flows() -> &'static maps::Flows<Self::Addr> {
@@ -167,7 +172,7 @@ impl Family for V4 {
     const PORT_UNREACHABLE: (u8, u8) = (3, 3);
     const IS_V6: bool = false;
 
-    family_maps!(SERVICES_V4 BACKENDS_V4 LOCAL_ADDRS_V4 FLOWS_V4 EMBRYOS_V4 DRAFTS_V4 FRAGMENTS_V4 SOCKETS_V4
+    family_maps!(SERVICES_V4 BACKENDS_V4 LOCAL_ADDRS_V4 PEER_ADDRS_V4 FLOWS_V4 EMBRYOS_V4 DRAFTS_V4 FRAGMENTS_V4 SOCKETS_V4
                  AFFINITY_V4 SOURCES_V4 ACTIVE_V4 TURNS_V4);
 
     #[inline(always)]
@@ -309,7 +314,7 @@ impl Family for V6 {
     const PORT_UNREACHABLE: (u8, u8) = (1, 4);
     const IS_V6: bool = true;
 
-    family_maps!(SERVICES_V6 BACKENDS_V6 LOCAL_ADDRS_V6 FLOWS_V6 EMBRYOS_V6 DRAFTS_V6 FRAGMENTS_V6 SOCKETS_V6
+    family_maps!(SERVICES_V6 BACKENDS_V6 LOCAL_ADDRS_V6 PEER_ADDRS_V6 FLOWS_V6 EMBRYOS_V6 DRAFTS_V6 FRAGMENTS_V6 SOCKETS_V6
                  AFFINITY_V6 SOURCES_V6 ACTIVE_V6 TURNS_V6);
 
     #[inline(always)]

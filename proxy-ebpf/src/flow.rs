@@ -316,7 +316,7 @@ pub(crate) fn forget<F: Family>(key: &Tuple<F::Addr>, flow: &Flow<F::Addr>) {
     if !is_closing(flow.state) && counts(flow) {
         active::lower::<F>(flow.backend);
     }
-    if half::<F>(&other).is_none_or(|half| leads_to::<F>(half, key)) {
+    if !flow.is_one_way() && half::<F>(&other).is_none_or(|half| leads_to::<F>(half, key)) {
         table::leave::<F>(Tier::Flows, &other);
         table::leave::<F>(Tier::Embryos, &other);
     }
@@ -374,7 +374,8 @@ fn note_flags<F: Family>(key: &Tuple<F::Addr>, entry: *mut Flow<F::Addr>, flags:
             active::lower::<F>(flow.backend);
         }
         entry.add_state(bits);
-        if let Some(other) = half::<F>(&twin_key(key, flow))
+        if !flow.is_one_way()
+            && let Some(other) = half::<F>(&twin_key(key, flow))
             && leads_to::<F>(other, key)
         {
             other.add_state(bits);
@@ -411,7 +412,8 @@ fn refresh<F: Family>(
     let now = kernel::jiffies();
     entry.set_last_seen(now);
     entry.set_eager(1);
-    if flow.direction == Direction::Transit {
+    // A connection that is dispatched goes on to its node for as long as its client likes: that one knows what has become of it.
+    if flow.direction == Direction::Transit || flow.is_one_way() {
         return Advance::Keep;
     }
     if key.proto != Protocol::Udp && service::is_gone::<F>(flow.backend, flow.backend_generation) {
@@ -447,7 +449,8 @@ pub(crate) fn half<F: Family>(key: &Tuple<F::Addr>) -> Option<Entry<F::Addr>> {
 }
 
 /// Looks after an embryo: a reply is noted in both halves; TCP is confirmed by the client's next ACK after it, SCTP by its
-/// COOKIE ECHO, UDP by the reply itself. The entry is not to be used after it.
+/// COOKIE ECHO, UDP by the reply itself. Where replies do not come this way, by what the client sends next: that it did not give
+/// up is the only sign of them. The entry is not to be used after it.
 #[inline(never)]
 pub(crate) fn hatch<F: Family>(hook: Hook, key: &Tuple<F::Addr>, entry: Entry<F::Addr>, flags: u8) {
     let flow = entry.flow();
@@ -456,8 +459,10 @@ pub(crate) fn hatch<F: Family>(hook: Hook, key: &Tuple<F::Addr>, entry: Entry<F:
         Direction::Reply if key.proto == Protocol::Udp => state::REPLIED | state::CONFIRMED,
         Direction::Reply => state::REPLIED,
         Direction::Original => {
-            let is_third = flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::ACK;
-            if flow.state & state::REPLIED == 0 || !is_third {
+            let is_one_way = flow.is_one_way();
+            let is_third =
+                flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::ACK || is_one_way && key.proto == Protocol::Udp;
+            if flow.state & state::REPLIED == 0 && !is_one_way || !is_third {
                 return;
             }
             state::CONFIRMED
@@ -476,14 +481,20 @@ pub(crate) fn hatch<F: Family>(hook: Hook, key: &Tuple<F::Addr>, entry: Entry<F:
     draft.flow.state |= bits;
     draft.flow.last_seen = kernel::jiffies();
     draft.flow.eager = if key.proto == Protocol::Udp { EAGER } else { 0 };
-    set_twin(&mut draft.twin, key, &draft.flow);
     // First enter, then leave: see `open`.
-    let has_entered = table::enter::<F>(Tier::Flows, &draft.twin_key, &draft.twin)
-        && table::enter::<F>(Tier::Flows, key, &draft.flow);
-    if !has_entered {
+    let has_twin = !draft.flow.is_one_way();
+    if has_twin {
+        set_twin(&mut draft.twin, key, &draft.flow);
+        if !table::enter::<F>(Tier::Flows, &draft.twin_key, &draft.twin) {
+            return;
+        }
+    }
+    if !table::enter::<F>(Tier::Flows, key, &draft.flow) {
         return;
     }
-    table::leave::<F>(Tier::Embryos, &draft.twin_key);
+    if has_twin {
+        table::leave::<F>(Tier::Embryos, &draft.twin_key);
+    }
     table::leave::<F>(Tier::Embryos, key);
     count(hook, Outcome::Confirmed);
 }

@@ -17,6 +17,7 @@ use crate::{
     checksum,
     counters::count,
     datapath::{self, Extent},
+    dispatch,
     family::Family,
     filter, flow,
     output::{self, Verdict},
@@ -54,6 +55,7 @@ pub(crate) fn run<P: Packet, F: Family>(
         0 => {}
         DROP_FRAGMENT => return Err(Outcome::DropFragment),
         DROP_OVERLAP => return Err(Outcome::DropOverlap),
+        DROP_NOT_DISPATCHED => return Err(Outcome::DropNotDispatched),
         _ => return Err(Outcome::DropNotWritable),
     }
     if sorted.first == 0 {
@@ -83,6 +85,7 @@ struct Sorted {
 
 const DROP_FRAGMENT: u32 = Outcome::DropFragment as u32;
 const DROP_OVERLAP: u32 = Outcome::DropOverlap as u32;
+const DROP_NOT_DISPATCHED: u32 = Outcome::DropNotDispatched as u32;
 const DROP_NOT_WRITABLE: u32 = Outcome::DropNotWritable as u32;
 
 impl Sorted {
@@ -160,6 +163,12 @@ fn follow<P: Packet, F: Family>(hook: Hook, packet: &mut P, key: &Fragmented<F::
     let flow = entry.flow();
     let Some(header) = packet.at::<F::Header>(P::NETWORK) else { return Sorted::PASS };
     stats::note::<F>(entry, (fragment.end - P::NETWORK) as u32);
+    if flow.output == Output::Dispatch {
+        return match dispatch::forward::<P, F>(packet, flow) {
+            Ok(verdict) => Sorted { verdict, ..Sorted::PASS },
+            Err(reason) => Sorted::dropped(reason as u32),
+        };
+    }
     let to = &flow.rewrite;
     let leaves = output::knows_way::<P, F>(packet, flow, header);
     // What the kernel has to route keeps its source until it leaves, as its first fragment did.
@@ -172,7 +181,7 @@ fn follow<P: Packet, F: Family>(hook: Hook, packet: &mut P, key: &Fragmented<F::
     let verdict = match flow.output {
         Output::Hairpin => output::hairpin::<P, F>(packet),
         Output::Forward if leaves => output::forward::<P, F>(packet, &flow.next_hop),
-        Output::Stack | Output::Forward => return Sorted::PASS,
+        Output::Stack | Output::Forward | Output::Dispatch => return Sorted::PASS,
     };
     match verdict {
         Some(verdict) => Sorted { verdict, ..Sorted::PASS },

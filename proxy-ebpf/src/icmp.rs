@@ -13,7 +13,7 @@ use proxy_common::{
 use crate::{
     checksum,
     counters::count,
-    datapath, echo,
+    datapath, dispatch, echo,
     family::Family,
     flow::{self, Entry},
     output::{self, Verdict},
@@ -141,6 +141,10 @@ fn translate<P: Packet, F: Family>(
 ) -> Verdict {
     let mut packet = P::from_context(context);
     let flow = Entry::at(flow).flow();
+    if flow.output == Output::Dispatch {
+        // It is about a reply, which did not come this way: who translated that translates this, too.
+        return dispatch_on::<P, F>(hook, &mut packet, may_leave, flow);
+    }
     let Some(change) = turn_quote::<P, F>(context, flow) else { return Verdict::PASS };
     let (Some(ip), Some(icmp)) = (packet.at::<F::Header>(P::NETWORK), packet.at::<IcmpHeader>(message::<P, F>()))
     else {
@@ -165,6 +169,21 @@ fn translate<P: Packet, F: Family>(
         _ => None,
     };
     verdict.unwrap_or(Verdict::PASS)
+}
+
+/// Sends an error to where its flow goes, as it is. One that cannot go there is passed on: nobody here is meant by it.
+#[inline(always)]
+fn dispatch_on<P: Packet, F: Family>(hook: Hook, packet: &mut P, may_leave: bool, flow: &Flow<F::Addr>) -> Verdict {
+    if !may_leave {
+        return Verdict::PASS;
+    }
+    match dispatch::forward::<P, F>(packet, flow) {
+        Ok(verdict) => {
+            count(hook, Outcome::Related);
+            verdict
+        }
+        Err(_) => Verdict::PASS,
+    }
 }
 
 /// What became of a quote.

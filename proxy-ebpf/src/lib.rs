@@ -22,6 +22,7 @@ mod clock;
 mod connection;
 pub mod counters;
 pub mod datapath;
+mod dispatch;
 #[cfg(not(target_arch = "bpf"))]
 pub mod dissect;
 mod echo;

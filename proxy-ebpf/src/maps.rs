@@ -7,7 +7,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use proxy_common::{
-    addr::{Ipv4, Ipv6},
+    addr::{Ipv4, Ipv6, Mac},
     backend::{Backend, BackendId},
     filter::Filter,
     flow::{Draft, Flow, TIERS, Turnover},
@@ -30,6 +30,8 @@ const FRAGMENTS: usize = 16_384;
 const SOCKETS: usize = 131_072;
 const UPLINKS_: usize = 256;
 const VLANS_: usize = 4_096;
+const PEERS_: usize = 16_384;
+const PEER_ADDRS: usize = 16_384;
 const AFFINITY: usize = 131_072;
 const SOURCES: usize = 65_536;
 
@@ -43,6 +45,8 @@ pub(crate) type Services<A> = HashMap<Frontend<A>, Service, SERVICES, NO_PREALLO
 pub(crate) type Backends<A> = Array<Backend<A>, BACKENDS>;
 /// A table of the node's addresses.
 pub(crate) type LocalAddrs<A> = HashMap<A, u32, LOCAL_ADDRS, NO_PREALLOC>;
+/// A table of the other nodes' addresses.
+pub(crate) type PeerAddrs<A> = HashMap<A, u32, PEER_ADDRS, NO_PREALLOC>;
 /// A table of confirmed flows.
 pub(crate) type Flows<A> = LruHashMap<Tuple<A>, Flow<A>, FLOWS>;
 /// A table of flows not yet confirmed.
@@ -118,6 +122,14 @@ pub(crate) static UPLINKS: HashMap<u32, u32, UPLINKS_, NO_PREALLOC> = HashMap::n
 /// The devices of VLANs, by what tags say.
 #[btf_map]
 pub(crate) static VLANS: HashMap<Vlan, u32, VLANS_, NO_PREALLOC> = HashMap::new();
+/// Addresses of other nodes on links of this one. The value is 1.
+#[btf_map]
+pub(crate) static PEERS: HashMap<Mac, u32, PEERS_, NO_PREALLOC> = HashMap::new();
+/// Addresses of other nodes. The value is 1.
+#[btf_map]
+pub(crate) static PEER_ADDRS_V4: PeerAddrs<Ipv4> = HashMap::new();
+#[btf_map]
+pub(crate) static PEER_ADDRS_V6: PeerAddrs<Ipv6> = HashMap::new();
 #[btf_map]
 pub(crate) static COUNTERS: PerCpuArray<u64, { outcome::COUNTERS as usize }> = PerCpuArray::new();
 /// By [`Turnover::index`].

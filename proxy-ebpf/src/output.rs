@@ -11,11 +11,12 @@ use proxy_common::{
     flow::{Flow, NextHop, Output},
     node::Node,
     outcome::Outcome,
-    tuple::Tuple,
+    tuple::{Stage, Tuple},
 };
 
 use crate::{
     datapath::Extent,
+    dispatch,
     family::Family,
     flow::{self, Entry},
     maps::UPLINKS,
@@ -56,6 +57,10 @@ pub(crate) fn send<P: Packet, F: Family, L: Transport>(
     let transport = extent.offset;
     let flow = entry.flow();
     let output = flow.output;
+    // Of no use elsewhere, and known when the program is compiled.
+    if matches!(key.stage, Stage::UplinkIn) && output == Output::Dispatch {
+        return dispatch::send::<P, F>(packet, entry, node);
+    }
     if output != Output::Forward {
         if !nat::apply::<P, F, L>(packet, &flow.rewrite, transport) {
             return Err(Outcome::DropNotWritable);
@@ -178,6 +183,37 @@ fn ask<F: Family, P: Packet>(
     let (dmac, smac) = (question.dmac, question.smac);
     entry.set_next_hop(NextHop { ifindex: question.ifindex, generation, mtu, dmac, smac });
     true
+}
+
+/// A neighbour as the kernel's FIB knows it, if nobody is on the way to it. Inlined where there is room for the question.
+#[inline(always)]
+pub(crate) fn neighbour<F: Family>(
+    context: *mut c_void,
+    ifindex: u32,
+    proto: Protocol,
+    saddr: F::Addr,
+    daddr: F::Addr,
+) -> Option<NextHop> {
+    let mut question = Question::new::<F>(ifindex, saddr, daddr, proto);
+    // SAFETY: as in `ask`.
+    let answer = unsafe { helpers::bpf_fib_lookup(context, (&raw mut question).cast(), LENGTH, 0) };
+    // In the place of the destination stands the gateway, if there is one.
+    let is_next = question.family == F::NUMBER && question.destination == F::words(daddr);
+    let Question { ifindex, dmac, smac, .. } = question;
+    (answer == 0 && is_next && dmac != Mac::ZERO).then_some(NextHop {
+        ifindex,
+        generation: 0,
+        mtu: question.length,
+        dmac,
+        smac,
+    })
+}
+
+/// Whether a device takes frames from XDP.
+#[inline(always)]
+pub(crate) fn takes_frames(ifindex: u32) -> bool {
+    // SAFETY: entries are replaced, never written in place.
+    unsafe { UPLINKS.get(ifindex) }.is_some()
 }
 
 /// Has the kernel look up from which of the node's addresses it would send to the backend of the drafted flow, which is

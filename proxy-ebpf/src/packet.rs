@@ -136,8 +136,14 @@ pub trait Packet {
     /// Puts in again what was taken out. Views are stale after it.
     fn put_tags_back(&mut self) -> bool;
 
-    /// Whether it had tags, of whatever kind, when it came.
-    fn is_tagged(&self) -> bool;
+    /// What is remembered of the tags it had, of whatever kind, when it came: 0 without any.
+    fn memory(&self) -> u64;
+
+    /// Whether it had tags when it came.
+    #[inline(always)]
+    fn is_tagged(&self) -> bool {
+        self.memory() != 0
+    }
 
     /// How many bytes behind its headers each segment has of a packet that will be cut into segments; 0 for any other.
     fn segment(&self) -> u32;
@@ -261,8 +267,8 @@ impl Packet for XdpPacket {
     }
 
     #[inline(always)]
-    fn is_tagged(&self) -> bool {
-        self.tags.is_something()
+    fn memory(&self) -> u64 {
+        self.tags.number()
     }
 
     #[inline(always)]
@@ -458,8 +464,8 @@ impl<const NETWORK: usize> Packet for TcPacket<NETWORK> {
     }
 
     #[inline(always)]
-    fn is_tagged(&self) -> bool {
-        self.tags.is_something()
+    fn memory(&self) -> u64 {
+        self.tags.number()
     }
 
     #[inline(always)]

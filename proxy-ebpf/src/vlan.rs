@@ -73,6 +73,12 @@ impl Memory {
         Self(forgotten(word(outer) | word(inner) << 32 | if inner.is_some() { 0 } else { HAS_TAGS }))
     }
 
+    /// As the number it is.
+    #[inline(always)]
+    pub(crate) const fn number(self) -> u64 {
+        self.0
+    }
+
     /// Whether there is anything to remember.
     #[inline(always)]
     pub(crate) const fn is_something(self) -> bool {

@@ -4,11 +4,14 @@
 mod account;
 mod sync;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::mpsc::{self, Receiver},
+    sync::{
+        mpsc::{self, Receiver, WeakSender},
+        watch,
+    },
     time::{Instant, sleep_until},
 };
 use tracing::info;
@@ -20,7 +23,7 @@ use crate::{
         Dataplane, OpenError,
         netlink::{self, NetworkEvent},
     },
-    source::{self, Event},
+    source::{self, Event, kubernetes::Watches},
 };
 
 /// How long the tables wait for the Node object once all else is known: they can do without it, but a restarted agent
@@ -66,22 +69,32 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     let (sender, mut events) = mpsc::channel(source::QUEUE);
     let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::Signals)?;
+    let peers = PeerWatch { sender: sender.downgrade(), node_name: config.node.name.clone() };
     let client = start_source(&config, sender).await?;
+    let mut peers = client.clone().map(|client| (client, peers));
     let dataplane = Dataplane::open(&config.dataplane)?;
     let account = Account::open(&config, client).map_err(OpenError::from)?;
     account.count_sweeps(&dataplane);
-    let mut agent = Agent::new(dataplane, config, account);
+    let (wanted, watched) = watch::channel(BTreeSet::new());
+    let mut agent = Agent::new(dataplane, config, account, wanted);
     let mut network = netlink::watch();
+    let mut neighbours = netlink::watch_peers(watched);
     loop {
         tokio::select! {
             event = events.recv() => agent.absorb(event.ok_or(AgentError::SourceEnded)?),
             event = network.recv() => agent.absorb_network(event.ok_or(AgentError::NetworkEnded)?),
+            macs = neighbours.recv() => agent.absorb_peers(macs.ok_or(AgentError::NetworkEnded)?),
             () = sleep_until(agent.wakes_at().unwrap_or_else(far_away)) => {}
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
         drain(&mut agent, &mut events, &mut network);
         agent.sync();
+        if agent.wants_peers()
+            && let Some((client, watch)) = peers.take()
+        {
+            watch.start(&client);
+        }
     }
     info!("stopped; everything stays in the kernel");
     Ok(())
@@ -96,6 +109,20 @@ async fn start_source(config: &Config, sender: source::Sender) -> Result<Option<
         }
         Source::Kubernetes(server) => Some(source::kubernetes::start(server, &config.node.name, sender).await?),
     })
+}
+
+/// Starts the watch of other nodes when they begin to matter. It does not keep the channel open that the source's end closes.
+struct PeerWatch {
+    sender: WeakSender<Event>,
+    node_name: String,
+}
+
+impl PeerWatch {
+    fn start(self, client: &kube::Client) {
+        if let Some(sender) = self.sender.upgrade() {
+            source::kubernetes::watch_peers(client, &self.node_name, Watches::default(), &sender);
+        }
+    }
 }
 
 /// Takes in what else is there already.

@@ -31,6 +31,7 @@ pub use sources::Sources;
 use crate::{
     algorithm::AlgorithmName,
     model::{Defect, Defects, Model, ObjectName, ObjectReference, ServicePortName},
+    node_port_mode::NodePortMode,
     topology::Place,
 };
 
@@ -51,7 +52,7 @@ pub struct FamilyTables<A: Ord> {
     /// Frontends and what stands behind them. A NodePort has the unspecified address.
     pub services: BTreeMap<Frontend<A>, Arc<DesiredService<A>>>,
     /// Every endpoint that stands in a slice of a Service, used by a frontend or not.
-    pub backends: BTreeMap<Target<A>, DesiredBackend>,
+    pub backends: BTreeMap<Target<A>, DesiredBackend<A>>,
     /// Addresses of this node, with the bits of [`proxy_common::node::local`].
     pub local_addrs: BTreeMap<A, u32>,
 }
@@ -99,6 +100,8 @@ pub struct DesiredService<A> {
     pub internal: Arc<[Target<A>]>,
     /// Content of the range for clients beyond an uplink, in slot order.
     pub external: Arc<[Target<A>]>,
+    /// Content of the range for packets that other nodes have dispatched here, in slot order.
+    pub local: Arc<[Target<A>]>,
     /// What an empty `internal` means.
     pub internal_empty: WhenEmpty,
     /// What an empty `external` means.
@@ -107,9 +110,11 @@ pub struct DesiredService<A> {
 
 /// What is known of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DesiredBackend {
+pub struct DesiredBackend<A> {
     /// It runs on this node.
     pub is_local: bool,
+    /// Address of the node it runs on, where that matters and is known; else the unspecified one.
+    pub node: A,
     /// What may be sent to it.
     pub state: BackendState,
 }
@@ -179,14 +184,15 @@ pub struct Desired {
     tables: Tables,
     touched: Touched,
     usual: AlgorithmName,
+    mode: NodePortMode,
     /// Addresses that Services may not have.
     refused: Defects,
 }
 
 impl Desired {
-    /// Nothing yet. The algorithm is that of Services which name none.
-    pub fn new(usual: AlgorithmName) -> Self {
-        Self { usual, ..Self::default() }
+    /// Nothing yet. The algorithm and the mode are those of Services which name none.
+    pub fn new(usual: AlgorithmName, mode: NodePortMode) -> Self {
+        Self { usual, mode, ..Self::default() }
     }
 
     /// The tables as they should be now.
@@ -201,7 +207,7 @@ impl Desired {
 
     /// Computes a Service anew.
     pub fn update(&mut self, name: &ObjectName, model: &Model, place: &Place, rules: &Rules) {
-        let world = World { model, place, rules, usual: self.usual };
+        let world = World { model, place, rules, usual: self.usual, mode: self.mode };
         let v4 = contribution(name, &world);
         let v6 = contribution(name, &world);
         self.note_refused(name, v4.as_ref(), v6.as_ref());
@@ -371,7 +377,7 @@ impl<A: Family> FamilyDesired<A> {
     }
 
     /// Where Services disagree about an endpoint they share, the better opinion counts.
-    fn backend(&self, target: &Target<A>) -> Option<DesiredBackend> {
+    fn backend(&self, target: &Target<A>) -> Option<DesiredBackend<A>> {
         let owners = self.owners.range((*target, 0)..=(*target, u32::MAX));
         let opinions = owners.filter_map(|(_, number)| self.contributions.get(number)?.backend(target));
         opinions.reduce(DesiredBackend::better)

@@ -14,6 +14,7 @@ pub mod health_check;
 mod http;
 pub mod metrics;
 pub mod model;
+pub mod node_port_mode;
 pub mod progress;
 pub mod reconcile;
 pub mod recorder;

@@ -11,6 +11,7 @@ use crate::{
     diff::{Capacity, KernelState, Ledger, Overflow, Plan},
     health_check::{HealthChecks, Subjects},
     model::{Defect, Dirty, Model, ObjectName, ObjectReference, Problem, Trigger},
+    node_port_mode::NodePortMode,
     source::Event,
     topology::Place,
 };
@@ -28,6 +29,8 @@ pub struct Settings {
     pub algorithm: AlgorithmName,
     /// Which external IPs Services may have.
     pub external_ips: ExternalIps,
+    /// How packets from outside get to other nodes, for Services that do not say it.
+    pub node_port_mode: NodePortMode,
 }
 
 /// The pure half of the agent.
@@ -49,17 +52,22 @@ pub struct Reconciler {
     /// The kernel's state was read anew, or something found no room: the next plan compares everything.
     compares_all: bool,
     has_stale_addresses: bool,
+    has_new_peers: bool,
 }
 
 impl Reconciler {
     /// Knows nothing yet.
     pub fn new(settings: Settings, capacity: Capacity) -> Self {
+        let mut model = Model::new(settings.name.clone());
+        if settings.node_port_mode != NodePortMode::Snat {
+            model.want_peers();
+        }
         Self {
             rules: Rules::default(),
             listeners: BTreeSet::new(),
             place: Place { node: settings.name.clone(), ..Place::default() },
-            model: Model::new(settings.name.clone()),
-            desired: Desired::new(settings.algorithm),
+            model,
+            desired: Desired::new(settings.algorithm, settings.node_port_mode),
             health_checks: HealthChecks::default(),
             settings,
             network: None,
@@ -69,6 +77,7 @@ impl Reconciler {
             ledger: None,
             compares_all: false,
             has_stale_addresses: false,
+            has_new_peers: true,
         }
     }
 
@@ -129,9 +138,20 @@ impl Reconciler {
         self.model.is_complete() && self.network.is_some() && self.ledger.is_some()
     }
 
-    /// Whether the source has said what it knows of the Node, be it nothing. The tables can do without.
-    pub fn knows_node(&self) -> bool {
-        self.model.knows_node()
+    /// Whether the source has said what it knows of the Node, and of others if they matter, be it nothing. The tables can do
+    /// without.
+    pub fn knows_nodes(&self) -> bool {
+        self.model.knows_node() && (self.model.knows_peers() || !self.wants_peers())
+    }
+
+    /// Whether other nodes matter: packets may be dispatched to them.
+    pub fn wants_peers(&self) -> bool {
+        self.model.wants_peers()
+    }
+
+    /// The addresses of other nodes, if they have changed since the last call.
+    pub fn take_peers(&mut self) -> Option<BTreeSet<IpAddr>> {
+        std::mem::take(&mut self.has_new_peers).then(|| self.model.peer_addresses())
     }
 
     /// Whether load balancers may send traffic to this node.
@@ -188,7 +208,8 @@ impl Reconciler {
     }
 
     fn recompute(&mut self) {
-        let Dirty { mut services, node } = self.model.take_dirty();
+        let Dirty { mut services, node, peers } = self.model.take_dirty();
+        self.has_new_peers |= peers || node;
         if node || self.has_stale_addresses {
             self.recompute_addresses();
         }

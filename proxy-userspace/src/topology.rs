@@ -98,7 +98,7 @@ mod tests {
     use std::{net::SocketAddr, sync::Arc};
 
     use super::{Lists, Place, select};
-    use crate::model::{Endpoint, Hints};
+    use crate::model::{Endpoint, Hints, NodeNumber};
 
     const READY: (bool, bool, bool) = (true, true, false);
     const UNREADY: (bool, bool, bool) = (false, false, false);
@@ -113,6 +113,7 @@ mod tests {
             is_terminating,
             is_local: false,
             name: None,
+            node: NodeNumber::default(),
             hints: Arc::default(),
         }
     }

@@ -3,6 +3,7 @@
 
 mod clients;
 mod here;
+mod peers;
 
 use std::{borrow::Cow, env, fs, net::IpAddr, sync::OnceLock, thread, time::Duration};
 
@@ -26,6 +27,7 @@ use proxy_common::{
 };
 use proxy_userspace::dataplane::OBJECT;
 
+pub use self::peers::Kind;
 use crate::{
     frame::{Frame, Host},
     netns::Namespace,
@@ -296,13 +298,13 @@ impl Testbed {
             IpAddr::V4(address) => {
                 let addr = Ipv4::from(address);
                 self.outbound.add(&addr);
-                let backend = Backend { addr, port, state, is_local, generation };
+                let backend = Backend { addr, node: Ipv4::default(), port, state, is_local, generation };
                 Array::try_from(self.map("BACKENDS_V4")?)?.set(id, backend, 0)?;
             }
             IpAddr::V6(address) => {
                 let addr = Ipv6::from(address);
                 self.outbound.add(&addr);
-                let backend = Backend { addr, port, state, is_local, generation };
+                let backend = Backend { addr, node: Ipv6::default(), port, state, is_local, generation };
                 Array::try_from(self.map("BACKENDS_V6")?)?.set(id, backend, 0)?;
             }
         }

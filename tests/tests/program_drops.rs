@@ -46,6 +46,8 @@ fn case(outcome: Outcome) -> Shown {
         | O::PortChanged
         | O::Related
         | O::Echoed
+        | O::Dispatched
+        | O::NotDispatched
         | O::PassVlan
         | O::PassMalformed
         | O::PassFragment
@@ -63,6 +65,7 @@ fn case(outcome: Outcome) -> Shown {
         O::DropUnallocated => (&[], unallocated),
         O::DropFragment => (&[], late_fragment),
         O::DropOverlap => (&[], overlap),
+        O::DropNotDispatched => (&[], not_dispatched),
         O::RejectNoEndpoint => (&[], no_endpoint),
         O::RejectNoPort => (&[], undefined_port),
         O::ResetGone => (&[], gone),
@@ -176,6 +179,16 @@ fn no_local_endpoint(bed: &mut Testbed, family: Family) -> Result<(Hook, i32)> {
     let service = Service { external_empty: WhenEmpty::Drop, ..Service::default() };
     bed.set_service(any(family), NODE_PORT, Protocol::Udp, service)?;
     uplink_xdp(bed, &from_outside(family, 50_000))
+}
+
+/// The life of a packet ends on its way to the node that its flow was given to.
+fn not_dispatched(bed: &mut Testbed, family: Family) -> Result<(Hook, i32)> {
+    let other_node = if family == Family::V4 { "192.0.2.2" } else { "2001:db8:1::2" };
+    let backend = bed.add_backend_of(REMOTE.address(family), other_node.parse()?)?;
+    bed.add_dispatched((any(family), NODE_PORT), Protocol::Udp, &[backend], &[])?;
+    let request = from_outside(family, 50_000);
+    bed.run(Hook::UplinkXdp, &request)?;
+    uplink_xdp(bed, &Frame { hop_limit: 1, ..request })
 }
 
 /// With room for one entry, the pair that replaces a flow's source evicts the pair that was there first.

@@ -104,7 +104,7 @@ impl Account {
         match event {
             Event::Services(change) => self.metrics.count_service_changes(size(change)),
             Event::EndpointSlices(change) => self.metrics.count_endpoint_changes(size(change)),
-            Event::Nodes(_) | Event::ServiceCidrs(_) => {}
+            Event::Nodes(_) | Event::Peers(_) | Event::ServiceCidrs(_) => {}
             Event::Defect(_) => return,
         }
         self.note_news();

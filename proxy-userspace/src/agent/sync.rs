@@ -1,9 +1,9 @@
 //! The agent between two events: what it knows, what it has yet to write, and when to try again.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use proxy_common::addr::{Ipv4, Ipv6};
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 use tracing::{debug, error, info, warn};
 
 use super::{NODE_PATIENCE, account::Account};
@@ -12,7 +12,7 @@ use crate::{
     config::Config,
     dataplane::{
         self, Dataplane, NodeSettings,
-        netlink::{NetworkEvent, NodeNetwork},
+        netlink::{LinkLayerAddress, NetworkEvent, NodeNetwork},
     },
     diff::{Capacity, GRACE, KernelState, Overflow},
     reconcile::Reconciler,
@@ -51,6 +51,12 @@ pub(super) struct Agent {
     account: Account,
     /// What the kernel held when the agent started, until it is known whose it is.
     adopted: Option<KernelState>,
+    /// Who watches where other nodes are is told of their addresses here.
+    wanted_peers: watch::Sender<BTreeSet<IpAddr>>,
+    /// Addresses of other nodes that are not in the kernel yet.
+    new_peer_addresses: Option<BTreeSet<IpAddr>>,
+    /// Where they are on this node's links, if that is not in the kernel yet.
+    new_peers: Option<BTreeSet<LinkLayerAddress>>,
 }
 
 /// How far the agent has come.
@@ -67,7 +73,12 @@ enum Stage {
 }
 
 impl Agent {
-    pub(super) fn new(dataplane: Dataplane, config: Config, account: Account) -> Self {
+    pub(super) fn new(
+        dataplane: Dataplane,
+        config: Config,
+        account: Account,
+        wanted_peers: watch::Sender<BTreeSet<IpAddr>>,
+    ) -> Self {
         Self {
             dataplane,
             reconciler: Reconciler::new(config.node.clone(), Capacity::default()),
@@ -84,6 +95,9 @@ impl Agent {
             prune_at: None,
             account,
             adopted: None,
+            wanted_peers,
+            new_peer_addresses: None,
+            new_peers: None,
         }
     }
 
@@ -108,6 +122,17 @@ impl Agent {
             }
             NetworkEvent::RoutesChanged => self.has_new_routes = true,
         }
+    }
+
+    /// Takes in where other nodes are on the links of this one.
+    pub(super) fn absorb_peers(&mut self, macs: BTreeSet<LinkLayerAddress>) {
+        self.hurry();
+        self.new_peers = Some(macs);
+    }
+
+    /// Whether other nodes matter.
+    pub(super) fn wants_peers(&self) -> bool {
+        self.reconciler.wants_peers()
     }
 
     /// When there is something to do even if nothing happens. After a failure all else waits for the next attempt.
@@ -185,7 +210,7 @@ impl Agent {
             self.stage = Stage::WaitingForNode(Instant::now() + NODE_PATIENCE);
         }
         if let Stage::WaitingForNode(deadline) = self.stage
-            && (self.reconciler.knows_node() || deadline <= Instant::now())
+            && (self.reconciler.knows_nodes() || deadline <= Instant::now())
         {
             self.stage = Stage::Begun;
         }
@@ -213,6 +238,23 @@ impl Agent {
             debug!(writes = plan.len(), elapsed = ?began.elapsed(), "kernel follows");
         }
         self.report(overflows);
+        self.write_peers()
+    }
+
+    /// Addresses of other nodes, which are watched from then on, and then where they are.
+    fn write_peers(&mut self) -> Result<(), dataplane::Error> {
+        if let Some(addresses) = self.reconciler.take_peers() {
+            self.wanted_peers.send_replace(addresses.clone());
+            self.new_peer_addresses = Some(addresses);
+        }
+        if let Some(addresses) = &self.new_peer_addresses {
+            self.dataplane.put_peer_addresses(addresses)?;
+            self.new_peer_addresses = None;
+        }
+        if let Some(macs) = &self.new_peers {
+            self.dataplane.put_peers(macs)?;
+            self.new_peers = None;
+        }
         Ok(())
     }
 

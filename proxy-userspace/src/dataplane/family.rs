@@ -1,6 +1,6 @@
 //! The maps of one address family, and how a plan's steps are written to them.
 
-use std::fmt::Debug;
+use std::{collections::BTreeSet, fmt::Debug};
 
 use aya::{
     Ebpf, Pod,
@@ -29,6 +29,7 @@ pub(super) struct FamilyMaps<A> {
     services: Table<Frontend<A>, Service>,
     backends: Table<BackendId, Backend<A>>,
     local_addrs: Table<A, u32>,
+    peer_addrs: Table<A, u32>,
     sources: Table<Key<Source<A>>, u32>,
     flows: [Table<Tuple<A>, Flow<A>>; 2],
 }
@@ -38,6 +39,7 @@ pub(super) struct Names {
     services: &'static str,
     backends: &'static str,
     local_addrs: &'static str,
+    peer_addrs: &'static str,
     sources: &'static str,
     flows: [&'static str; 2],
 }
@@ -47,6 +49,7 @@ pub(super) const V4: Names = Names {
     services: "SERVICES_V4",
     backends: "BACKENDS_V4",
     local_addrs: "LOCAL_ADDRS_V4",
+    peer_addrs: "PEER_ADDRS_V4",
     sources: "SOURCES_V4",
     flows: ["FLOWS_V4", "EMBRYOS_V4"],
 };
@@ -56,6 +59,7 @@ pub(super) const V6: Names = Names {
     services: "SERVICES_V6",
     backends: "BACKENDS_V6",
     local_addrs: "LOCAL_ADDRS_V6",
+    peer_addrs: "PEER_ADDRS_V6",
     sources: "SOURCES_V6",
     flows: ["FLOWS_V6", "EMBRYOS_V6"],
 };
@@ -90,6 +94,7 @@ where
             services: table(object, names.services)?,
             backends: table(object, names.backends)?,
             local_addrs: table(object, names.local_addrs)?,
+            peer_addrs: table(object, names.peer_addrs)?,
             sources: table(object, names.sources)?,
             flows: [table(object, flows)?, table(object, embryos)?],
         })
@@ -131,6 +136,13 @@ where
         })
     }
 
+    /// Makes the addresses of other nodes these.
+    pub(super) fn put_peers(&self, wanted: &BTreeSet<A>) -> Result<(), Error> {
+        let found: BTreeSet<A> = self.peer_addrs.entries()?.into_iter().map(|(address, _)| address).collect();
+        self.peer_addrs.remove_all(&found.difference(wanted).copied().collect::<Vec<_>>())?;
+        put(&self.peer_addrs, wanted.difference(&found).map(|address| (*address, 1)))
+    }
+
     /// Adds the addresses of everything the flow tables still translate: what a packet is addressed to on its way in,
     /// and the backend. The second step of a flow has the backend of the first.
     pub(super) fn add_flows(&self, inbound: &mut Filter, outbound: &mut Filter) -> Result<(), Error> {
@@ -141,6 +153,8 @@ where
                     inbound.add(&key.daddr);
                 }
                 match flow.direction {
+                    // What is dispatched has its backend elsewhere, and no reply that comes this way.
+                    Direction::Original if flow.is_one_way() => {}
                     Direction::Original => outbound.add(&flow.rewrite.daddr),
                     Direction::Reply => outbound.add(&key.saddr),
                     Direction::Transit => {}

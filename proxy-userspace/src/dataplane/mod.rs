@@ -34,15 +34,20 @@ use std::{
 
 use aya::Ebpf;
 use proxy_common::{
-    addr::{Address as _, Ipv4, Ipv6, Port},
+    addr::{Address as _, Ipv4, Ipv6, Mac, Port},
     backend::BackendId,
     filter::Filter,
     node::{FURTHER, LAYOUT, Node, ServiceCidrs, Vlan, masquerade},
 };
 
 use self::{
-    address_filter::AddressFilter, attach::Attacher, family::FamilyMaps, netlink::NodeNetwork,
-    reserved_ports::Reservation, sockets::Sweeper, table::Table,
+    address_filter::AddressFilter,
+    attach::Attacher,
+    family::FamilyMaps,
+    netlink::{LinkLayerAddress, NodeNetwork},
+    reserved_ports::Reservation,
+    sockets::Sweeper,
+    table::Table,
 };
 pub use self::{
     attach::{AttachProblem, AttachReport, Attachment, Mechanism},
@@ -102,6 +107,8 @@ pub struct Dataplane {
     slots: Table<u32, BackendId>,
     uplinks: Table<u32, u32>,
     vlans: Table<Vlan, u32>,
+    peers: Table<Mac, u32>,
+    peer_addresses: BTreeSet<IpAddr>,
     service_cidrs: Table<u32, ServiceCidrs>,
     inbound: AddressFilter,
     outbound: AddressFilter,
@@ -129,6 +136,8 @@ impl Dataplane {
             slots: family::table(&object, "SLOTS")?,
             uplinks: family::table(&object, "UPLINKS")?,
             vlans: family::table(&object, "VLANS")?,
+            peers: family::table(&object, "PEERS")?,
+            peer_addresses: BTreeSet::new(),
             service_cidrs: family::table(&object, "SERVICE_CIDRS")?,
             inbound: AddressFilter::adopt(family::table(&object, "INBOUND")?)?,
             outbound: AddressFilter::adopt(family::table(&object, "OUTBOUND")?)?,
@@ -163,7 +172,7 @@ impl Dataplane {
     pub fn read(&self) -> Result<KernelState, Error> {
         let (v4, v6) = (self.v4.read()?, self.v6.read()?);
         let services = v4.services.values().chain(v6.services.values());
-        let ranges = services.flat_map(|service| [service.internal, service.external]);
+        let ranges = services.flat_map(|service| [service.internal, service.external, service.local]);
         let end = ranges.map(|range| range.first.saturating_add(range.count)).max().unwrap_or(0);
         let service_cidrs = self.service_cidrs.read(&0)?;
         Ok(KernelState { slots: self.slots.values(end as usize)?, v4, v6, service_cidrs })
@@ -257,6 +266,35 @@ impl Dataplane {
         self.vlans.put_all(&vlans, &devices)
     }
 
+    /// Tells the programs of the addresses of other nodes, beyond which are Services that they may have dispatched here.
+    pub fn put_peer_addresses(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<(), Error> {
+        self.peer_addresses.clone_from(addresses);
+        self.add_peers();
+        self.inbound.flush()?;
+        self.v4.put_peers(&addresses.iter().filter_map(as_v4).collect())?;
+        self.v6.put_peers(&addresses.iter().filter_map(as_v6).collect())
+    }
+
+    /// Tells the programs where other nodes are on the links of this one.
+    pub fn put_peers(&mut self, addresses: &BTreeSet<LinkLayerAddress>) -> Result<(), Error> {
+        let found: BTreeSet<LinkLayerAddress> = self.peers.entries()?.into_iter().map(|(mac, _)| mac.octets).collect();
+        let macs = |addresses: &mut dyn Iterator<Item = &LinkLayerAddress>| -> Vec<Mac> {
+            addresses.map(|octets| Mac { octets: *octets }).collect()
+        };
+        self.peers.remove_all(&macs(&mut found.difference(addresses)))?;
+        let added = macs(&mut addresses.difference(&found));
+        self.peers.put_all(&added, &vec![1; added.len()])
+    }
+
+    fn add_peers(&mut self) {
+        for address in &self.peer_addresses {
+            match address {
+                IpAddr::V4(v4) => self.inbound.add(&Ipv4::from(*v4)),
+                IpAddr::V6(v6) => self.inbound.add(&Ipv6::from(*v6)),
+            }
+        }
+    }
+
     /// Clears the bits of the address filters that neither an entry nor a flow needs any more.
     pub fn prune_filters(&mut self) -> Result<(), Error> {
         let (mut inbound, mut outbound) = (Box::new(Filter::EMPTY), Box::new(Filter::EMPTY));
@@ -267,6 +305,7 @@ impl Dataplane {
         self.v6.add_flows(&mut inbound, &mut outbound)?;
         self.inbound.replace(inbound);
         self.outbound.replace(outbound);
+        self.add_peers();
         let node = self.node;
         self.add_masquerade(&node);
         self.inbound.flush()?;

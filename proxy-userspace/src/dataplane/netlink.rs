@@ -2,13 +2,17 @@
 //! turns the kernel's notifications into [`NetworkEvent`]s. And the kernel's list of sockets.
 
 mod messages;
+mod peers;
 pub(super) mod sockets;
 mod watcher;
 
 use ipnet::IpNet;
 use proxy_common::node::Vlan;
 
-pub use self::watcher::{snapshot, watch};
+pub use self::{
+    peers::{LinkLayerAddress, watch_peers},
+    watcher::{snapshot, watch},
+};
 
 /// The node's links and addresses at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

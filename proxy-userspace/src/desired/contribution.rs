@@ -22,6 +22,7 @@ use super::{
 use crate::{
     algorithm::AlgorithmName,
     model::{self, Endpoint, Model, ObjectName, Problem, ServicePort, ServicePortName, SourceScope, TrafficPolicy},
+    node_port_mode::NodePortMode,
     topology::{self, Lists, Place},
 };
 
@@ -44,7 +45,7 @@ pub(super) struct Contribution<A: Ord> {
     /// In order, each once; a map of so few would be ten times as large.
     frontends: Box<[Entry<A>]>,
     /// In order, each once.
-    backends: Box<[(Target<A>, DesiredBackend)]>,
+    backends: Box<[(Target<A>, DesiredBackend<A>)]>,
     /// Addresses it may not have.
     pub(super) refused: Vec<Problem>,
     pub(super) no_local: NoLocal,
@@ -83,7 +84,7 @@ impl<A: Ord + Copy> Contribution<A> {
     }
 
     /// What it knows of an endpoint.
-    pub(super) fn backend(&self, target: &Target<A>) -> Option<DesiredBackend> {
+    pub(super) fn backend(&self, target: &Target<A>) -> Option<DesiredBackend<A>> {
         let place = self.backends.binary_search_by_key(target, |(other, _)| *other).ok()?;
         self.backends.get(place).map(|(_, backend)| *backend)
     }
@@ -96,6 +97,8 @@ pub(super) struct World<'a> {
     pub(super) rules: &'a Rules,
     /// The algorithm of Services that name none.
     pub(super) usual: AlgorithmName,
+    /// How packets from outside get to other nodes, for Services that do not say it.
+    pub(super) mode: NodePortMode,
 }
 
 pub(super) fn contribution<A: Family>(name: &ObjectName, world: &World<'_>) -> Option<Contribution<A>> {
@@ -111,11 +114,11 @@ pub(super) fn contribution<A: Family>(name: &ObjectName, world: &World<'_>) -> O
 
 /// Everything that stands in a slice, also when no port of the Service leads to it: connections that are there keep it
 /// until it has left. Where ports disagree about one they share, the better opinion counts: a frontend may lead to it.
-fn backends<A: Family>(name: &ObjectName, model: &Model) -> BTreeMap<Target<A>, DesiredBackend> {
-    let mut backends: BTreeMap<Target<A>, DesiredBackend> = BTreeMap::new();
+fn backends<A: Family>(name: &ObjectName, model: &Model) -> BTreeMap<Target<A>, DesiredBackend<A>> {
+    let mut backends: BTreeMap<Target<A>, DesiredBackend<A>> = BTreeMap::new();
     for ((address, _), endpoint) in model::endpoints_by_port(model.slices(name)) {
         let Some(target) = target(address) else { continue };
-        let opinion = DesiredBackend::of(endpoint);
+        let opinion = DesiredBackend::of(endpoint, model);
         backends.entry(target).and_modify(|known| *known = known.better(opinion)).or_insert(opinion);
     }
     backends
@@ -215,6 +218,7 @@ fn whole<A>(port: &Arc<ServicePortName>, flags: u8) -> DesiredService<A> {
         sources: Arc::default(),
         internal: Arc::default(),
         external: Arc::default(),
+        local: Arc::default(),
         internal_empty: WhenEmpty::Reject,
         external_empty: WhenEmpty::Reject,
     }
@@ -230,6 +234,7 @@ fn port_services<A: Family>(service: &model::Service, port: &ServicePort, world:
     endpoints.retain(|address, endpoint| A::of(address.ip()).is_some() && weights.of(endpoint) > 0);
     let lists = topology::select(&endpoints, world.place);
     let name = &port.name;
+    let mode = service.node_port_mode.unwrap_or(world.mode);
     let algorithm = service.spread.algorithm.unwrap_or(world.usual).algorithm();
     let cluster = LazyCell::new(|| range::range(&lists.cluster, &endpoints, weights, algorithm));
     let local = LazyCell::new(|| range::range(&lists.local, &endpoints, weights, algorithm));
@@ -242,6 +247,7 @@ fn port_services<A: Family>(service: &model::Service, port: &ServicePort, world:
         sources: Arc::default(),
         internal: Arc::clone(internal),
         external: Arc::clone(external),
+        local: if flags & flag::DISPATCHED != 0 { Arc::clone(&local) } else { Arc::default() },
         internal_empty: when_empty(&lists),
         external_empty: when_empty(&lists),
     };
@@ -250,6 +256,9 @@ fn port_services<A: Family>(service: &model::Service, port: &ServicePort, world:
         TrafficPolicy::Local => build(0, &local, &local),
     };
     let outside = match service.external_policy {
+        TrafficPolicy::Cluster if mode.dispatches(name.protocol) => {
+            build(flag::EXTERNAL | flag::DISPATCHED, &cluster, &cluster)
+        }
         TrafficPolicy::Cluster => build(flag::EXTERNAL, &cluster, &cluster),
         TrafficPolicy::Local => build(flag::EXTERNAL | flag::SOURCE_KEPT, &cluster, &local),
     };
@@ -266,16 +275,19 @@ pub(super) fn target<A: Family>(address: SocketAddr) -> Option<Target<A>> {
     Some(Target { addr: A::of(address.ip())?, port: Port::new(address.port()) })
 }
 
-impl DesiredBackend {
-    fn of(endpoint: &Endpoint) -> Self {
+impl<A: Family> DesiredBackend<A> {
+    fn of(endpoint: &Endpoint, model: &Model) -> Self {
         let is_serving = endpoint.is_serving || endpoint.is_ready;
         let state = if is_serving { BackendState::Serving } else { BackendState::NotServing };
-        Self { is_local: endpoint.is_local, state }
+        let peer = model.peer(endpoint.node).filter(|_| !endpoint.is_local);
+        let node = peer.and_then(|peer| peer.address(endpoint.address.is_ipv4())).and_then(A::of);
+        Self { is_local: endpoint.is_local, node: node.unwrap_or(A::ANY), state }
     }
 
     pub(super) fn better(self, other: Self) -> Self {
         let is_serving = [self.state, other.state].contains(&BackendState::Serving);
         let state = if is_serving { BackendState::Serving } else { BackendState::NotServing };
-        Self { is_local: self.is_local || other.is_local, state }
+        // Where they disagree it does not matter whose opinion counts, if it is always the same one's.
+        Self { is_local: self.is_local || other.is_local, node: self.node.max(other.node), state }
     }
 }

@@ -88,7 +88,7 @@ impl<A: Address> Backends<A> {
     pub(super) fn put(
         &mut self,
         target: Target<A>,
-        desired: DesiredBackend,
+        desired: DesiredBackend<A>,
         now: Instant,
     ) -> Result<Option<(BackendId, Backend<A>)>, Full> {
         let id = match self.by_target.get(&target) {
@@ -100,6 +100,7 @@ impl<A: Address> Backends<A> {
         }
         let wanted = Backend {
             addr: target.addr,
+            node: desired.node,
             port: target.port,
             state: desired.state,
             is_local: desired.is_local.into(),
@@ -192,7 +193,8 @@ mod tests {
         diff::GRACE,
     };
 
-    const SERVING: DesiredBackend = DesiredBackend { is_local: false, state: BackendState::Serving };
+    const SERVING: DesiredBackend<Ipv4> =
+        DesiredBackend { is_local: false, node: Ipv4 { octets: [0; 4] }, state: BackendState::Serving };
 
     fn target(host: u8) -> Target<Ipv4> {
         Target { addr: Ipv4 { octets: [10, 0, 0, host] }, port: Port::new(80) }

@@ -111,7 +111,7 @@ impl Ledger {
     pub fn adopt(state: KernelState, capacity: Capacity, now: Instant) -> Self {
         let mut ranges = Ranges::new(capacity.slots);
         for service in state.v4.services.values().chain(state.v6.services.values()) {
-            for range in [service.internal, service.external] {
+            for range in [service.internal, service.external, service.local] {
                 ranges.adopt(range, content(&state.slots, range));
             }
         }
@@ -237,7 +237,7 @@ impl<A: Address + std::fmt::Display> FamilyLedger<A> {
     fn plan_backend(
         &mut self,
         target: Target<A>,
-        desired: Option<DesiredBackend>,
+        desired: Option<DesiredBackend<A>>,
         now: Instant,
         steps: &mut Phases<A>,
     ) -> Result<(), Overflow> {
@@ -280,8 +280,8 @@ impl<A: Address + std::fmt::Display> FamilyLedger<A> {
         let index = if frontend.proto == Protocol::Any { 0 } else { self.indexes.of(&desired.port, now)? };
         self.indexes.hold(index);
         let placed = self.put_sources(index, desired, steps);
-        let placed = placed.and_then(|()| self.place_both(ranges, desired, now, steps));
-        let [internal, external] = match placed {
+        let placed = placed.and_then(|()| self.place_all(ranges, desired, now, steps));
+        let [internal, external, local] = match placed {
             Ok(placed) => placed,
             Err(overflow) => {
                 self.indexes.release(index, now);
@@ -297,6 +297,7 @@ impl<A: Address + std::fmt::Display> FamilyLedger<A> {
             affinity_seconds: desired.affinity_seconds,
             internal,
             external,
+            local,
         };
         if old != Some(service) {
             self.services.insert(frontend, service);
@@ -319,6 +320,7 @@ impl<A: Address + std::fmt::Display> FamilyLedger<A> {
     fn let_go(&mut self, ranges: &mut Ranges, old: Service, now: Instant) {
         ranges.release(old.internal, now);
         ranges.release(old.external, now);
+        ranges.release(old.local, now);
         self.indexes.release(old.index, now);
         self.sources.release(&old);
     }
@@ -331,21 +333,24 @@ impl<A: Address + std::fmt::Display> FamilyLedger<A> {
         put.map_err(|sources::Full| Overflow::Sources(desired.port.as_ref().clone()))
     }
 
-    fn place_both(
+    fn place_all(
         &self,
         ranges: &mut Ranges,
         desired: &DesiredService<A>,
         now: Instant,
         steps: &mut Phases<A>,
-    ) -> Result<[Range; 2], Overflow> {
-        let internal = self.place(ranges, desired, &desired.internal, now, steps)?;
-        match self.place(ranges, desired, &desired.external, now, steps) {
-            Ok(external) => Ok([internal, external]),
-            Err(overflow) => {
-                ranges.release(internal, now);
-                Err(overflow)
+    ) -> Result<[Range; 3], Overflow> {
+        let mut placed = [Range::default(); 3];
+        for (index, targets) in [&desired.internal, &desired.external, &desired.local].into_iter().enumerate() {
+            match self.place(ranges, desired, targets, now, steps) {
+                Ok(range) => placed[index] = range,
+                Err(overflow) => {
+                    placed[..index].iter().for_each(|range| ranges.release(*range, now));
+                    return Err(overflow);
+                }
             }
         }
+        Ok(placed)
     }
 
     /// The range with these targets. One that found no room among the backends is left out.

@@ -18,10 +18,13 @@ use std::{collections::BTreeMap, net::IpAddr, str::FromStr};
 use ipnet::IpNet;
 
 use super::{Endpoint, defect::Problem};
-use crate::algorithm::AlgorithmName;
+use crate::{algorithm::AlgorithmName, node_port_mode::NodePortMode};
 
 const ALGORITHM: &str = "service.sluice.dev/algorithm";
 const WEIGHTS: &str = "service.sluice.dev/weights";
+
+/// `snat`, `dsr` or `hybrid`: how packets from outside get to a backend on another node.
+const NODE_PORT_MODE: &str = "service.sluice.dev/nodeport-mode";
 
 /// Beyond this a weight is a mistake.
 const HEAVIEST: u32 = 1000;
@@ -72,6 +75,15 @@ impl Spread {
         };
         Self { algorithm, weights: Weights(entries.filter_map(&mut parse).collect()) }
     }
+}
+
+/// Reads how packets from outside get to a backend on another node, if the Service says it.
+pub(super) fn node_port_mode(
+    annotations: Option<&BTreeMap<String, String>>,
+    note: &mut impl FnMut(Problem),
+) -> Option<NodePortMode> {
+    let text = annotations?.get(NODE_PORT_MODE)?.trim();
+    text.parse().map_err(|_error| note(Problem::annotation(NODE_PORT_MODE, text))).ok()
 }
 
 /// Not an entry of the annotation.
@@ -130,7 +142,10 @@ mod tests {
     use std::sync::Arc;
 
     use super::{ALGORITHM, Spread, WEIGHTS};
-    use crate::{algorithm::AlgorithmName, model::Endpoint};
+    use crate::{
+        algorithm::AlgorithmName,
+        model::{Endpoint, NodeNumber},
+    };
 
     fn parse(annotations: &[(&str, &str)]) -> (Spread, Vec<String>) {
         let annotations = annotations.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
@@ -147,6 +162,7 @@ mod tests {
             is_serving: true,
             is_terminating: false,
             is_local: false,
+            node: NodeNumber::default(),
             hints: Arc::default(),
         }
     }

@@ -7,6 +7,7 @@ mod defects;
 mod listing;
 mod name;
 mod node;
+mod peers;
 mod service;
 mod service_cidr;
 mod slice;
@@ -16,7 +17,7 @@ mod trigger;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     num::NonZeroU16,
     sync::Arc,
 };
@@ -32,6 +33,8 @@ use k8s_openapi::{
 use listing::Listing;
 pub use name::{ObjectName, ServicePortName};
 pub use node::Node;
+use peers::Peers;
+pub use peers::{NodeNumber, Peer};
 pub use service::{Service, ServicePort, TrafficPolicy};
 use service_cidr::ServiceCidr;
 pub use slice::{Endpoint, Hints, Slice, SlicePort, endpoints, endpoints_by_port};
@@ -49,6 +52,8 @@ pub struct Dirty {
     pub services: BTreeSet<ObjectName>,
     /// The Node changed: its zone, its addresses or its fate.
     pub node: bool,
+    /// The addresses of other nodes changed.
+    pub peers: bool,
 }
 
 /// Of which kinds a complete list was received.
@@ -72,6 +77,9 @@ pub struct Model {
     /// is another.
     outlived: BTreeMap<bool, ObjectName>,
     node: Option<Node>,
+    peers: Peers,
+    /// A Service has asked to be dispatched to other nodes.
+    wants_peers: bool,
     service_cidrs: BTreeMap<ObjectName, ServiceCidr>,
     listed_services: Listing<Service>,
     listed_slices: Listing<Slice>,
@@ -97,6 +105,8 @@ impl Model {
             slice_owner: BTreeMap::new(),
             outlived: BTreeMap::new(),
             node: None,
+            peers: Peers::default(),
+            wants_peers: false,
             service_cidrs: BTreeMap::new(),
             listed_services: Listing::default(),
             listed_slices: Listing::default(),
@@ -142,6 +152,39 @@ impl Model {
         self.node.as_ref()
     }
 
+    /// Another node, if others matter.
+    pub fn peer(&self, number: NodeNumber) -> Option<&Peer> {
+        self.peers.get(number).filter(|_| self.wants_peers)
+    }
+
+    /// The addresses of all nodes but this one, if others matter.
+    pub fn peer_addresses(&self) -> BTreeSet<IpAddr> {
+        if !self.wants_peers {
+            return BTreeSet::new();
+        }
+        let own = self.node.as_ref().map(|node| &node.addresses);
+        let addresses = self.peers.all().flat_map(|peer| &peer.addresses);
+        addresses.filter(|address| !own.is_some_and(|own| own.contains(address))).copied().collect()
+    }
+
+    /// From now on other nodes matter: packets may go to them as they are. That a Service asked for it is not forgotten with it.
+    pub fn want_peers(&mut self) {
+        if !std::mem::replace(&mut self.wants_peers, true) {
+            self.dirty.peers = true;
+            self.dirty.services.extend(self.services.keys().chain(self.slices.keys()).cloned());
+        }
+    }
+
+    /// Whether other nodes matter.
+    pub fn wants_peers(&self) -> bool {
+        self.wants_peers
+    }
+
+    /// Whether the source has said what other nodes it knows.
+    pub fn knows_peers(&self) -> bool {
+        self.peers.are_known()
+    }
+
     /// Every Service.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
         self.services.values().map(Arc::as_ref)
@@ -184,6 +227,7 @@ impl Model {
             Event::Services(change) => self.absorb_services(change),
             Event::EndpointSlices(change) => self.absorb_slices(change),
             Event::Nodes(change) => self.absorb_nodes(change),
+            Event::Peers(change) => self.absorb_peers(change),
             Event::ServiceCidrs(change) => self.absorb_service_cidrs(change),
             Event::Defect(defect) => return vec![*defect],
         }
@@ -240,6 +284,9 @@ impl Model {
         if self.services.get(&name) == service.as_ref() {
             return;
         }
+        if service.as_ref().is_some_and(|service| service.dispatches()) {
+            self.want_peers();
+        }
         match service {
             Some(service) => self.services.insert(name.clone(), service),
             None => self.services.remove(&name),
@@ -261,7 +308,7 @@ impl Model {
             Change::End => self.replace_slices(),
             Change::Apply(object) => {
                 let (name, mut defects) = (ObjectName::of(object.metadata()), Vec::new());
-                let slice = Slice::parse(&object, &self.node_name, &mut defects);
+                let slice = Slice::parse(&object, &self.node_name, self.peers.names(), &mut defects);
                 self.defects.replace("EndpointSlice", &name, defects);
                 if self.put_slice(&name, slice.map(Arc::new)) {
                     self.triggers.note(&name, &object);
@@ -281,7 +328,7 @@ impl Model {
 
     fn list_slice(&mut self, object: &discovery::EndpointSlice) {
         let (name, mut defects) = (ObjectName::of(object.metadata()), Vec::new());
-        let slice = Slice::parse(object, &self.node_name, &mut defects);
+        let slice = Slice::parse(object, &self.node_name, self.peers.names(), &mut defects);
         let owner = self.slice_owner.get(&name);
         let known = owner.and_then(|owner| self.slices.get(owner)).and_then(|slices| slices.get(&name.name));
         // The first list tells of changes from before the agent's time.
@@ -404,6 +451,32 @@ impl Model {
         self.dirty.node |= self.node != node;
         self.has_had_node |= node.is_some();
         self.node = node;
+    }
+
+    fn absorb_peers(&mut self, change: Change<core::Node>) {
+        let changed = match change {
+            Change::Begin => return self.peers.begin(),
+            Change::Listed(object) if self.is_own(&object) => return,
+            Change::Listed(object) => return self.peers.list(&object),
+            Change::Replace(objects) => {
+                self.peers.begin();
+                let node_name = self.node_name.as_str();
+                let is_other = |object: &&core::Node| object.metadata.name.as_deref() != Some(node_name);
+                objects.iter().filter(is_other).for_each(|object| self.peers.list(object));
+                return self.absorb_peers(Change::End);
+            }
+            Change::End => self.peers.end(),
+            Change::Apply(object) if self.is_own(&object) => return,
+            Change::Apply(object) => self.peers.apply(&object).into_iter().collect(),
+            Change::Delete(name) => self.peers.delete(&name.name).into_iter().collect(),
+        };
+        if changed.is_empty() {
+            return;
+        }
+        self.dirty.peers = true;
+        let is_touched = |slice: &Slice| slice.endpoints.iter().any(|endpoint| changed.contains(&endpoint.node));
+        let touched = self.slices.iter().filter(|(_, slices)| slices.iter().any(|(_, slice)| is_touched(slice)));
+        self.dirty.services.extend(touched.map(|(service, _)| service.clone()));
     }
 
     fn absorb_service_cidrs(&mut self, change: Change<networking::ServiceCIDR>) {

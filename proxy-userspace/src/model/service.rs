@@ -12,10 +12,11 @@ use proxy_common::addr::Protocol;
 
 use super::{
     ObjectName, ServicePortName,
-    annotation::Spread,
+    annotation::{self, Spread},
     defect::{Defect, ObjectReference, Problem},
     source_ranges::SourceRanges,
 };
+use crate::node_port_mode::NodePortMode;
 
 /// Another proxy serves a Service that bears this label, whatever its value.
 const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
@@ -56,6 +57,8 @@ pub struct Service {
     pub affinity_seconds: Option<NonZeroU32>,
     /// How its connections are spread over its endpoints.
     pub spread: Spread,
+    /// How packets from outside get to a backend on another node; none means the node's default.
+    pub node_port_mode: Option<NodePortMode>,
     /// Where the load balancer asks this node for the health of the Service.
     pub health_check_node_port: Option<NonZeroU16>,
     /// For clients of the ClusterIP.
@@ -115,6 +118,9 @@ impl Service {
             source_ranges: SourceRanges::parse(object, |problem| parser.note(problem)),
             affinity_seconds: parser.affinity(spec),
             spread: Spread::parse(object.metadata.annotations.as_ref(), &mut |problem| parser.note(problem)),
+            node_port_mode: annotation::node_port_mode(object.metadata.annotations.as_ref(), &mut |problem| {
+                parser.note(problem);
+            }),
             health_check_node_port: parser.health_check_node_port(spec, external_policy),
             cluster_ips,
             internal_policy: parser.policy("spec.internalTrafficPolicy", spec.internal_traffic_policy.as_deref()),
@@ -128,6 +134,11 @@ impl Service {
     /// Whether it has addresses that are not the cluster's own.
     pub fn has_external_ips(&self) -> bool {
         !self.external_ips.is_empty() || !self.balancer_ips.is_empty()
+    }
+
+    /// Whether it has said itself that its packets go to other nodes as they are.
+    pub fn dispatches(&self) -> bool {
+        self.node_port_mode.is_some_and(|mode| mode != NodePortMode::Snat)
     }
 
     /// Whether a port of it can be reached by anything but its ClusterIP.

@@ -13,6 +13,7 @@ use proxy_common::addr::Protocol;
 use super::{
     ObjectName, ServicePortName,
     defect::{Defect, ObjectReference, Problem},
+    peers::{NodeNames, NodeNumber},
     service::{parse_address, parse_port, parse_protocol},
 };
 
@@ -59,6 +60,8 @@ pub struct Endpoint {
     pub is_local: bool,
     /// Name of the pod, or of what else it stands for.
     pub name: Option<Box<str>>,
+    /// On which node it runs.
+    pub node: NodeNumber,
     /// Whom it is meant for; endpoints of a slice that agree share it.
     pub hints: Arc<Hints>,
 }
@@ -82,7 +85,12 @@ impl Hints {
 
 impl Slice {
     /// None for a slice that belongs to no Service, or to a headless one, or holds no IP addresses.
-    pub fn parse(object: &discovery::EndpointSlice, node_name: &str, defects: &mut Vec<Defect>) -> Option<Self> {
+    pub(super) fn parse(
+        object: &discovery::EndpointSlice,
+        node_name: &str,
+        names: &mut NodeNames,
+        defects: &mut Vec<Defect>,
+    ) -> Option<Self> {
         let labels = object.metadata.labels.as_ref()?;
         let service = labels.get(SERVICE_NAME).filter(|name| !name.is_empty())?;
         if labels.contains_key(HEADLESS) {
@@ -106,7 +114,10 @@ impl Slice {
         let endpoints = endpoints
             .filter_map(|endpoint| {
                 share(&mut hints, parse_hints(endpoint.hints.as_ref()));
-                parse_endpoint(endpoint, is_ipv4, node_name, &hints, &mut note)
+                let mut parsed = parse_endpoint(endpoint, is_ipv4, &hints, &mut note)?;
+                parsed.is_local = endpoint.node_name.as_deref() == Some(node_name);
+                parsed.node = endpoint.node_name.as_deref().map_or(NodeNumber::default(), |name| names.number(name));
+                Some(parsed)
             })
             .collect();
         Some(Self { service, endpoints, ports })
@@ -125,6 +136,7 @@ impl Slice {
             is_terminating: false,
             is_local: *is_local,
             name: None,
+            node: NodeNumber::default(),
             hints: Hints::none(),
         };
         Self {
@@ -189,10 +201,10 @@ fn parse_slice_port(port: &discovery::EndpointPort, note: &mut impl FnMut(Proble
     parsed.map_err(note).ok()
 }
 
+/// All but on which node it runs.
 fn parse_endpoint(
     endpoint: &discovery::Endpoint,
     is_ipv4: bool,
-    node_name: &str,
     hints: &Arc<Hints>,
     note: &mut impl FnMut(Problem),
 ) -> Option<Endpoint> {
@@ -209,7 +221,8 @@ fn parse_endpoint(
         is_ready: is_so(|conditions| conditions.ready).unwrap_or(true),
         is_serving: is_so(|conditions| conditions.serving).unwrap_or(true),
         is_terminating: is_so(|conditions| conditions.terminating).unwrap_or(false),
-        is_local: endpoint.node_name.as_deref() == Some(node_name),
+        is_local: false,
+        node: NodeNumber::default(),
         name: endpoint.target_ref.as_ref().and_then(|target| target.name.as_deref()).map(Box::from),
         hints: Arc::clone(hints),
     })
@@ -234,11 +247,12 @@ fn parse_hints(hints: Option<&discovery::EndpointHints>) -> Hints {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::{Slice, endpoints};
+    use super::{NodeNames, Slice, endpoints};
 
     fn parse(object: Value) -> (Option<Slice>, Vec<String>) {
         let mut defects = Vec::new();
-        let slice = Slice::parse(&serde_json::from_value(object).unwrap(), "here", &mut defects);
+        let slice =
+            Slice::parse(&serde_json::from_value(object).unwrap(), "here", &mut NodeNames::default(), &mut defects);
         (slice, defects.iter().map(ToString::to_string).collect())
     }
 

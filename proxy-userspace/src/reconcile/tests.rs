@@ -3,6 +3,7 @@
 
 mod access;
 mod claims;
+mod dispatch;
 mod half;
 mod no_local;
 mod spread;
@@ -94,7 +95,7 @@ fn settle(reconciler: &mut Reconciler, kernel: &mut KernelState, now: Instant) -
 
 fn assert_whole<A: Address + std::fmt::Debug>(state: &FamilyState<A>, slots: &[BackendId]) {
     for (frontend, service) in &state.services {
-        for range in [service.internal, service.external] {
+        for range in [service.internal, service.external, service.local] {
             for backend in backends(state, slots, range) {
                 assert_eq!(backend.state, BackendState::Serving, "{frontend:?} leads to {backend:?}");
             }
@@ -154,6 +155,7 @@ fn assert_family_equal<A: Address + std::fmt::Debug>(
         };
         assert_eq!(targets(service.internal), *desired.internal);
         assert_eq!(targets(service.external), *desired.external);
+        assert_eq!(targets(service.local), *desired.local);
         assert_eq!(service.internal_empty, desired.internal_empty);
         assert_eq!(service.external_empty, desired.external_empty);
         assert_eq!((service.pick, service.flags), (desired.pick, desired.flags));
@@ -178,6 +180,7 @@ fn assert_backends_equal<A: Address + std::fmt::Debug>(backends: &[Backend<A>], 
             (BackendState::Free | BackendState::Gone, _) | (BackendState::NotServing, None) => {}
             (state, Some(desired)) => {
                 assert_eq!((state, backend.is_local), (desired.state, desired.is_local.into()), "{target:?}");
+                assert_eq!(backend.node, desired.node, "{target:?}");
                 assert!(missing.remove(&target).is_some(), "{target:?} is there twice");
             }
             (state, None) => panic!("{target:?} is {state:?}"),

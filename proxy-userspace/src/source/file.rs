@@ -149,7 +149,9 @@ impl Source {
             events.push(Event::EndpointSlices(Change::Replace(objects.slices.values().cloned().collect())));
         }
         if sent.is_none_or(|sent| sent.nodes != objects.nodes) {
-            events.push(Event::Nodes(Change::Replace(objects.nodes.values().cloned().collect())));
+            let nodes: Vec<_> = objects.nodes.values().cloned().collect();
+            events.push(Event::Peers(Change::Replace(nodes.clone())));
+            events.push(Event::Nodes(Change::Replace(nodes)));
         }
         if sent.is_none_or(|sent| sent.service_cidrs != objects.service_cidrs) {
             events.push(Event::ServiceCidrs(Change::Replace(objects.service_cidrs.values().cloned().collect())));
@@ -280,11 +282,15 @@ mod tests {
     async fn all_kinds_are_complete_at_once_and_endpoints_come_first() {
         let directory = TempDir::new().unwrap();
         let mut receiver = watched(directory.path());
-        let kinds = [receiver.recv().await, receiver.recv().await, receiver.recv().await, receiver.recv().await];
+        let mut kinds = Vec::new();
+        for _ in 0..5 {
+            kinds.push(receiver.recv().await.unwrap());
+        }
         assert_eq!(
-            kinds.map(Option::unwrap),
+            kinds,
             [
                 Event::EndpointSlices(Change::Replace(vec![])),
+                Event::Peers(Change::Replace(vec![])),
                 Event::Nodes(Change::Replace(vec![])),
                 Event::ServiceCidrs(Change::Replace(vec![])),
                 Event::Services(Change::Replace(vec![])),

@@ -78,6 +78,13 @@ pub fn start_with(client: &Client, node_name: &str, watches: Watches, sender: &S
     spawn(Api::all(client.clone()), nodes, Event::Nodes, &listener);
 }
 
+/// Starts a watch of all Nodes, of which packets may be dispatched to the others. Their agents tell what is wrong with them.
+pub fn watch_peers(client: &Client, node_name: &str, watches: Watches, sender: &Sender) {
+    let config = watcher::Config::default().page_size(watches.page_size).timeout(watches.timeout);
+    let listener = Listener { sender: sender.clone(), node: ObjectReference::of_node(node_name) };
+    spawn(Api::all(client.clone()), config, Event::Peers, &listener);
+}
+
 /// A client with this source's settings, for [`start_with`].
 pub async fn client(server: &ApiServer) -> Result<Client, OpenError> {
     connection::open(server).await

@@ -20,6 +20,8 @@ pub enum Event {
     EndpointSlices(Change<EndpointSlice>),
     /// Of Nodes; only this agent's own one matters.
     Nodes(Change<Node>),
+    /// Of all Nodes, for the sake of the others: told only where packets may be dispatched to them.
+    Peers(Change<Node>),
     /// Of `ServiceCIDRs`.
     ServiceCidrs(Change<ServiceCIDR>),
     /// Something is wrong that the objects themselves do not show.

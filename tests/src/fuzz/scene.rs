@@ -239,6 +239,7 @@ pub fn service(
         affinity_seconds: 10,
         internal: range(world, chance),
         external: range(world, chance),
+        local: Range::default(),
     }
 }
 

@@ -98,6 +98,8 @@ impl Model {
                 rewriting.shorten_life(&packet.ip);
                 Verdict::SendOut
             }
+            // The tables at random ask for none.
+            Output::Dispatch => return Objection::wrong("a flow of the model is dispatched"),
             Output::Forward => {
                 if let Some(hop) = self.next_hop(packet, key, &flow, oracle) {
                     rewriting.translate(&packet.ip, segment, flow.source, flow.destination);

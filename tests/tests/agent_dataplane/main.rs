@@ -73,6 +73,7 @@ fn service_cidrs() -> ServiceCidrs {
 fn small_plan() -> Plan {
     let backend = Backend {
         addr: Ipv4 { octets: [10, 244, 1, 2] },
+        node: Ipv4::default(),
         port: Port::new(8080),
         state: BackendState::Serving,
         is_local: 1,
@@ -550,8 +551,13 @@ fn ten_thousand_services_are_written_and_read_back_the_same() -> Result<()> {
         let ids: Vec<u32> = (first + 1..=first + ENDPOINTS).collect();
         for &id in &ids {
             let addr = Ipv4 { octets: (0x0af4_0000 + id).to_be_bytes() };
-            let backend =
-                Backend { addr, port: Port::new(8080), state: BackendState::Serving, is_local: 0, generation: 1 };
+            let backend = Backend {
+                addr,
+                port: Port::new(8080),
+                state: BackendState::Serving,
+                generation: 1,
+                ..Backend::default()
+            };
             backends.push(Step::PutBackend(id, backend));
         }
         slots.push(Step::PutSlots(first, ids));

@@ -15,6 +15,7 @@ use crate::{
     dataplane::{self, DevicePattern, FlowTableSize},
     desired::ExternalIps,
     metrics::PerBackend,
+    node_port_mode::NodePortMode,
     reconcile,
 };
 
@@ -93,6 +94,10 @@ pub(in crate::cli) struct Arguments {
     /// How connections are spread to Services without the annotation service.sluice.dev/algorithm [default: random]
     #[arg(long, value_enum)]
     algorithm: Option<AlgorithmName>,
+    /// How packets from outside for NodePorts, external IPs and addresses of load balancers get to a backend on another node,
+    /// for Services without the annotation service.sluice.dev/nodeport-mode; the same on every node
+    #[arg(long, value_enum, default_value_t)]
+    nodeport_mode: NodePortMode,
     /// Masquerade all that goes to a ClusterIP
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     masquerade_all: Option<bool>,
@@ -195,6 +200,7 @@ impl Arguments {
                 node_port_addresses: self.nodeport_addresses.or(file.node_port_addresses).unwrap_or_default(),
                 algorithm: self.algorithm.or(file.algorithm).unwrap_or_default(),
                 external_ips: self.external_ips,
+                node_port_mode: self.nodeport_mode,
                 uplinks: self.uplinks,
             },
             source: match self.source {

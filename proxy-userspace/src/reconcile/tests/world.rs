@@ -204,7 +204,7 @@ impl World {
 
     /// As the agent does: it waits for the Node, or a restart would not go on where it was.
     fn settle(&mut self) -> Plan {
-        if !self.reconciler.knows_node() {
+        if !self.reconciler.knows_nodes() {
             return Plan::default();
         }
         look(&mut self.reconciler);

@@ -93,7 +93,7 @@ impl Rig<'_> {
             if let (Some(addr), true) = (A::new(target.address), is_new) {
                 let (port, is_local) = (Port::new(target.port), u8::from(target.is_local));
                 let (state, generation) = (target.state, target.generation);
-                backends.set(*id, Raw(Backend { addr, port, state, is_local, generation }), 0)?;
+                backends.set(*id, Raw(Backend { addr, node: A::default(), port, state, is_local, generation }), 0)?;
             }
         }
         let mut services = self.hash::<_, Service>("SERVICES", A::IS_V4)?;
