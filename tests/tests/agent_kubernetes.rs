@@ -66,6 +66,7 @@ struct Known {
     services: Objects,
     slices: Objects,
     nodes: Objects,
+    peers: Objects,
     cidrs: Objects,
     /// What was wrong beside that.
     defects: Vec<String>,
@@ -116,8 +117,8 @@ impl Known {
         let (sender, events) = channel(QUEUE);
         let server = config::ApiServer { urls: vec![url.to_owned()], ..config::ApiServer::default() };
         kubernetes::start_with(&kubernetes::client(&server).await?, "here", watches, &sender);
-        let [services, slices, nodes, cidrs] = std::array::from_fn(|_| Objects::default());
-        Ok(Self { events, services, slices, nodes, cidrs, defects: Vec::new() })
+        let [services, slices, nodes, peers, cidrs] = std::array::from_fn(|_| Objects::default());
+        Ok(Self { events, services, slices, nodes, peers, cidrs, defects: Vec::new() })
     }
 
     /// Takes events in until the condition holds.
@@ -137,6 +138,7 @@ impl Known {
             Event::Services(change) => self.services.absorb(change),
             Event::EndpointSlices(change) => self.slices.absorb(change),
             Event::Nodes(change) => self.nodes.absorb(change),
+            Event::Peers(change) => self.peers.absorb(change),
             Event::ServiceCidrs(change) => self.cidrs.absorb(change),
             Event::Defect(defect) => self.defects.push(defect.to_string()),
         }
@@ -173,6 +175,22 @@ fn lists_come_as_streams_and_only_what_a_proxy_serves() -> Result<()> {
         assert!(known.has_services(&["a", "b", "c"]), "{known:?}");
         assert!(known.nodes.has(&["here"]), "only the own node: {known:?}");
         assert!(server.requests().iter().all(|request| request.verb == Verb::Watch), "{:?}", server.requests());
+        Ok(())
+    })
+}
+
+#[test]
+fn other_nodes_are_watched_when_somebody_asks_for_them() -> Result<()> {
+    block_on(async {
+        let server = server()?;
+        let (sender, events) = channel(QUEUE);
+        let settings = config::ApiServer { urls: vec![server.url()], ..config::ApiServer::default() };
+        kubernetes::watch_peers(&kubernetes::client(&settings).await?, "here", Watches::default(), &sender);
+        let mut known = Known { events, ..Known::from(&server.url(), Watches::default()).await? };
+        known.until("all Nodes", |known| known.peers.has(&["here", "there"])).await?;
+        server.apply(node("new"))?;
+        known.until("another Node", |known| known.peers.has(&["here", "new", "there"])).await?;
+        assert!(known.nodes.known.is_none(), "told apart from the own one: {known:?}");
         Ok(())
     })
 }
