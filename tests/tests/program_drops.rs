@@ -2,13 +2,12 @@
 //! [`case`].
 
 use std::{
-    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::Path,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
+use aya::util::KernelVersion;
 use proxy_common::{
     addr::{Ipv4, Ipv6, Protocol},
     backend::BackendState,
@@ -32,7 +31,7 @@ enum Shown {
     Elsewhere,
     /// By a packet.
     Here(Case),
-    /// A test run cannot make the socket: by this test of this file.
+    /// A test run cannot make the socket: by this test, in this text of a file.
     By(&'static str, &'static str),
 }
 
@@ -69,10 +68,15 @@ fn case(outcome: Outcome) -> Shown {
         O::RejectNoEndpoint => (&[], no_endpoint),
         O::RejectNoPort => (&[], undefined_port),
         O::ResetGone => (&[], gone),
-        O::RefuseBind => return Shown::By("netns_bind.rs", "a_process_of_the_node_is_refused_a_node_port"),
+        O::RefuseBind => {
+            return Shown::By(include_str!("netns_bind.rs"), "a_process_of_the_node_is_refused_a_node_port");
+        }
     };
     Shown::Here(of)
 }
+
+/// Since then, frames may have more than 32 bytes of metadata.
+const METADATA: KernelVersion = KernelVersion::new(6, 9, 0);
 
 #[test]
 fn every_reason_to_drop_or_to_refuse_is_reached_by_a_packet() -> Result<()> {
@@ -82,13 +86,15 @@ fn every_reason_to_drop_or_to_refuse_is_reached_by_a_packet() -> Result<()> {
                 let name = format!("{outcome:?}");
                 assert!(!["Drop", "Reject", "Reset", "Refuse"].iter().any(|word| name.starts_with(word)), "{name}");
             }
+            Shown::Here(_) if outcome == Outcome::DropNotWritable && KernelVersion::current()? < METADATA => {
+                eprintln!("{outcome:?} is not shown: Linux before 6.9 lets no frame have so much metadata");
+            }
             Shown::Here(case) => {
                 reach(outcome, case).with_context(|| format!("{outcome:?}"))?;
             }
-            Shown::By(file, test) => {
-                let content = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(file))?;
-                assert!(content.contains(&format!("fn {test}(")), "{file} has no test {test}");
-                assert!(content.contains(&format!("Outcome::{outcome:?}")), "{file} does not look for {outcome:?}");
+            Shown::By(content, test) => {
+                assert!(content.contains(&format!("fn {test}(")), "there is no test {test}");
+                assert!(content.contains(&format!("Outcome::{outcome:?}")), "{test} does not look for {outcome:?}");
             }
         }
     }
@@ -157,8 +163,8 @@ fn no_port(bed: &mut Testbed, family: Family) -> Result<(Hook, i32)> {
     uplink_xdp(bed, &from_outside(family, 50_001))
 }
 
-/// A frame whose head room is taken has no place for the headers of an ICMP error. Linux 6.1 lets no frame have so much
-/// metadata; there, nothing that a test run can make is not writable.
+/// A frame whose head room is taken has no place for the headers of an ICMP error. Nothing else that a test run can make is
+/// not writable.
 fn not_writable(bed: &mut Testbed, family: Family) -> Result<(Hook, i32)> {
     bed.set_service(any(family), NODE_PORT, Protocol::Udp, Service::default())?;
     let nature = Nature { metadata: 212, ..Nature::default() };

@@ -20,10 +20,10 @@ use crate::{
 };
 
 /// Tools that are taken from this machine; busybox has the rest. Its own `ip` and `tc` know too little.
-const TOOLS: [&str; 6] = ["dash", "busybox", "ip", "tc", "bpftool", "nsenter"];
+const TOOLS: [&str; 7] = ["dash", "busybox", "ip", "tc", "bpftool", "nsenter", "wg"];
 
 /// Loaded at boot, with their parameters: no device shall be there that nobody has made.
-const MODULES: [(&str, &str); 12] = [
+const MODULES: [(&str, &str); 13] = [
     ("veth", ""),
     ("sch_ingress", ""),
     ("cls_bpf", ""),
@@ -33,6 +33,7 @@ const MODULES: [(&str, &str); 12] = [
     ("vxlan", ""),
     ("geneve", ""),
     ("ipip", ""),
+    ("ip6_tunnel", ""),
     ("wireguard", ""),
     ("sch_netem", ""),
     ("sctp", ""),

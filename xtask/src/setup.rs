@@ -42,8 +42,9 @@ pub(crate) const KERNEL: Need = Need {
         Package { name: "bpftool", why: "shows programs and maps" },
         Package { name: "iproute2", why: "makes network namespaces and devices" },
         Package { name: "util-linux", why: "enters namespaces, mounts file systems" },
+        Package { name: "wireguard-tools", why: "gives WireGuard devices their keys" },
     ],
-    programs: &["bpftool", "ip", "tc", "nsenter"],
+    programs: &["bpftool", "ip", "tc", "nsenter", "wg"],
 };
 
 /// Virtual machines.
