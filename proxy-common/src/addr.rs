@@ -145,7 +145,7 @@ impl Port {
 
 /// An Ethernet address. Aligned, so that the BPF compiler copies half words and not bytes.
 #[repr(C, align(2))]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mac {
     /// The six octets, as on the wire.
     pub octets: [u8; 6],

@@ -62,6 +62,8 @@ pub enum Outcome {
     PassExtension = 20,
     /// Passed on: neither TCP nor UDP nor SCTP, or a fragment of the last; addressed to one of ours.
     PassProtocol = 21,
+    /// Passed on: the frame is addressed to another host, and only came here because a switch or a card did not know better.
+    PassOtherHost = 22,
     /// Dropped: the Service's slot or backend entry was not there.
     DropNoBackend = 33,
     /// Dropped: no source port was free for the flow.
@@ -127,7 +129,7 @@ impl Hook {
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::Opened,
         Self::Confirmed,
         Self::Moved,
@@ -143,6 +145,7 @@ impl Outcome {
         Self::PassOptions,
         Self::PassExtension,
         Self::PassProtocol,
+        Self::PassOtherHost,
         Self::DropNoBackend,
         Self::DropNoPort,
         Self::DropNotWritable,

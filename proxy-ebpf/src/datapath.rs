@@ -18,7 +18,7 @@ use crate::{
     family::{Family, V4, V6},
     filter,
     flow::{self, Advance, Entry},
-    headers, icmp,
+    headers, host, icmp,
     output::{self, Verdict},
     packet::Packet,
     parse::{Ethernet, Ipv6Header, Payload, Tcp, TcpHeader, Transport, Udp, ethertype},
@@ -168,6 +168,10 @@ pub(crate) fn transport<P: Packet, F: Family, L: Transport>(
     }
     if matches!(stage, Stage::ToPod | Stage::UplinkOut) {
         return Ok(Verdict::PASS);
+    }
+    // Only of what nobody knows yet: a flow is entered for frames of this host alone.
+    if matches!(stage, Stage::UplinkIn) && host::is_another::<P>(packet.context()) {
+        return pass(hook, Outcome::PassOtherHost);
     }
     if known == Advance::Gone {
         return reject::refuse::<P, F, L>(hook, packet.context(), flags, Outcome::ResetGone);

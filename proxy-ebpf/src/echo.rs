@@ -12,14 +12,12 @@ use crate::{
     checksum,
     counters::count,
     family::Family,
+    host::GROUP,
     output::Verdict,
     packet::Packet,
     parse::{Ethernet, IcmpHeader},
     service,
 };
-
-/// Of an Ethernet address: it is that of many.
-const GROUP: u8 = 1;
 
 /// Answers an echo request, or passes it on. Out of line, as everything rare.
 #[inline(never)]

@@ -16,6 +16,7 @@ use crate::{
     datapath, dispatch, echo,
     family::Family,
     flow::{self, Entry},
+    host,
     output::{self, Verdict},
     packet::Packet,
     parse::{FragmentHeader, IcmpHeader, TCP_CSUM, UdpHeader},
@@ -34,6 +35,9 @@ pub(crate) fn relate<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mu
         return Verdict::PASS;
     }
     if icmp.kind == F::ECHO.0 && matches!(stage, Stage::FromPod | Stage::UplinkIn) {
+        if stage == Stage::UplinkIn && host::is_another::<P>(packet.context()) {
+            return Verdict::PASS;
+        }
         return echo::answer::<P, F>(hook, packet.context());
     }
     if !F::is_icmp_error(icmp.kind) {

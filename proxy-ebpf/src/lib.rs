@@ -32,6 +32,7 @@ mod flow;
 mod fragment;
 mod hash;
 mod headers;
+mod host;
 mod icmp;
 pub mod kernel;
 mod maps;

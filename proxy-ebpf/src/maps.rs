@@ -32,6 +32,7 @@ const UPLINKS_: usize = 256;
 const VLANS_: usize = 4_096;
 const PEERS_: usize = 16_384;
 const PEER_ADDRS: usize = 16_384;
+const LOCAL_MACS_: usize = 16_384;
 const AFFINITY: usize = 131_072;
 const SOURCES: usize = 65_536;
 
@@ -130,6 +131,9 @@ pub(crate) static PEERS: HashMap<Mac, u32, PEERS_, NO_PREALLOC> = HashMap::new()
 pub(crate) static PEER_ADDRS_V4: PeerAddrs<Ipv4> = HashMap::new();
 #[btf_map]
 pub(crate) static PEER_ADDRS_V6: PeerAddrs<Ipv6> = HashMap::new();
+/// MACs of the node's devices. The value is 1.
+#[btf_map]
+pub(crate) static LOCAL_MACS: HashMap<Mac, u32, LOCAL_MACS_, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 pub(crate) static COUNTERS: PerCpuArray<u64, { outcome::COUNTERS as usize }> = PerCpuArray::new();
 /// By [`Turnover::index`].

@@ -228,6 +228,12 @@ impl Model {
         self.converse(packet, segment, oracle)
     }
 
+    /// Whether a frame is addressed to a host that is not this one. Addresses of groups are everybody's.
+    fn is_for_another_host(&self, packet: &Packet<'_>) -> bool {
+        let mac = &packet.bytes[..6];
+        packet.stage == Stage::UplinkIn && mac[0] & 1 == 0 && !self.world.macs.iter().any(|own| own == mac)
+    }
+
     /// Sends what follows a known flow where the flow goes; what has no next hop is left to the kernel.
     fn send_on(
         &self,

@@ -15,7 +15,7 @@ use aya::{
 };
 use nix::sched::{CloneFlags, setns};
 use proxy_common::{
-    addr::{Ipv4, Ipv6, Port, Protocol},
+    addr::{Ipv4, Ipv6, Mac, Port, Protocol},
     backend::{Backend, BackendState},
     filter::Filter,
     flow::{Flow, Tier, Turnover},
@@ -29,7 +29,7 @@ use proxy_userspace::dataplane::OBJECT;
 
 pub use self::peers::Kind;
 use crate::{
-    frame::{Frame, Host},
+    frame::{Frame, Host, MACS},
     netns::Namespace,
 };
 
@@ -180,6 +180,9 @@ impl Testbed {
             slots: 0,
         };
         testbed.describe_node()?;
+        for octets in [MACS.0, UPLINK_MAC] {
+            testbed.hash("LOCAL_MACS")?.insert(Mac { octets }, 1_u32, 0)?;
+        }
         Ok(testbed)
     }
 

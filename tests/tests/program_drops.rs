@@ -52,7 +52,8 @@ fn case(outcome: Outcome) -> Shown {
         | O::PassFragment
         | O::PassOptions
         | O::PassExtension
-        | O::PassProtocol => return Shown::Elsewhere,
+        | O::PassProtocol
+        | O::PassOtherHost => return Shown::Elsewhere,
         O::DropNoBackend => (&[], no_backend),
         O::DropNoPort => (&[], no_port),
         O::DropNotWritable => (&[], not_writable),

@@ -36,8 +36,8 @@ const BOUNDS: [(&str, u32); 19] = [
 
 /// How many functions the loaded program has, itself included: those the kernel keeps when the agent set no constant.
 const FUNCTIONS: [(&str, usize); 11] = [
-    ("uplink_xdp", 87),
-    ("uplink_in", 86),
+    ("uplink_xdp", 88),
+    ("uplink_in", 87),
     ("uplink_out", 37),
     ("uplink_in_l3", 83),
     ("uplink_out_l3", 34),

@@ -109,6 +109,7 @@ pub struct Dataplane {
     vlans: Table<Vlan, u32>,
     peers: Table<Mac, u32>,
     peer_addresses: BTreeSet<IpAddr>,
+    local_macs: Table<Mac, u32>,
     service_cidrs: Table<u32, ServiceCidrs>,
     inbound: AddressFilter,
     outbound: AddressFilter,
@@ -138,6 +139,7 @@ impl Dataplane {
             vlans: family::table(&object, "VLANS")?,
             peers: family::table(&object, "PEERS")?,
             peer_addresses: BTreeSet::new(),
+            local_macs: family::table(&object, "LOCAL_MACS")?,
             service_cidrs: family::table(&object, "SERVICE_CIDRS")?,
             inbound: AddressFilter::adopt(family::table(&object, "INBOUND")?)?,
             outbound: AddressFilter::adopt(family::table(&object, "OUTBOUND")?)?,
@@ -235,6 +237,7 @@ impl Dataplane {
     pub fn attach(&mut self, network: &NodeNetwork) -> Result<AttachReport, Error> {
         // Before the programs see the first frame.
         self.put_vlans(network)?;
+        self.put_local_macs(network)?;
         let report = self.attacher.attach(&mut self.object, network)?;
         let xdp = report.attachments.iter().filter(|attachment| attachment.program == ProgramName::UplinkXdp);
         self.put_uplinks(&xdp.filter_map(|attachment| attachment.ifindex).collect())?;
@@ -277,13 +280,7 @@ impl Dataplane {
 
     /// Tells the programs where other nodes are on the links of this one.
     pub fn put_peers(&mut self, addresses: &BTreeSet<LinkLayerAddress>) -> Result<(), Error> {
-        let found: BTreeSet<LinkLayerAddress> = self.peers.entries()?.into_iter().map(|(mac, _)| mac.octets).collect();
-        let macs = |addresses: &mut dyn Iterator<Item = &LinkLayerAddress>| -> Vec<Mac> {
-            addresses.map(|octets| Mac { octets: *octets }).collect()
-        };
-        self.peers.remove_all(&macs(&mut found.difference(addresses)))?;
-        let added = macs(&mut addresses.difference(&found));
-        self.peers.put_all(&added, &vec![1; added.len()])
+        put_macs(&self.peers, &addresses.iter().map(|octets| Mac { octets: *octets }).collect())
     }
 
     fn add_peers(&mut self) {
@@ -293,6 +290,12 @@ impl Dataplane {
                 IpAddr::V6(v6) => self.inbound.add(&Ipv6::from(*v6)),
             }
         }
+    }
+
+    /// Tells the programs which frames are for this node.
+    fn put_local_macs(&self, network: &NodeNetwork) -> Result<(), Error> {
+        let macs = network.links.iter().filter(|link| link.has_ethernet).filter_map(|link| link.mac);
+        put_macs(&self.local_macs, &macs.map(|octets| Mac { octets }).collect())
     }
 
     /// Clears the bits of the address filters that neither an entry nor a flow needs any more.
@@ -328,6 +331,14 @@ impl Dataplane {
         }
         Ok(())
     }
+}
+
+/// Makes the keys of a map these. New ones come first, so that who gets another address is known all the time.
+fn put_macs(table: &Table<Mac, u32>, wanted: &BTreeSet<Mac>) -> Result<(), Error> {
+    let found: BTreeSet<Mac> = table.entries()?.into_iter().map(|(mac, _)| mac).collect();
+    let added: Vec<Mac> = wanted.difference(&found).copied().collect();
+    table.put_all(&added, &vec![1; added.len()])?;
+    table.remove_all(&found.difference(wanted).copied().collect::<Vec<_>>())
 }
 
 /// As many as there is room for, and the unspecified address in the rest.

@@ -63,6 +63,8 @@ pub struct Link {
     pub is_pod_veth: bool,
     /// A default route of either family leads out of it.
     pub has_default_route: bool,
+    /// Its address in Ethernet.
+    pub mac: Option<[u8; 6]>,
     /// Its frames have an Ethernet header.
     pub has_ethernet: bool,
     /// Its packets begin with their IP header.

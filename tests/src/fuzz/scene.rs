@@ -15,7 +15,7 @@ use proxy_common::{
 
 use super::chance::Chance;
 use crate::{
-    frame::{Family, Host},
+    frame::{Family, Host, MACS},
     model::{Hop, Target, World, address_v4, address_v6},
     testbed::{
         CLIENT, NODE, NODE_PORT, OTHER_NODE_MAC, OTHER_SERVICE, POD, POD2, PORT, REMOTE, ROUTER_MAC, SERVICE, TARGET,
@@ -73,6 +73,7 @@ pub fn world(chance: &mut Chance) -> World {
         inbound: Box::new(Filter::EMPTY),
         outbound: Box::new(Filter::EMPTY),
         routes: routes(),
+        macs: vec![MACS.0, UPLINK_MAC],
         uplink_mac: UPLINK_MAC,
     };
     for family in Family::BOTH {

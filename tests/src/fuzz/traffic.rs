@@ -14,7 +14,7 @@ use crate::{
     between::{Between, ROUTING},
     frame::Family,
     model::{End, Key, Model, World},
-    testbed::{CLIENT, NODE, NODE_PORT, OTHER_SERVICE, POD, POD2, PORT, REMOTE, SERVICE, UNRESOLVED},
+    testbed::{CLIENT, NODE, NODE_PORT, OTHER_NODE_MAC, OTHER_SERVICE, POD, POD2, PORT, REMOTE, SERVICE, UNRESOLVED},
 };
 
 /// What kind of packet.
@@ -91,6 +91,10 @@ fn packet(chance: &mut Chance, model: &Model) -> Event {
         Extended => extended(chance, model),
         Other => other(chance),
     };
+    if chance.percent(2) {
+        let macs = [OTHER_NODE_MAC, [0x33, 0x33, 0, 0, 0, 1]];
+        bytes[..6].copy_from_slice(&chance.of(&macs));
+    }
     let is_spoilt = chance.percent(15);
     if is_spoilt {
         spoil(&mut bytes, chance);

@@ -43,6 +43,9 @@ impl Model {
         if matches!(packet.stage, Stage::ToPod | Stage::UplinkOut) {
             return Ok(Expected::untouched(packet.bytes));
         }
+        if self.is_for_another_host(packet) {
+            return Ok(self.pass(packet.hook, packet.bytes, Outcome::PassOtherHost));
+        }
         if known == Advance::Gone {
             return Ok(self.refuse(packet, &segment, Outcome::ResetGone));
         }

@@ -18,7 +18,7 @@ impl Model {
         let message = packet.bytes.get(payload.start..payload.start + payload.length).filter(|it| it.len() >= ICMP)?;
         let (request, reply) = if packet.ip.is_v4 { (8, 0) } else { (128, 129) };
         let (client, frontend) = (packet.ip.source, packet.ip.destination);
-        let is_for_one = packet.bytes[0] & 1 == 0 && is_one_host(client);
+        let is_for_one = packet.bytes[0] & 1 == 0 && !self.is_for_another_host(packet) && is_one_host(client);
         if !packet.is_way_in() || message[..2] != [request, 0] || !is_for_one || !self.world.is_virtual(frontend) {
             return None;
         }

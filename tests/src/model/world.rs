@@ -70,6 +70,8 @@ pub struct World {
     pub outbound: Box<Filter>,
     /// Next hops by prefix, longest first; `None` where the kernel has to find it.
     pub routes: Vec<(IpAddr, u32, Option<Hop>)>,
+    /// MACs of the node's devices.
+    pub macs: Vec<[u8; 6]>,
     /// MAC of the uplink.
     pub uplink_mac: [u8; 6],
 }

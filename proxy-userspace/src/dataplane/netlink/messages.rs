@@ -39,6 +39,7 @@ pub(super) fn link(message: &LinkMessage) -> Link {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Controller(master) if *master != 0 => link.master = Some(*master),
             LinkAttribute::Link(ifindex) => parent = *ifindex,
+            LinkAttribute::Address(octets) => link.mac = octets.as_slice().try_into().ok(),
             LinkAttribute::LinkNetNsId(_) => peer_is_elsewhere = true,
             LinkAttribute::LinkInfo(information) => {
                 link.kind = kind(information);
