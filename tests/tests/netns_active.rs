@@ -141,10 +141,11 @@ impl Drop for Process {
 #[test]
 fn least_connections_follows_what_sockets_have_open() -> Result<()> {
     let service = Service::new("least", 10, &["a1", "b1"]);
-    let cluster = start(&service)?;
     let mut documents = service.documents();
     documents[0]["metadata"]["annotations"] = json!({ "service.sluice.dev/algorithm": "least-connections" });
-    write_documents(cluster.source(), "least.yaml", &documents)?;
+    let cluster = Cluster::start_with(LabOptions::default(), AgentOptions::default(), |source| {
+        write_documents(source, "least.yaml", &documents)
+    })?;
     for (name, protocol) in [("node-a", Protocol::Tcp), ("node-a", Protocol::Udp), ("client-a", Protocol::Tcp)] {
         let client = cluster.lab.place(name)?;
         for target in targets(&service, protocol) {

@@ -172,7 +172,7 @@ fn a_fragment_before_the_first_one_is_the_kernels_if_it_is_for_the_node_and_else
     Ok(())
 }
 
-/// A backend's fragment that comes before the first one does not leave the node under the backend's name; a pod puts together
+/// Trap 13: a backend's fragment that comes before the first one does not leave the node under the backend's name; a pod puts together
 /// by itself what is addressed to it.
 #[test]
 fn a_replys_fragment_before_the_first_one_does_not_leave_the_node() -> Result<()> {
