@@ -3,13 +3,14 @@
 
 mod clients;
 mod here;
+mod objects;
 mod peers;
 
 use std::{borrow::Cow, env, fs, net::IpAddr, sync::OnceLock, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
-    Ebpf, EbpfLoader, Pod, TestRun as _, TestRunOptions,
+    Pod, TestRun as _, TestRunOptions,
     maps::{Array, HashMap, MapData, PerCpuArray},
     programs::{ProgramError, SchedClassifier, Xdp},
 };
@@ -26,6 +27,8 @@ use proxy_common::{
     tuple::Tuple,
 };
 use proxy_userspace::dataplane::OBJECT;
+
+use objects::Lent;
 
 pub use self::peers::Kind;
 use crate::{
@@ -109,7 +112,7 @@ pub struct Nature {
 
 /// Programs, maps, and a place to run them in.
 pub struct Testbed {
-    object: Ebpf,
+    object: Lent,
     namespace: Namespace,
     uplink: u32,
     inbound: Box<Filter>,
@@ -152,25 +155,9 @@ impl Testbed {
              route add 10.244.3.0/24 via 192.0.2.3
              route add 2001:db8:2443::/64 via 2001:db8:1::3")?;
         let uplink = namespace.device_index("uplink")?;
-        let mut loader = EbpfLoader::new();
-        for map in [
-            "FLOWS_V4",
-            "FLOWS_V6",
-            "EMBRYOS_V4",
-            "EMBRYOS_V6",
-            "SOCKETS_V4",
-            "SOCKETS_V6",
-            "SLOTS",
-            "AFFINITY_V4",
-            "AFFINITY_V6",
-        ] {
-            loader.map_max_entries(map, 4_096);
-        }
-        for (map, count) in entries {
-            loader.map_max_entries(map, *count);
-        }
+        let entries = entries.iter().map(|(map, count)| ((*map).to_owned(), *count)).collect();
         let mut testbed = Self {
-            object: loader.load(&programs()?)?,
+            object: Lent::new(entries)?,
             namespace,
             uplink,
             inbound: Box::new(Filter::EMPTY),
