@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 use toolchain::Toolchain;
 
@@ -26,14 +26,9 @@ fn build() -> Result<()> {
     }
     println!("cargo::rerun-if-env-changed=SLUICE_BPF_TOOLCHAIN");
 
-    let toolchain = Toolchain::find()?;
-    let target_dir = out.join("bpf");
-    let mut cargo = toolchain.cargo(Path::new(".."), "build", &env::var("CARGO_CFG_TARGET_ARCH")?);
-    cargo.args(["--bins", "--target-dir"]).arg(&target_dir);
-    let status = cargo.status().with_context(|| format!("cannot run {}", toolchain.name()))?;
-    if !status.success() {
-        bail!("compiling proxy-ebpf with {} failed (bpf-linker missing? run `cargo xtask setup`)", toolchain.name());
-    }
-    std::fs::copy(target_dir.join("bpfel-unknown-none/bpf/sluice-bpf"), out.join("sluice.bpf.o"))?;
+    let architecture = env::var("CARGO_CFG_TARGET_ARCH")?;
+    let programs = ("proxy-ebpf", "sluice-bpf");
+    let object = Toolchain::find()?.build(Path::new(".."), programs, &architecture, &out.join("bpf"))?;
+    std::fs::copy(object, out.join("sluice.bpf.o"))?;
     Ok(())
 }

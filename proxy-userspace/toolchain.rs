@@ -11,11 +11,12 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 /// A toolchain that can compile for BPF.
 pub(crate) struct Toolchain {
-    name: String,
+    /// What it was found by: a rustup name or a directory.
+    pub(crate) name: String,
     /// Directory of `bin/cargo`, or none for one that rustup runs.
     directory: Option<PathBuf>,
     builds_core: bool,
@@ -47,20 +48,15 @@ impl Toolchain {
         )
     }
 
-    /// What it was found by: a rustup name or a directory.
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// cargo's `verb` for the package proxy-ebpf, in the profile and with the flags of the shipped object.
+    /// cargo's `verb` for a package of BPF programs, in the profile and with the flags of the shipped object.
     ///
     /// `architecture` is that of the kernel it will run on, by Rust's name. Options and a target directory are for the
     /// caller to add.
-    pub(crate) fn cargo(&self, workspace: &Path, verb: &str, architecture: &str) -> Command {
+    pub(crate) fn cargo(&self, workspace: &Path, verb: &str, package: &str, architecture: &str) -> Command {
         let mut command = self.command("cargo");
         command
             .current_dir(workspace)
-            .args([verb, "--locked", "--package", "proxy-ebpf", "--profile", "bpf", "--target", "bpfel-unknown-none"])
+            .args([verb, "--locked", "--package", package, "--profile", "bpf", "--target", "bpfel-unknown-none"])
             .env("CARGO_ENCODED_RUSTFLAGS", rustflags(architecture).join("\x1f"))
             // Inline assembly for BPF is not stable in the language; the names are those of the crates that may use it.
             .env("RUSTC_BOOTSTRAP", if self.builds_core { "1" } else { "aya_ebpf,proxy_ebpf,sluice_bpf" });
@@ -71,6 +67,25 @@ impl Toolchain {
             command.env("RUSTC", directory.join("bin/rustc"));
         }
         command
+    }
+
+    /// Compiles a package of BPF programs; returns where the object `program` lies.
+    pub(crate) fn build(
+        &self,
+        workspace: &Path,
+        (package, program): (&str, &str),
+        architecture: &str,
+        target: &Path,
+    ) -> Result<PathBuf> {
+        let mut cargo = self.cargo(workspace, "build", package, architecture);
+        cargo.args(["--bins", "--target-dir"]).arg(target);
+        let status = cargo.status().with_context(|| format!("cannot run {}", self.name))?;
+        ensure!(
+            status.success(),
+            "compiling {package} with {} failed (bpf-linker missing? run `cargo xtask setup`)",
+            self.name
+        );
+        Ok(target.join("bpfel-unknown-none/bpf").join(program))
     }
 
     fn sysroot(&self) -> Option<PathBuf> {

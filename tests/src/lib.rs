@@ -1,6 +1,7 @@
 //! Fixtures for the tests that need a kernel.
 
 pub mod api;
+pub mod bench;
 pub mod between;
 pub mod fragments;
 pub mod frame;

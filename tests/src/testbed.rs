@@ -500,14 +500,14 @@ fn program(hook: Hook) -> Result<&'static str> {
 }
 
 /// A program is verified when it is first run; that takes time, so that a test should pay for those it uses only.
-fn load_once(result: Result<(), ProgramError>) -> Result<(), ProgramError> {
+pub(crate) fn load_once(result: Result<(), ProgramError>) -> Result<(), ProgramError> {
     match result {
         Err(ProgramError::AlreadyLoaded) => Ok(()),
         other => other,
     }
 }
 
-fn run_xdp(
+pub(crate) fn run_xdp(
     program: &Xdp,
     bytes: &[u8],
     out: &mut [u8],
@@ -525,7 +525,7 @@ fn run_xdp(
     program.test_run(options).map(|result| (result.return_value, result.data_size_out))
 }
 
-fn run_tc(
+pub(crate) fn run_tc(
     program: &SchedClassifier,
     bytes: &[u8],
     out: &mut [u8],

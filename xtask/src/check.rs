@@ -8,21 +8,21 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     setup::ensure(workspace, &[setup::BPF])?;
     workspace.cargo(&["fmt", "--all", "--check"]).run().context("run `cargo fmt --all`")?;
     workspace.cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny=warnings"]).run()?;
-    bpf_clippy(workspace)?;
+    for package in ["proxy-ebpf", "bench-ebpf"] {
+        bpf_clippy(workspace, package)?;
+    }
     workspace.cargo(&["doc", "--no-deps", "--workspace"]).env("RUSTDOCFLAGS", "-Dwarnings").run()?;
     Ok(())
 }
 
-/// The datapath's lints as the BPF target sees it: half of it is compiled for no other.
-fn bpf_clippy(workspace: &Workspace) -> Result<()> {
+/// The lints of programs as the BPF target sees them: half of the datapath is compiled for no other.
+fn bpf_clippy(workspace: &Workspace, package: &str) -> Result<()> {
     let toolchain = Toolchain::find()?;
-    println!("$ cargo clippy --package proxy-ebpf --target bpfel-unknown-none  # with {}", toolchain.name());
-    let mut clippy = toolchain.cargo(&workspace.root, "clippy", std::env::consts::ARCH);
-    clippy
-        .args(["--package", "proxy-ebpf", "--lib", "--bins", "--target-dir"])
-        .arg(workspace.target.join("bpf-clippy"));
+    println!("$ cargo clippy --package {package} --target bpfel-unknown-none  # with {}", toolchain.name);
+    let mut clippy = toolchain.cargo(&workspace.root, "clippy", package, std::env::consts::ARCH);
+    clippy.args(["--lib", "--bins", "--target-dir"]).arg(workspace.target.join("bpf-clippy"));
     clippy.args(["--", "--deny=warnings"]);
-    let status = clippy.status().with_context(|| format!("cannot run cargo clippy of {}", toolchain.name()))?;
+    let status = clippy.status().with_context(|| format!("cannot run cargo clippy of {}", toolchain.name))?;
     ensure!(status.success(), "clippy for the BPF target failed");
     Ok(())
 }

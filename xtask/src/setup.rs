@@ -89,7 +89,7 @@ pub(crate) fn ensure(workspace: &Workspace, needs: &[Need]) -> Result<()> {
 fn packages(workspace: &Workspace, need: &Need) -> Result<()> {
     let is_compiler = need.packages == BPF_PACKAGES;
     // A toolchain that was there before is as good: only what Debian's lacks is its linter, which is a package.
-    if is_compiler && Toolchain::find().is_ok_and(|toolchain| toolchain.name() != "/usr") {
+    if is_compiler && Toolchain::find().is_ok_and(|toolchain| toolchain.name != "/usr") {
         return Ok(());
     }
     if debian::is_debian() {

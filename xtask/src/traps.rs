@@ -161,10 +161,7 @@ impl Scratch {
     /// The programs for the kernel, apart from the agent.
     fn build_object(&self) -> Result<PathBuf> {
         let target = self.copy.target.join("bpf");
-        let mut cargo = Toolchain::find()?.cargo(&self.copy.root, "build", std::env::consts::ARCH);
-        let status = cargo.args(["--bins", "--quiet", "--target-dir"]).arg(&target).status()?;
-        ensure!(status.success(), "the programs do not compile");
-        Ok(target.join("bpfel-unknown-none/bpf/sluice-bpf"))
+        Toolchain::find()?.build(&self.copy.root, ("proxy-ebpf", "sluice-bpf"), std::env::consts::ARCH, &target)
     }
 }
 
