@@ -115,10 +115,14 @@ pub const RESTORED: usize = 96;
 pub struct Plan {
     /// The packet's first bytes.
     pub bytes: [u8; RESTORED],
-    /// How many flows there are in `CLIENTS`, one after the other; 0: every packet is of a flow never seen.
-    pub flows: u32,
-    /// The flow of the next packet, or how many were new.
+    /// The first of its flows in `CLIENTS`.
+    pub first: u32,
+    /// Behind the last one. That being the first, every packet is of a flow never seen.
+    pub end: u32,
+    /// The flow of the next packet.
     pub next: u32,
+    /// How many were new.
+    pub fresh: u32,
     /// 1 for IPv6.
     pub is_v6: u32,
     /// Explicit zero.
@@ -165,6 +169,6 @@ map_type! {
     Flow<Ipv4>: Ipv4, Ipv4, Port, Port, Port, Mac, u32, u32, u32;
     Flow<Ipv6>: Ipv6, Ipv6, Port, Port, Port, Mac, u32, u32, u32;
     Count: u64, u64;
-    Plan: [u8; RESTORED], u32, u32, u32, u32;
+    Plan: [u8; RESTORED], u32, u32, u32, u32, u32, u32;
     Ends: Ipv6, Ipv6, Port, Port, u32;
 }

@@ -22,7 +22,7 @@ const FIRST_PORT: u16 = 10_000;
 /// A power of two.
 const PORTS: u16 = 16_384;
 /// For a source port that is free.
-const ATTEMPTS: u16 = 4;
+const ATTEMPTS: u16 = 8;
 
 /// Why a packet is not sent on.
 enum Stop {

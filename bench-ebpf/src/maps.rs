@@ -13,7 +13,7 @@ const SERVICES: usize = 131_072;
 const BACKENDS: usize = 131_072;
 const SLOTS_: usize = 1_048_576;
 const FLOWS: usize = 262_144;
-const CLIENTS_: usize = 65_536;
+const CLIENTS_: usize = 524_288;
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
 pub(crate) type Services<A> = HashMap<Frontend<A>, Service, SERVICES, NO_PREALLOC>;

@@ -35,7 +35,7 @@ pub fn restore<P: Packet>(packet: &P) -> bool {
     let Some(bytes) = packet.at::<[u64; RESTORED / 8]>(0) else { return false };
     // SAFETY: as many bytes, of which any are such words; the plan lies at an address that is a multiple of eight.
     *bytes = unsafe { *(&raw const plan.bytes).cast() };
-    if plan.flows == 0 { renew(packet, plan) } else { repeat(packet, plan) }
+    if plan.first == plan.end { renew(packet, plan) } else { repeat(packet, plan) }
 }
 
 /// The next flow of the list.
@@ -43,17 +43,17 @@ pub fn restore<P: Packet>(packet: &P) -> bool {
 fn repeat<P: Packet>(packet: &P, plan: &mut Plan) -> bool {
     let Some(ends) = CLIENTS.get(plan.next) else { return false };
     let next = plan.next + 1;
-    plan.next = if next >= plan.flows { 0 } else { next };
+    plan.next = if next >= plan.end { plan.first } else { next };
     write(packet, plan.is_v6, ends)
 }
 
-/// A flow that never was: the source address and port of the first one, and a number.
+/// A flow that never was: the source address and port of the first one, and the bits of a number.
 #[inline(always)]
 fn renew<P: Packet>(packet: &P, plan: &mut Plan) -> bool {
-    let Some(first) = CLIENTS.get(0) else { return false };
+    let Some(first) = CLIENTS.get(plan.first) else { return false };
     let mut ends = *first;
-    let number = plan.next;
-    plan.next = number.wrapping_add(1);
+    let number = plan.fresh;
+    plan.fresh = number.wrapping_add(1);
     let host = (number >> PORT_BITS).to_be();
     let place = if plan.is_v6 == 0 { 0 } else { 3 };
     add(&mut ends.saddr, place, host);

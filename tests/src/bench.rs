@@ -1,5 +1,10 @@
 //! What the programs cost: the agent's beside a program that does nothing and one that does the least a balancer must.
 
+pub mod case;
+pub mod course;
+pub mod goals;
+pub mod restored;
+pub mod rounds;
 pub mod yardstick;
 
 /// The programs of `bench-ebpf`.

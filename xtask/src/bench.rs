@@ -1,4 +1,4 @@
-//! `bench`: measurements, with an optimised agent, on this machine and its running kernel. Each prints a table with goals,
+//! `bench`: measurements, with an optimised agent, on this machine and its running kernel. Each prints tables with goals,
 //! and ends with status 0 if all of them were met.
 
 use std::{
@@ -15,7 +15,11 @@ use crate::{machine, setup, test, workspace::Workspace};
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// What is measured.
+    #[arg(default_value = "cost")]
     what: Bench,
+    /// Roughly, to see that it works.
+    #[arg(long)]
+    quick: bool,
     /// Passed to the program that measures: `--help` shows what it takes.
     #[arg(last = true)]
     options: Vec<String>,
@@ -24,6 +28,8 @@ pub(crate) struct Arguments {
 /// What can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Bench {
+    /// The programs, per packet, beside the smallest honest balancer.
+    Cost,
     /// The agent and 10,000 Services: time to the first complete picture, time per change, memory.
     Scale,
 }
@@ -32,6 +38,7 @@ impl Bench {
     /// The program that measures.
     fn program(self) -> &'static str {
         match self {
+            Self::Cost => "cost",
             Self::Scale => "scale",
         }
     }
@@ -39,11 +46,19 @@ impl Bench {
 
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     ensure!(machine::is_root(), "namespaces and BPF programs need root: run `cargo xtask bench` as root");
+    ensure!(!arguments.quick || arguments.what == Bench::Cost, "there is no quick way to measure that");
     setup::ensure(workspace, &[setup::BPF, setup::KERNEL])?;
     let agent = build(workspace, "proxy-userspace", "sluice")?;
     let program = build(workspace, "tests", arguments.what.program())?;
     machine::mount_bpf(&workspace.shell)?;
-    let status = Command::new(program).env(test::AGENT, agent).args(&arguments.options).status()?;
+    let mut bench = Command::new(program);
+    if arguments.quick {
+        bench.arg("--quick");
+    }
+    if arguments.what == Bench::Cost {
+        bench.arg("--into").arg(workspace.target.join("bench"));
+    }
+    let status = bench.env(test::AGENT, agent).args(&arguments.options).status()?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -1,6 +1,6 @@
 //! The programs that the datapath is measured against, with their maps: told of Services, and run packet by packet.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use anyhow::{Context as _, Result, bail};
 use aya::{
@@ -8,7 +8,7 @@ use aya::{
     maps::{Array, HashMap, MapData, PerCpuArray},
     programs::Program,
 };
-use bench_ebpf::contract::{Backend, Count, Flow, Frontend, Node, Service, Tuple};
+use bench_ebpf::contract::{Backend, Count, Ends, Flow, Frontend, Node, Service, Tuple};
 use proxy_common::addr::{Ipv4, Ipv6, Mac, Port};
 
 use super::OBJECT;
@@ -77,6 +77,35 @@ pub struct Yardstick {
     backends: u32,
     slots: u32,
     services: u32,
+    pub(super) ends: u32,
+}
+
+/// The reply half of a flow of one of these clients.
+fn reply<A: Copy + PartialEq + Into<IpAddr>>(
+    (key, flow): &(Tuple<A>, Flow<A>),
+    proto: u32,
+    clients: &BTreeSet<Ipv6>,
+) -> Option<Ends> {
+    let is_reply = key.saddr != flow.client && key.proto == proto && clients.contains(&wide(flow.client.into()));
+    is_reply.then(|| Ends {
+        saddr: wide(key.saddr.into()),
+        daddr: wide(key.daddr.into()),
+        sport: key.sport,
+        dport: key.dport,
+        pad: 0,
+    })
+}
+
+/// An address in the room that all have; one of IPv4 lies in the first four bytes.
+pub(super) fn wide(address: IpAddr) -> Ipv6 {
+    match address {
+        IpAddr::V4(address) => {
+            let mut octets = [0; 16];
+            octets[..4].copy_from_slice(&address.octets());
+            Ipv6 { octets }
+        }
+        IpAddr::V6(address) => address.into(),
+    }
 }
 
 impl Yardstick {
@@ -85,7 +114,7 @@ impl Yardstick {
         crate::netns::require_root()?;
         let mut loader = EbpfLoader::new();
         loader.map_max_entries("FLOWS_V4", flows).map_max_entries("FLOWS_V6", flows);
-        let mut yardstick = Self { object: loader.load(OBJECT)?, backends: 0, slots: 0, services: 0 };
+        let mut yardstick = Self { object: loader.load(OBJECT)?, backends: 0, slots: 0, services: 0, ends: 0 };
         let node = Node { v4: node.v4.into(), v6: node.v6.into(), pad: 0 };
         Array::<_, Node>::try_from(yardstick.map("NODE")?)?.set(0, node, 0)?;
         Ok(yardstick)
@@ -156,6 +185,26 @@ impl Yardstick {
             Family::V4 => self.hash::<Tuple<Ipv4>, Flow<Ipv4>>("FLOWS_V4")?.keys().count(),
             Family::V6 => self.hash::<Tuple<Ipv6>, Flow<Ipv6>>("FLOWS_V6")?.keys().count(),
         })
+    }
+
+    /// What answers the flows of these clients have.
+    pub(super) fn replies(&mut self, family: Family, proto: u32, clients: &BTreeSet<Ipv6>) -> Result<Vec<Ends>> {
+        Ok(match family {
+            Family::V4 => {
+                self.entries::<Ipv4>("FLOWS_V4")?.iter().filter_map(|flow| reply(flow, proto, clients)).collect()
+            }
+            Family::V6 => {
+                self.entries::<Ipv6>("FLOWS_V6")?.iter().filter_map(|flow| reply(flow, proto, clients)).collect()
+            }
+        })
+    }
+
+    fn entries<A>(&mut self, name: &str) -> Result<Vec<(Tuple<A>, Flow<A>)>>
+    where
+        Tuple<A>: Pod,
+        Flow<A>: Pod,
+    {
+        Ok(self.hash(name)?.iter().collect::<Result<_, _>>()?)
     }
 
     /// A program, verified.

@@ -3,7 +3,7 @@
 use std::{fs::File, thread};
 
 use anyhow::{Context as _, Result};
-use aya::programs::{Program, ProgramError};
+use aya::programs::{Program, ProgramError, ProgramFd};
 use nix::sched::{CloneFlags, setns};
 use proxy_common::outcome::Hook;
 
@@ -32,6 +32,18 @@ impl Testbed {
             _ => anyhow::bail!("{name} is of another kind"),
         }
         Ok(())
+    }
+
+    /// The program of a hook, verified, for others to call.
+    pub fn descriptor(&mut self, hook: Hook) -> Result<ProgramFd> {
+        self.load(hook)?;
+        let name = program(hook)?;
+        let descriptor = match self.object.program(name).with_context(|| format!("no program {name}"))? {
+            Program::Xdp(program) => program.fd()?,
+            Program::SchedClassifier(program) => program.fd()?,
+            _ => anyhow::bail!("{name} is of another kind"),
+        };
+        Ok(descriptor.try_clone()?)
     }
 
     /// Runs the program of a hook, which must be loaded, on the thread of the caller; `None` where the kernel makes no packet
