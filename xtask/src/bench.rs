@@ -30,6 +30,8 @@ pub(crate) struct Arguments {
 pub(crate) enum Bench {
     /// The programs, per packet, beside the smallest honest balancer.
     Cost,
+    /// The agent and 10,000 Services of three endpoints, beside the same as rules of nftables and iptables.
+    Programming,
     /// The agent and 10,000 Services: time to the first complete picture, time per change, memory.
     Scale,
 }
@@ -39,7 +41,7 @@ impl Bench {
     fn program(self) -> &'static str {
         match self {
             Self::Cost => "cost",
-            Self::Scale => "scale",
+            Self::Programming | Self::Scale => "scale",
         }
     }
 }
@@ -48,6 +50,9 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     ensure!(machine::is_root(), "namespaces and BPF programs need root: run `cargo xtask bench` as root");
     ensure!(!arguments.quick || arguments.what == Bench::Cost, "there is no quick way to measure that");
     setup::ensure(workspace, &[setup::BPF, setup::KERNEL])?;
+    if arguments.what == Bench::Programming {
+        setup::ensure(workspace, &[setup::RULES])?;
+    }
     let agent = build(workspace, "proxy-userspace", "sluice")?;
     let program = build(workspace, "tests", arguments.what.program())?;
     machine::mount_bpf(&workspace.shell)?;
@@ -57,6 +62,9 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     }
     if arguments.what == Bench::Cost {
         bench.arg("--into").arg(workspace.target.join("bench"));
+    }
+    if arguments.what == Bench::Programming {
+        bench.args(["--endpoints", "3", "--rules"]);
     }
     let status = bench.env(test::AGENT, agent).args(&arguments.options).status()?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

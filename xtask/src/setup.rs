@@ -47,6 +47,16 @@ pub(crate) const KERNEL: Need = Need {
     programs: &["bpftool", "ip", "tc", "nsenter", "wg"],
 };
 
+/// The other ways of programming a node.
+pub(crate) const RULES: Need = Need {
+    purpose: "benches beside other proxies",
+    packages: &[
+        Package { name: "nftables", why: "loads rules as kube-proxy's mode nftables does" },
+        Package { name: "iptables", why: "loads rules as its mode iptables does" },
+    ],
+    programs: &["nft", "iptables-restore"],
+};
+
 /// Virtual machines.
 pub(crate) const VM: Need = Need {
     purpose: "virtual machines",

@@ -53,7 +53,8 @@ impl Size {
         })
     }
 
-    fn address(self, number: u32, index: u32, generation: u32) -> Ipv4Addr {
+    /// An endpoint of a Service.
+    pub(crate) fn address(self, number: u32, index: u32, generation: u32) -> Ipv4Addr {
         Ipv4Addr::from(match (index, generation) {
             (0, 1..) => LATER_ENDPOINTS + (number << 8) + generation,
             _ => ENDPOINTS + number * self.endpoints + index,
@@ -85,11 +86,13 @@ pub(crate) fn frontend(number: u32) -> Frontend<Ipv4> {
     Frontend::new(Ipv4::from(cluster_ip(number)), Port::new(80), Protocol::Tcp)
 }
 
-fn cluster_ip(number: u32) -> Ipv4Addr {
+/// The address of a Service.
+pub(crate) fn cluster_ip(number: u32) -> Ipv4Addr {
     Ipv4Addr::from(CLUSTER_IPS + number)
 }
 
-fn node_port(number: u32) -> Option<u32> {
+/// Its NodePort, if it has one.
+pub(crate) fn node_port(number: u32) -> Option<u32> {
     let index = number / PER_NODE_PORT;
     (number.is_multiple_of(PER_NODE_PORT) && index < NODE_PORTS).then_some(30_000 + index)
 }

@@ -1,10 +1,11 @@
 //! Measures the agent in a cluster of many Services: how soon all of them are in the kernel, how soon a change is, and what
-//! the agent keeps in memory. The API server is the fake one, on this machine; the kernel is real. Exit status 0 means
+//! the agent keeps in memory; and, if asked, how long the same takes as rules of nftables and iptables. The API server is the fake one, on this machine; the kernel is real. Exit status 0 means
 //! that every goal was met.
 
 mod cluster;
 mod memory;
 mod report;
+mod rules;
 
 use std::{
     process::ExitCode,
@@ -27,6 +28,8 @@ use crate::{cluster::Size, memory::Watcher, report::Report};
 const COMPLETE: Duration = Duration::from_secs(2);
 /// From a change of one endpoint until it is in the map, at the median.
 const CHANGE: Duration = Duration::from_millis(5);
+/// The same beside other ways of programming a node.
+const SOON: Duration = Duration::from_millis(1);
 /// Anonymous memory, in KiB.
 const MEMORY: u64 = 60 * 1024;
 
@@ -40,7 +43,7 @@ struct Cli {
     #[arg(long, default_value_t = 10_000)]
     services: u32,
     /// How many endpoints each of them has
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, overrides_with = "endpoints")]
     endpoints: u32,
     /// How many changes are measured
     #[arg(long, default_value_t = 200)]
@@ -48,6 +51,9 @@ struct Cli {
     /// How connections are spread
     #[arg(long, default_value = "random")]
     algorithm: String,
+    /// Also as rules, which may take no less than twenty times as long
+    #[arg(long)]
+    rules: bool,
     /// In pages, as from servers that have no streaming lists
     #[arg(long)]
     paged: bool,
@@ -100,7 +106,24 @@ fn measure(cli: &Cli) -> Result<bool> {
     report.judge("… settled", settled, MEMORY, mebibytes);
     report.judge("… most until after the changes", peak_of_changes, MEMORY, mebibytes);
     report.judge("… settled after them", after, MEMORY, mebibytes);
+    if cli.rules {
+        report.judge("one change, median, to be next to nothing", percentile(50), SOON, duration);
+        compare(&mut report, size, times.complete)?;
+    }
     Ok(report.print())
+}
+
+/// Loads the same as rules. What nftables takes is what the agent is held to.
+fn compare(report: &mut Report, size: Size, complete: Duration) -> Result<()> {
+    for loader in &rules::LOADERS {
+        let (cold, change) = loader.measure(size)?;
+        report.note(&format!("{}: the same", loader.name), &duration(cold));
+        report.note(&format!("{}: one change", loader.name), &duration(change));
+        if loader.name == "nft -f" {
+            report.judge("all in the kernel, beside nft", complete, cold / 20, duration);
+        }
+    }
+    Ok(())
 }
 
 fn server(sandbox: &Sandbox, cli: &Cli) -> Result<ApiServer> {
