@@ -116,6 +116,8 @@ fn measure(cli: &Cli) -> Result<bool> {
 /// Loads the same as rules. What nftables takes is what the agent is held to.
 fn compare(report: &mut Report, size: Size, complete: Duration) -> Result<()> {
     for loader in &rules::LOADERS {
+        // Minutes, with some.
+        eprintln!("{}: loading the same", loader.name);
         let (cold, change) = loader.measure(size)?;
         report.note(&format!("{}: the same", loader.name), &duration(cold));
         report.note(&format!("{}: one change", loader.name), &duration(change));
