@@ -52,6 +52,36 @@ impl Ipv6 {
         // SAFETY: both are sixteen bytes of plain data. Written out byte by byte, the BPF compiler would load bytes.
         unsafe { core::mem::transmute(self.octets) }
     }
+
+    /// From four words in memory order.
+    #[inline(always)]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        // SAFETY: as in `words`.
+        Self { octets: unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(words) } }
+    }
+
+    /// The third word of `::ffff:0:0/96`, in which IPv4 addresses are mapped.
+    const MAPPED: u32 = 0xffff_u32.to_be();
+
+    /// An IPv4 address in IPv6's clothes (RFC 4291 §2.5.5.2). Its sum is that of the IPv4 address: all ones are zero.
+    #[inline(always)]
+    pub const fn mapped(address: Ipv4) -> Self {
+        Self::from_words([0, 0, Self::MAPPED, address.word()])
+    }
+
+    /// Whether it is an IPv4 address.
+    #[inline(always)]
+    pub const fn is_mapped(&self) -> bool {
+        let [first, second, third, _] = self.words();
+        first | second == 0 && third == Self::MAPPED
+    }
+
+    /// The IPv4 address it is, if it is one.
+    #[inline(always)]
+    pub const fn unmapped(&self) -> Ipv4 {
+        let [.., last] = self.words();
+        Ipv4 { octets: last.to_ne_bytes() }
+    }
 }
 
 #[inline(always)]

@@ -3,7 +3,7 @@
 use crate::addr::{Address, Ipv4, Ipv6, Port};
 
 /// Version of all map types together. A pin that carries another one is left alone.
-pub const LAYOUT: u32 = 5;
+pub const LAYOUT: u32 = 6;
 
 /// How many addresses of each family there may be for masqueraded flows besides the first.
 pub const FURTHER: usize = 3;
@@ -32,10 +32,16 @@ pub struct Node {
     pub source_port_first: Port,
     /// Last source port given to masqueraded flows.
     pub source_port_last: Port,
+    /// First source port given to flows between the families, which are masqueraded as well: none of the others'.
+    pub cross_port_first: Port,
+    /// Last source port given to them.
+    pub cross_port_last: Port,
     /// What the kernel calls HZ, measured by the agent.
     pub jiffies_per_second: u32,
     /// Bits of [`masquerade`].
     pub flags: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// Bits of [`Node::flags`].
@@ -104,7 +110,7 @@ pub mod local {
     pub const NODE_PORTS: u32 = 1;
 }
 
-crate::no_padding!(Node: u32, u32, Ipv6, [Ipv6; FURTHER], Ipv4, [Ipv4; FURTHER], Port, Port, Port, Port, u32, u32);
+crate::no_padding!(Node: u32, u32, Ipv6, [Ipv6; FURTHER], Ipv4, [Ipv4; FURTHER], Port, Port, Port, Port, Port, Port, u32, u32, u32);
 crate::no_padding!(ServiceCidrs: [Cidr<Ipv6>; SERVICE_CIDRS], [Cidr<Ipv4>; SERVICE_CIDRS]);
 crate::no_padding!(Vlan: u32, u16, u16);
 crate::map_type!(Node, ServiceCidrs, Vlan);

@@ -25,6 +25,10 @@ pub enum Hook {
     Getpeername = 8,
     /// `post_bind4` and `post_bind6`.
     PostBind = 9,
+    /// Between the families, at TC ingress of an uplink.
+    CrossUplinkIn = 10,
+    /// The same at TC ingress of a pod's device.
+    CrossPodIn = 11,
 }
 
 /// What happened.
@@ -50,6 +54,8 @@ pub enum Outcome {
     /// A new flow was masqueraded and not dispatched, though its Service asks for it: its backend's node is not known or no
     /// neighbour, or has sent the packet itself.
     NotDispatched = 8,
+    /// A packet between the families that is too long for its way, or whose life ends here, was answered with an ICMP error.
+    Returned = 9,
     /// Passed on: the frame has a VLAN tag that no device of the node is for, or more than two.
     PassVlan = 16,
     /// Passed on: an IP header that lies about itself, or ends early.
@@ -90,6 +96,9 @@ pub enum Outcome {
     DropOverlap = 43,
     /// Dropped: a packet of a dispatched flow that cannot be sent to its node: its life ends here, or that node sent it.
     DropNotDispatched = 44,
+    /// Dropped: a packet between the families that cannot be translated or sent. A UDP datagram without a checksum (RFC 7915
+    /// §4.5), one that is segmented later, a backend that is the node itself, or one that no route leads to.
+    DropNotCrossed = 45,
     /// Rejected: the Service has no endpoint. TCP got a RST, SCTP an ABORT, UDP an ICMP error, a socket ECONNREFUSED.
     RejectNoEndpoint = 48,
     /// Rejected, in the same ways: a port of a ClusterIP that its Service does not define.
@@ -103,7 +112,7 @@ pub enum Outcome {
 /// Places for each hook in `COUNTERS`.
 pub const OUTCOMES: u32 = 64;
 /// Places in all.
-pub const COUNTERS: u32 = OUTCOMES * 10;
+pub const COUNTERS: u32 = OUTCOMES * 12;
 
 /// The index in `COUNTERS`.
 #[inline(always)]
@@ -113,7 +122,7 @@ pub const fn counter(hook: Hook, outcome: Outcome) -> u32 {
 
 impl Hook {
     /// Every hook, in the order of `COUNTERS`.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::UplinkXdp,
         Self::UplinkIn,
         Self::UplinkOut,
@@ -124,12 +133,14 @@ impl Hook {
         Self::Recvmsg,
         Self::Getpeername,
         Self::PostBind,
+        Self::CrossUplinkIn,
+        Self::CrossPodIn,
     ];
 }
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 34] = [
         Self::Opened,
         Self::Confirmed,
         Self::Moved,
@@ -139,6 +150,7 @@ impl Outcome {
         Self::Echoed,
         Self::Dispatched,
         Self::NotDispatched,
+        Self::Returned,
         Self::PassVlan,
         Self::PassMalformed,
         Self::PassFragment,
@@ -158,6 +170,7 @@ impl Outcome {
         Self::DropFragment,
         Self::DropOverlap,
         Self::DropNotDispatched,
+        Self::DropNotCrossed,
         Self::RejectNoEndpoint,
         Self::RejectNoPort,
         Self::ResetGone,

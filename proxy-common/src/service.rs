@@ -81,6 +81,9 @@ pub mod flag {
     pub const SOURCE_RANGES: u8 = 8;
     /// What comes from outside is dispatched to the node of its backend, if that is a neighbour, and answered from there.
     pub const DISPATCHED: u8 = 16;
+    /// Its backends are of the other family. In `SERVICES_V6` alone, where an IPv4 address stands as a mapped one, and a
+    /// NodePort of IPv4 addresses under the mapped unspecified one.
+    pub const CROSS: u8 = 32;
 }
 
 /// A prefix from which a Service port may be used: the data of a key in the tries `SOURCES_V4` and `SOURCES_V6`, whose prefix

@@ -15,6 +15,8 @@ pub enum Stage {
     UplinkIn = 3,
     /// TC egress of an uplink: what the node sends.
     UplinkOut = 4,
+    /// TC ingress of either, behind all else: between the families. Its addresses are IPv6's; IPv4's are mapped.
+    Cross = 5,
 }
 
 /// A packet's 5-tuple as seen at one stage.

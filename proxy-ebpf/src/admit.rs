@@ -66,7 +66,7 @@ fn pair<F: Family>(hook: Hook, key: &Tuple<F::Addr>, context: *mut c_void, ifind
     if draft.flow.output == Output::Forward {
         output::choose_source::<F>(context, ifindex);
     }
-    match claim::<F>(key) {
+    match claim::<F, false>(key) {
         Claimed::Nothing => return Admission::Refused(Outcome::DropNoPort),
         Claimed::AsDrafted => {}
         Claimed::WithAnotherPort => count(hook, Outcome::PortChanged),
@@ -88,6 +88,10 @@ fn find<F: Family>(key: &Tuple<F::Addr>) -> Admission {
     let Some(service) = found else {
         return service::refusal::<F>(&key.daddr).map_or(Admission::NotOurs, Admission::Refused);
     };
+    // Left to `cross`, which comes behind.
+    if service.flags & flag::CROSS != 0 {
+        return Admission::NotOurs;
+    }
     if !is_internal(key) && service::is_of_this_side::<F>(&key.saddr) {
         return Admission::Refused(Outcome::DropMartian);
     }
@@ -126,7 +130,7 @@ fn plan<F: Family>(key: &Tuple<F::Addr>, slot: u32) -> Admission {
     draft.to = Tuple::new(key.saddr, backend.addr, key.sport, backend.port, key.proto, key.stage);
     if matches!(way, Way::Hairpin | Way::Forward) {
         draft.to.saddr = masquerade;
-        draft.to.sport = source_port(node, key.sport);
+        draft.to.sport = source_port::<false>(node, key.sport);
     }
     let (output, twin_stage) = match way {
         Way::Hairpin => (Output::Hairpin, Stage::FromPod),
@@ -183,7 +187,7 @@ fn mask<F: Family>(context: *mut c_void, ifindex: u32) -> bool {
     flow::forget_key::<F>(key);
     filter::let_through::<F::Addr>(&key.saddr);
     draft.to.saddr = F::masquerade(node);
-    draft.to.sport = source_port(node, key.sport);
+    draft.to.sport = source_port::<false>(node, key.sport);
     if matches!(key.stage, Stage::UplinkOut) {
         output::choose_source::<F>(context, ifindex);
     }
@@ -191,5 +195,5 @@ fn mask<F: Family>(context: *mut c_void, ifindex: u32) -> bool {
     draft.flow.twin_output = Output::Stack;
     draft.flow.twin_stage = if matches!(key.stage, Stage::ToPod) { Stage::FromPod } else { Stage::UplinkIn };
     draft.flow.state = state::MASK;
-    claim::<F>(key) != Claimed::Nothing
+    claim::<F, false>(key) != Claimed::Nothing
 }

@@ -37,9 +37,10 @@ struct Claim<A> {
     key: *const Tuple<A>,
 }
 
-/// Enters the drafted pair, whose original half's key this is.
+/// Enters the drafted pair, whose original half's key this is. One that crosses the families has a source port of those for it,
+/// and the address it has.
 #[inline(never)]
-pub(crate) fn claim<F: Family>(key: &Tuple<F::Addr>) -> Claimed {
+pub(crate) fn claim<F: Family, const CROSSES: bool>(key: &Tuple<F::Addr>) -> Claimed {
     let Some(draft) = flow::draft::<F>() else { return Claimed::Nothing };
     draft.is_settled = 0;
     draft.is_retry = 0;
@@ -47,7 +48,7 @@ pub(crate) fn claim<F: Family>(key: &Tuple<F::Addr>) -> Claimed {
     // A loop of the kernel's: the verifier looks at one attempt, not at all of them in a row.
     // SAFETY: the callback has the signature the helper asks for, and the claim outlives the call.
     unsafe {
-        let attempt: unsafe extern "C" fn(u64, *mut Claim<F::Addr>) -> i64 = attempt::<F>;
+        let attempt: unsafe extern "C" fn(u64, *mut Claim<F::Addr>) -> i64 = attempt::<F, CROSSES>;
         helpers::bpf_loop(ATTEMPTS, attempt as *mut c_void, (&raw mut claim).cast(), 0)
     };
     let Some(draft) = flow::draft::<F>() else { return Claimed::Nothing };
@@ -59,7 +60,7 @@ pub(crate) fn claim<F: Family>(key: &Tuple<F::Addr>) -> Claimed {
 }
 
 /// One attempt. 1 ends the loop.
-unsafe extern "C" fn attempt<F: Family>(index: u64, claim: *mut Claim<F::Addr>) -> i64 {
+unsafe extern "C" fn attempt<F: Family, const CROSSES: bool>(index: u64, claim: *mut Claim<F::Addr>) -> i64 {
     // SAFETY: this is what `claim` put on its stack, and nobody else looks at it during the loop.
     let claim = unsafe { &*claim };
     // SAFETY: the caller of `claim` keeps the key.
@@ -72,8 +73,8 @@ unsafe extern "C" fn attempt<F: Family>(index: u64, claim: *mut Claim<F::Addr>) 
     }
     if !flow::vacate::<F>() {
         draft.is_retry = 1;
-        draft.to.sport = random_source_port(node);
-        if index >= WITH_FIRST && is_one_of_ours::<F>(node, draft.to.saddr) {
+        draft.to.sport = random_source_port::<CROSSES>(node);
+        if !CROSSES && index >= WITH_FIRST && is_one_of_ours::<F>(node, draft.to.saddr) {
             draft.to.saddr = another_address::<F>(node, index);
         }
     }
@@ -98,15 +99,27 @@ fn another_address<F: Family>(node: &Node, index: u64) -> F::Addr {
 
 /// The client's port if it may stand for the node's, else one of those that may.
 #[inline(always)]
-pub(crate) fn source_port(node: &Node, port: Port) -> Port {
+pub(crate) fn source_port<const CROSSES: bool>(node: &Node, port: Port) -> Port {
     let number = port.number();
-    let may_stay = number >= node.source_port_first.number() && number <= node.source_port_last.number();
-    if may_stay { port } else { random_source_port(node) }
+    let (first, last) = source_ports::<CROSSES>(node);
+    let may_stay = number >= first.number() && number <= last.number();
+    if may_stay { port } else { random_source_port::<CROSSES>(node) }
+}
+
+/// The ports that may stand for the node's, first and last.
+#[inline(always)]
+const fn source_ports<const CROSSES: bool>(node: &Node) -> (Port, Port) {
+    if CROSSES {
+        (node.cross_port_first, node.cross_port_last)
+    } else {
+        (node.source_port_first, node.source_port_last)
+    }
 }
 
 #[inline(always)]
-fn random_source_port(node: &Node) -> Port {
-    let first = u32::from(node.source_port_first.number());
-    let count = u32::from(node.source_port_last.number()).wrapping_sub(first).wrapping_add(1);
+fn random_source_port<const CROSSES: bool>(node: &Node) -> Port {
+    let (first, last) = source_ports::<CROSSES>(node);
+    let first = u32::from(first.number());
+    let count = u32::from(last.number()).wrapping_sub(first).wrapping_add(1);
     Port::new(first.wrapping_add((kernel::random() >> 16).wrapping_mul(count) >> 16) as u16)
 }

@@ -194,7 +194,7 @@ pub(crate) fn transport<P: Packet, F: Family, L: Transport>(
 
 /// What the packet means for the flow its tuple is known for. Unless it is kept, the flow is forgotten.
 #[inline(always)]
-fn advance<F: Family, L: Transport>(
+pub(crate) fn advance<F: Family, L: Transport>(
     hook: Hook,
     key: &Tuple<F::Addr>,
     entry: Entry<F::Addr>,

@@ -16,7 +16,9 @@ use crate::{
 #[inline(always)]
 pub(crate) fn may_be_ours<A: Hashed>(stage: Stage, saddr: &A, daddr: &A) -> bool {
     match stage {
-        Stage::FromPod | Stage::UplinkIn => INBOUND.get(0).is_some_and(|filter| filter.may_have(daddr.bit())),
+        Stage::FromPod | Stage::UplinkIn | Stage::Cross => {
+            INBOUND.get(0).is_some_and(|filter| filter.may_have(daddr.bit()))
+        }
         Stage::ToPod => {
             let bit = saddr.bit();
             OUTBOUND.get(0).is_some_and(|filter| filter.may_have(bit))

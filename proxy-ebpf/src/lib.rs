@@ -21,6 +21,7 @@ mod claim;
 mod clock;
 mod connection;
 pub mod counters;
+pub mod cross;
 pub mod datapath;
 mod dispatch;
 #[cfg(not(target_arch = "bpf"))]

@@ -17,7 +17,7 @@ use proxy_common::{
 use proxy_ebpf::{
     bind,
     counters::count,
-    datapath, kernel,
+    cross, datapath, kernel,
     output::Verdict,
     packet::{ETHERNET, TcPacket, XdpPacket},
     socket::{self, Answer},
@@ -75,6 +75,20 @@ fn pod_in(context: TcContext) -> i32 {
 #[inline(always)]
 fn pod_out(context: TcContext) -> i32 {
     classify(Hook::PodOut, Stage::ToPod, context)
+}
+
+/// Between the families: behind `uplink_in`, or XDP.
+#[classifier]
+#[inline(always)]
+fn cross_uplink_in(context: TcContext) -> i32 {
+    cross::run(Hook::CrossUplinkIn, &mut TcPacket::new(context))
+}
+
+/// The same behind `pod_in`.
+#[classifier]
+#[inline(always)]
+fn cross_pod_in(context: TcContext) -> i32 {
+    cross::run(Hook::CrossPodIn, &mut TcPacket::new(context))
 }
 
 /// What goes on its way is left to whoever stands behind us in the chain.

@@ -167,8 +167,7 @@ fn ask<F: Family, P: Packet>(
 ) -> bool {
     let mut question = Question::new::<F>(ifindex, entry.flow().rewrite.saddr, entry.flow().rewrite.daddr, proto);
     (question.sport, question.dport) = (entry.flow().rewrite.sport, entry.flow().rewrite.dport);
-    // SAFETY: the context is the program's own, the structure is on the stack and as long as stated.
-    let answer = unsafe { helpers::bpf_fib_lookup(context, (&raw mut question).cast(), LENGTH, 0) };
+    let answer = question.ask(context, 0);
     // What has no link-layer address has no such header either.
     if answer != 0 || question.dmac == Mac::ZERO {
         return false;
@@ -195,8 +194,7 @@ pub(crate) fn neighbour<F: Family>(
     daddr: F::Addr,
 ) -> Option<NextHop> {
     let mut question = Question::new::<F>(ifindex, saddr, daddr, proto);
-    // SAFETY: as in `ask`.
-    let answer = unsafe { helpers::bpf_fib_lookup(context, (&raw mut question).cast(), LENGTH, 0) };
+    let answer = question.ask(context, 0);
     // In the place of the destination stands the gateway, if there is one.
     let is_next = question.family == F::NUMBER && question.destination == F::words(daddr);
     let Question { ifindex, dmac, smac, .. } = question;
@@ -224,8 +222,7 @@ pub(crate) fn choose_source<F: Family>(context: *mut c_void, ifindex: u32) {
     let Some(draft) = flow::draft::<F>() else { return };
     let mut question = Question::new::<F>(ifindex, F::Addr::ANY, draft.to.daddr, draft.to.proto);
     (question.sport, question.dport) = (draft.to.sport, draft.to.dport);
-    // SAFETY: as in `ask`.
-    let answer = unsafe { helpers::bpf_fib_lookup(context, (&raw mut question).cast(), LENGTH, BPF_FIB_LOOKUP_SRC) };
+    let answer = question.ask(context, BPF_FIB_LOOKUP_SRC);
     // A neighbour that is not known yet has a route all the same.
     if (answer == 0 || answer == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH)) && F::from_words(question.source) != F::Addr::ANY
     {
@@ -235,20 +232,20 @@ pub(crate) fn choose_source<F: Family>(context: *mut c_void, ifindex: u32) {
 
 /// `struct bpf_fib_lookup` without its unions.
 #[repr(C)]
-struct Question {
+pub(crate) struct Question {
     family: u8,
     protocol: u8,
-    sport: Port,
-    dport: Port,
+    pub(crate) sport: Port,
+    pub(crate) dport: Port,
     /// In: the length of a packet. Out: the longest there may be.
-    length: u16,
-    ifindex: u32,
+    pub(crate) length: u16,
+    pub(crate) ifindex: u32,
     flow_info: u32,
-    source: [u32; 4],
+    pub(crate) source: [u32; 4],
     destination: [u32; 4],
     vlan: [u16; 2],
-    smac: Mac,
-    dmac: Mac,
+    pub(crate) smac: Mac,
+    pub(crate) dmac: Mac,
 }
 
 /// As the helper takes it.
@@ -258,7 +255,7 @@ const _: () = assert!(size_of::<Question>() == size_of::<bpf_fib_lookup>() && si
 
 impl Question {
     #[inline(always)]
-    fn new<F: Family>(ifindex: u32, saddr: F::Addr, daddr: F::Addr, proto: Protocol) -> Self {
+    pub(crate) fn new<F: Family>(ifindex: u32, saddr: F::Addr, daddr: F::Addr, proto: Protocol) -> Self {
         Self {
             family: F::NUMBER,
             protocol: proto as u8,
@@ -274,6 +271,13 @@ impl Question {
             smac: Mac::ZERO,
             dmac: Mac::ZERO,
         }
+    }
+
+    /// Has the kernel's FIB answer it. 0 is an answer.
+    #[inline(always)]
+    pub(crate) fn ask(&mut self, context: *mut c_void, flags: u32) -> i64 {
+        // SAFETY: callers pass their program's own context; the structure is as long as stated.
+        unsafe { helpers::bpf_fib_lookup(context, core::ptr::from_mut(self).cast(), LENGTH, flags) }
     }
 }
 

@@ -19,8 +19,19 @@ pub(crate) fn node() -> Option<&'static Node> {
 /// The Service a destination belongs to: by its own address, else as a NodePort of one of the node's addresses.
 #[inline(always)]
 pub(crate) fn find<F: Family>(daddr: F::Addr, dport: Port, proto: Protocol) -> Option<&'static Service> {
+    find_as::<F>(daddr, F::Addr::ANY, dport, proto)
+}
+
+/// The same, with the address that NodePorts stand under.
+#[inline(always)]
+pub(crate) fn find_as<F: Family>(
+    daddr: F::Addr,
+    any: F::Addr,
+    dport: Port,
+    proto: Protocol,
+) -> Option<&'static Service> {
     // In the table it stands for the addresses that serve NodePorts, which it is none of.
-    if daddr == F::Addr::ANY {
+    if daddr == any {
         return None;
     }
     // SAFETY: entries are replaced, never written in place, and freed only after a grace period.
@@ -36,7 +47,7 @@ pub(crate) fn find<F: Family>(daddr: F::Addr, dport: Port, proto: Protocol) -> O
         return None;
     }
     // SAFETY: as above.
-    unsafe { F::services().get(Frontend::new(F::Addr::ANY, dport, proto)) }
+    unsafe { F::services().get(Frontend::new(any, dport, proto)) }
 }
 
 /// Why a packet to a destination that no Service has goes no further, if it does not: its address is a ClusterIP, and the

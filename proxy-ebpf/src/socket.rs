@@ -153,7 +153,8 @@ fn translate<F: Family>(
     let Some(service) = service::find::<F>(peer.addr, peer.port, caller.protocol) else {
         return service::refusal::<F>(&peer.addr).map_or_else(|| leave(context, hook), |reason| refuse(hook, reason));
     };
-    if !caller.is_node && takes_packets(service) {
+    // What crosses the families does so packet by packet.
+    if service.flags & flag::CROSS != 0 || !caller.is_node && takes_packets(service) {
         return leave(context, hook);
     }
     let Some(key) = question::<F>(&peer, caller.protocol) else { return leave(context, hook) };

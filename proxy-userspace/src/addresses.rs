@@ -153,6 +153,13 @@ pub fn local_addresses(network: &NodeNetwork, primary: Primary, choice: &NodePor
     addresses.filter(|address| !is_link_local(*address)).map(|address| (address, bits(address))).collect()
 }
 
+/// Adds the IPv4 addresses as they stand among those of IPv6, for packets between the families. Those never come by loopback.
+pub fn add_mapped(addresses: &mut BTreeMap<IpAddr, u32>) {
+    let ipv4 = addresses.iter().filter_map(|(address, bits)| Some((as_v4(address)?, *bits)));
+    let mapped: Vec<_> = ipv4.filter(|(v4, _)| !v4.is_loopback()).collect();
+    addresses.extend(mapped.into_iter().map(|(v4, bits)| (v4.to_ipv6_mapped().into(), bits)));
+}
+
 fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => v4.is_link_local(),

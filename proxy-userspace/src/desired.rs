@@ -4,6 +4,7 @@
 
 mod conflicts;
 mod contribution;
+mod crossing;
 mod range;
 mod rules;
 mod sources;
@@ -147,25 +148,46 @@ impl<A: Ord> Default for FamilyTouched<A> {
 
 /// An address family, as the control plane sees it.
 pub trait Family: Address + Debug + Display {
+    /// Whether its tables have a place for the other family's addresses: as mapped ones.
+    const HAS_BOTH: bool;
+
     /// The address, if it is of this family.
     fn of(address: IpAddr) -> Option<Self>;
+
+    /// The address as it stands in this family's tables, if it has a place there.
+    fn mixed(address: IpAddr) -> Option<Self>;
 }
 
 impl Family for Ipv4 {
+    const HAS_BOTH: bool = false;
+
     fn of(address: IpAddr) -> Option<Self> {
         match address {
             IpAddr::V4(v4) => Some(v4.into()),
             IpAddr::V6(_) => None,
         }
     }
+
+    fn mixed(address: IpAddr) -> Option<Self> {
+        Self::of(address)
+    }
 }
 
 impl Family for Ipv6 {
+    const HAS_BOTH: bool = true;
+
     fn of(address: IpAddr) -> Option<Self> {
         match address {
             IpAddr::V4(_) => None,
             IpAddr::V6(v6) => Some(v6.into()),
         }
+    }
+
+    fn mixed(address: IpAddr) -> Option<Self> {
+        Some(match address {
+            IpAddr::V4(v4) => Self::mapped(v4.into()),
+            IpAddr::V6(v6) => v6.into(),
+        })
     }
 }
 
@@ -173,6 +195,14 @@ impl<A: Family> Prefix<A> {
     /// The range, if it is of this family.
     pub fn of(net: IpNet) -> Option<Self> {
         Some(Self { addr: A::of(net.network())?, bits: net.prefix_len() })
+    }
+
+    /// The range as it stands in this family's tables.
+    fn mixed(net: IpNet) -> Option<Self> {
+        let addr = A::mixed(net.network())?;
+        let is_mapped = A::of(net.network()).is_none();
+        let before = if is_mapped { 128 - 32 } else { 0 };
+        Some(Self { addr, bits: net.prefix_len() + before })
     }
 }
 
@@ -185,14 +215,16 @@ pub struct Desired {
     touched: Touched,
     usual: AlgorithmName,
     mode: NodePortMode,
+    crosses: bool,
     /// Addresses that Services may not have.
     refused: Defects,
 }
 
 impl Desired {
-    /// Nothing yet. The algorithm and the mode are those of Services which name none.
-    pub fn new(usual: AlgorithmName, mode: NodePortMode) -> Self {
-        Self { usual, mode, ..Self::default() }
+    /// Nothing yet. The algorithm and the mode are those of Services which name none; and the node may translate between the
+    /// families.
+    pub fn new(usual: AlgorithmName, mode: NodePortMode, crosses: bool) -> Self {
+        Self { usual, mode, crosses, ..Self::default() }
     }
 
     /// The tables as they should be now.
@@ -207,7 +239,7 @@ impl Desired {
 
     /// Computes a Service anew.
     pub fn update(&mut self, name: &ObjectName, model: &Model, place: &Place, rules: &Rules) {
-        let world = World { model, place, rules, usual: self.usual, mode: self.mode };
+        let world = World { model, place, rules, usual: self.usual, mode: self.mode, crosses: self.crosses };
         let v4 = contribution(name, &world);
         let v6 = contribution(name, &world);
         self.note_refused(name, v4.as_ref(), v6.as_ref());
@@ -315,7 +347,7 @@ impl<A: Family> FamilyDesired<A> {
         for frontend in frontends {
             let is_contested = self.claimants(&frontend).nth(1).is_some();
             self.conflicts.suspect(frontend, is_contested);
-            let winner = self.claimants(&frontend).min_by_key(|contribution| contribution.claim());
+            let winner = self.claimants(&frontend).min_by_key(|contribution| contribution.claim_to(&frontend));
             let service = winner.and_then(|winner| winner.service(&frontend)).cloned();
             if put(&mut tables.services, frontend, service) {
                 touched.frontends.insert(frontend);
@@ -385,7 +417,9 @@ impl<A: Family> FamilyDesired<A> {
 
     fn take_defects(&mut self) -> Vec<Defect> {
         let mut conflicts = std::mem::take(&mut self.conflicts);
-        let news = conflicts.take_news(|frontend| self.claimants(frontend).filter_map(Contribution::claim).collect());
+        let news = conflicts.take_news(|frontend| {
+            self.claimants(frontend).filter_map(|claimant| claimant.claim_to(frontend)).collect()
+        });
         self.conflicts = conflicts;
         news
     }

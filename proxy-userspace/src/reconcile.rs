@@ -31,6 +31,8 @@ pub struct Settings {
     pub external_ips: ExternalIps,
     /// How packets from outside get to other nodes, for Services that do not say it.
     pub node_port_mode: NodePortMode,
+    /// Services may be served to clients of the family that they have no address of.
+    pub crosses: bool,
 }
 
 /// The pure half of the agent.
@@ -67,7 +69,7 @@ impl Reconciler {
             listeners: BTreeSet::new(),
             place: Place { node: settings.name.clone(), ..Place::default() },
             model,
-            desired: Desired::new(settings.algorithm, settings.node_port_mode),
+            desired: Desired::new(settings.algorithm, settings.node_port_mode, settings.crosses),
             health_checks: HealthChecks::default(),
             settings,
             network: None,
@@ -257,9 +259,12 @@ impl Reconciler {
         self.primary = Primary::of(network, self.model.node(), &self.settings.uplinks);
         self.further = self.primary.further(network, self.model.node());
         let choice = &self.settings.node_port_addresses;
-        let addresses = addresses::local_addresses(network, self.primary, choice);
-        self.desired.update_addresses(&addresses);
+        let mut addresses = addresses::local_addresses(network, self.primary, choice);
         self.health_checks.update_addresses(&addresses);
+        if self.settings.crosses {
+            addresses::add_mapped(&mut addresses);
+        }
+        self.desired.update_addresses(&addresses);
         self.has_stale_addresses = false;
     }
 }

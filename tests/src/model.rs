@@ -257,7 +257,7 @@ impl Model {
         let (source, destination) = (bit(packet.ip.source), bit(packet.ip.destination));
         let world = &self.world;
         match packet.stage {
-            Stage::FromPod | Stage::UplinkIn => world.inbound.may_have(destination),
+            Stage::FromPod | Stage::UplinkIn | Stage::Cross => world.inbound.may_have(destination),
             Stage::ToPod => world.outbound.may_have(source) || self.masked.may_have(source),
             Stage::UplinkOut => world.outbound.may_have(source) || world.outbound.may_have(destination),
         }

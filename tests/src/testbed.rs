@@ -66,6 +66,8 @@ pub const OTHER_NODE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 pub const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
 /// Source ports of masqueraded flows.
 pub const SOURCE_PORTS: (u16, u16) = (10_000, 29_999);
+/// Those of flows between the families.
+pub const CROSS_PORTS: (u16, u16) = (9_000, 9_999);
 
 const fn host(v4: [u8; 4], v6: [u16; 2]) -> Host {
     Host {
@@ -183,6 +185,8 @@ impl Testbed {
             node.node_port_last = Port::new(32_767);
             node.source_port_first = Port::new(SOURCE_PORTS.0);
             node.source_port_last = Port::new(SOURCE_PORTS.1);
+            node.cross_port_first = Port::new(CROSS_PORTS.0);
+            node.cross_port_last = Port::new(CROSS_PORTS.1);
             node.jiffies_per_second = 0;
         })?;
         let hz = self.hz()?;
@@ -495,6 +499,8 @@ fn program(hook: Hook) -> Result<&'static str> {
         Hook::UplinkOut => "uplink_out",
         Hook::PodIn => "pod_in",
         Hook::PodOut => "pod_out",
+        Hook::CrossUplinkIn => "cross_uplink_in",
+        Hook::CrossPodIn => "cross_pod_in",
         _ => anyhow::bail!("{hook:?} sees no packets"),
     })
 }

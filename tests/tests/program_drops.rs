@@ -47,6 +47,7 @@ fn case(outcome: Outcome) -> Shown {
         | O::Echoed
         | O::Dispatched
         | O::NotDispatched
+        | O::Returned
         | O::PassVlan
         | O::PassMalformed
         | O::PassFragment
@@ -66,6 +67,7 @@ fn case(outcome: Outcome) -> Shown {
         O::DropFragment => (&[], late_fragment),
         O::DropOverlap => (&[], overlap),
         O::DropNotDispatched => (&[], not_dispatched),
+        O::DropNotCrossed => (&[], not_crossed),
         O::RejectNoEndpoint => (&[], no_endpoint),
         O::RejectNoPort => (&[], undefined_port),
         O::ResetGone => (&[], gone),
@@ -196,6 +198,22 @@ fn not_dispatched(bed: &mut Testbed, family: Family) -> Result<(Hook, i32)> {
     let request = from_outside(family, 50_000);
     bed.run(Hook::UplinkXdp, &request)?;
     uplink_xdp(bed, &Frame { hop_limit: 1, ..request })
+}
+
+/// A backend of the other family that is the node itself.
+fn not_crossed(bed: &mut Testbed, family: Family) -> Result<(Hook, i32)> {
+    let (node, any): (IpAddr, IpAddr) = match family {
+        Family::V4 => (NODE.v6.into(), Ipv4Addr::UNSPECIFIED.to_ipv6_mapped().into()),
+        Family::V6 => (NODE.v4.to_ipv6_mapped().into(), Ipv6Addr::UNSPECIFIED.into()),
+    };
+    bed.add_local_addr(NODE.v4.to_ipv6_mapped().into())?;
+    let backend = bed.add_backend(node, true)?;
+    let range = bed.add_slots(&[backend])?;
+    let flags = flag::EXTERNAL | flag::CROSS;
+    let service = Service { flags, internal: range, external: range, ..Service::default() };
+    bed.set_service(any, NODE_PORT, Protocol::Udp, service)?;
+    let ran = bed.run(Hook::CrossUplinkIn, &from_outside(family, 50_000))?;
+    Ok((Hook::CrossUplinkIn, ran.action))
 }
 
 /// With room for one entry, the pair that replaces a flow's source evicts the pair that was there first.

@@ -4,15 +4,17 @@ use anyhow::Result;
 use proxy_common::outcome::Outcome;
 use tests::fuzz::{self, Until};
 
-/// What chance does not reach: sockets, a full table, a context that cannot be written to; and Services that are dispatched, which
+/// What chance does not reach: sockets, a full table, a context that cannot be written to; and Services that are dispatched or cross, which
 /// the tables at random do not have.
-const ELSEWHERE: [Outcome; 6] = [
+const ELSEWHERE: [Outcome; 8] = [
     Outcome::RefuseBind,
     Outcome::DropTableFull,
     Outcome::DropNotWritable,
     Outcome::Dispatched,
     Outcome::NotDispatched,
     Outcome::DropNotDispatched,
+    Outcome::DropNotCrossed,
+    Outcome::Returned,
 ];
 
 #[test]

@@ -12,7 +12,7 @@ use proxy_userspace::dataplane::OBJECT;
 
 /// The most instructions the verifier may look at, per program. A program that grows past its bound is either a mistake or
 /// a decision to be made here.
-const BOUNDS: [(&str, u32); 19] = [
+const BOUNDS: [(&str, u32); 21] = [
     ("uplink_xdp", 250_000),
     ("uplink_in", 250_000),
     ("uplink_out", 110_000),
@@ -20,6 +20,8 @@ const BOUNDS: [(&str, u32); 19] = [
     ("uplink_out_l3", 110_000),
     ("pod_in", 250_000),
     ("pod_out", 110_000),
+    ("cross_uplink_in", 80_000),
+    ("cross_pod_in", 80_000),
     ("connect4", 20_000),
     ("connect6", 30_000),
     ("sendmsg4", 20_000),
@@ -35,7 +37,7 @@ const BOUNDS: [(&str, u32); 19] = [
 ];
 
 /// How many functions the loaded program has, itself included: those the kernel keeps when the agent set no constant.
-const FUNCTIONS: [(&str, usize); 11] = [
+const FUNCTIONS: [(&str, usize); 13] = [
     ("uplink_xdp", 88),
     ("uplink_in", 87),
     ("uplink_out", 37),
@@ -43,6 +45,8 @@ const FUNCTIONS: [(&str, usize); 11] = [
     ("uplink_out_l3", 34),
     ("pod_in", 86),
     ("pod_out", 37),
+    ("cross_uplink_in", 39),
+    ("cross_pod_in", 37),
     ("connect4", 11),
     ("connect6", 17),
     ("sendmsg4", 9),

@@ -270,12 +270,17 @@ impl Agent {
 
     fn node_settings(&self) -> NodeSettings {
         let Primary { v4, v6 } = self.reconciler.primary();
+        let all = &self.config.source_ports;
+        // Without such flows there is nothing to keep apart.
+        let (source_ports, cross_ports) =
+            if self.config.node.crosses { all.split() } else { (all.0.clone(), all.0.clone()) };
         NodeSettings {
             masquerade_v4: v4.map(Ipv4::from).unwrap_or_default(),
             masquerade_v6: v6.map(Ipv6::from).unwrap_or_default(),
             further: self.reconciler.further().to_vec(),
             node_ports: self.config.node_ports.0.clone(),
-            source_ports: self.config.source_ports.0.clone(),
+            source_ports,
+            cross_ports,
             masquerade_all: self.config.masquerade.all,
             masquerade_local_backends: self.config.masquerade.local_backends,
         }

@@ -40,6 +40,15 @@ impl fmt::Display for PortRange {
 }
 
 impl PortRange {
+    /// An eighth of it, 256 ports at least, apart from the rest; half, where it has less than twice as many.
+    pub fn split(&self) -> (RangeInclusive<u16>, RangeInclusive<u16>) {
+        let (first, last) = (*self.0.start(), *self.0.end());
+        let count = last - first;
+        let apart = (count / 8).max(255).min(count / 2);
+        let border = last - apart;
+        (first..=border.saturating_sub(1).max(first), border..=last)
+    }
+
     /// Whether a port is in both.
     pub fn overlaps(&self, other: &Self) -> bool {
         self.0.start() <= other.0.end() && other.0.start() <= self.0.end()
@@ -49,6 +58,19 @@ impl PortRange {
 #[cfg(test)]
 mod tests {
     use super::PortRange;
+
+    #[test]
+    fn an_eighth_of_a_range_is_set_apart() {
+        let cases = [
+            (10_000..=29_999, (10_000..=27_499, 27_500..=29_999)),
+            (10_000..=10_999, (10_000..=10_743, 10_744..=10_999)),
+            (10_000..=10_099, (10_000..=10_049, 10_050..=10_099)),
+            (7..=7, (7..=7, 7..=7)),
+        ];
+        for (range, expected) in cases {
+            assert_eq!(PortRange(range).split(), expected);
+        }
+    }
 
     #[test]
     fn a_range_has_a_first_and_a_last_port() {

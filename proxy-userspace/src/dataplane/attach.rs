@@ -154,7 +154,7 @@ impl Attacher {
         Ok(Self {
             options: options.clone(),
             cgroup,
-            programs: loaded_programs(object)?,
+            programs: loaded_programs(options, object)?,
             uses_tcx: options.classifiers == ClassifierMode::Auto && preflight::kernel_is_at_least((6, 6)),
             filters: None,
             settled: BTreeSet::new(),
@@ -174,6 +174,7 @@ impl Attacher {
         for link in selection.pod_devices {
             round.classifier(ProgramName::PodIn, link);
             round.classifier(ProgramName::PodOut, link);
+            round.crossing(ProgramName::CrossPodIn, link);
         }
         for link in selection.uplinks {
             round.uplink(link);
@@ -188,10 +189,12 @@ impl Attacher {
     }
 
     /// Removes our filters from where none of ours is wanted any more: each side of a device has one place for them,
-    /// whatever program it holds. In the first round nothing is known of a predecessor's, so every device is asked.
+    /// and a second one for what stands behind, whatever program it holds. In the first round nothing is known of a predecessor's, so every device is asked.
     fn remove_filters(&mut self, network: &NodeNetwork, wanted: BTreeSet<(String, ProgramName)>) {
         let is_wanted = |device: &str, program: ProgramName| {
-            wanted.iter().any(|(other, wanted)| other == device && wanted.hook() == program.hook())
+            wanted.iter().any(|(other, wanted)| {
+                other == device && wanted.hook() == program.hook() && wanted.crosses() == program.crosses()
+            })
         };
         if let Some(filters) = &self.filters {
             for (device, program) in filters.iter().filter(|(device, program)| !is_wanted(device, *program)) {
@@ -199,7 +202,7 @@ impl Attacher {
             }
         } else {
             for link in &network.links {
-                for program in [ProgramName::PodIn, ProgramName::PodOut] {
+                for program in [ProgramName::PodIn, ProgramName::PodOut, ProgramName::CrossPodIn] {
                     if !is_wanted(&link.name, program) && clsact::remove_program(&link.name, program) {
                         tracing::info!(device = link.name, "removed a filter that is not wanted any more");
                     }
@@ -225,9 +228,9 @@ fn open_cgroup(path: &Path) -> Result<Cgroup, OpenError> {
     Ok(Cgroup { path: path.into(), directory, id })
 }
 
-fn loaded_programs(object: &Ebpf) -> Result<BTreeMap<ProgramName, LoadedProgram>, OpenError> {
-    ProgramName::ALL
-        .into_iter()
+fn loaded_programs(options: &Options, object: &Ebpf) -> Result<BTreeMap<ProgramName, LoadedProgram>, OpenError> {
+    options
+        .programs()
         .map(|program| {
             let name = program.as_str();
             let error = |source| OpenError::Program { program: name, source };
@@ -272,6 +275,14 @@ impl Round<'_> {
             self.classifier(ProgramName::UplinkIn, link);
         }
         self.classifier(ProgramName::UplinkOut, link);
+        self.crossing(ProgramName::CrossUplinkIn, link);
+    }
+
+    /// Translates between the families if that is wanted, where frames have the header that it takes.
+    fn crossing(&mut self, program: ProgramName, link: &Link) {
+        if self.attacher.options.crosses && !link.is_layer3 {
+            self.classifier(program, link);
+        }
     }
 
     /// Attaches XDP if it is wanted there, and says whether it is attached.

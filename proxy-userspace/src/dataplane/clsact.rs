@@ -13,10 +13,16 @@ use aya::{
 
 use super::program::{Hook, ProgramName};
 
-/// Low numbers run first.
+/// Of our filters. Low numbers run first.
 const PRIORITY: u16 = 5;
+/// Of what stands behind them.
+const PRIORITY_BEHIND: u16 = 6;
 /// "SL".
 const HANDLE: TcHandle = TcHandle::new(0x534c, 1);
+
+fn priority(program: ProgramName) -> u16 {
+    if program.crosses() { PRIORITY_BEHIND } else { PRIORITY }
+}
 
 fn attach_type(program: ProgramName) -> Option<TcAttachType> {
     match program.hook() {
@@ -33,19 +39,19 @@ pub(super) fn ensure(object: &mut Ebpf, program: ProgramName, device: &str) -> R
     else {
         return Err(ProgramError::UnexpectedProgramType);
     };
-    if replace(loaded, device, at).is_ok() {
+    if replace(loaded, device, at, priority(program)).is_ok() {
         return Ok(());
     }
     // Fails when the qdisc is there already; if it failed for another reason, so does the next step.
     let _ = tc::qdisc_add_clsact(device);
-    let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
+    let options = NlOptions { priority: priority(program), handle: HANDLE, classid: None };
     let id = loaded.attach_with_options(device, at, TcAttachOptions::Netlink(options))?;
     keep(loaded.take_link(id)?);
     Ok(())
 }
 
-fn replace(loaded: &mut SchedClassifier, device: &str, at: TcAttachType) -> Result<(), ProgramError> {
-    let filter = SchedClassifierLink::attached(device, at, PRIORITY, HANDLE, None).map_err(TcError::IoError)?;
+fn replace(loaded: &mut SchedClassifier, device: &str, at: TcAttachType, priority: u16) -> Result<(), ProgramError> {
+    let filter = SchedClassifierLink::attached(device, at, priority, HANDLE, None).map_err(TcError::IoError)?;
     let id = loaded.attach_to_link(filter)?;
     keep(loaded.take_link(id)?);
     Ok(())
@@ -56,14 +62,18 @@ fn keep(link: SchedClassifierLink) {
     std::mem::forget(link);
 }
 
-/// Removes our filter at one side of a device, and says whether there was one.
+/// Removes our filters at one side of a device, and says whether there was one.
 pub(super) fn remove(device: &str, at: TcAttachType) -> bool {
-    SchedClassifierLink::attached(device, at, PRIORITY, HANDLE, None).is_ok_and(|filter| filter.detach().is_ok())
+    [PRIORITY, PRIORITY_BEHIND].into_iter().filter(|priority| remove_at(device, at, *priority)).count() > 0
+}
+
+fn remove_at(device: &str, at: TcAttachType, priority: u16) -> bool {
+    SchedClassifierLink::attached(device, at, priority, HANDLE, None).is_ok_and(|filter| filter.detach().is_ok())
 }
 
 /// Removes our filter of a program from a device.
 pub(super) fn remove_program(device: &str, program: ProgramName) -> bool {
-    attach_type(program).is_some_and(|at| remove(device, at))
+    attach_type(program).is_some_and(|at| remove_at(device, at, priority(program)))
 }
 
 /// The names of the devices of the calling thread's network namespace.

@@ -149,7 +149,7 @@ where
         // Embryos first: a flow that moves on meanwhile is seen twice rather than not at all.
         for table in self.flows.iter().rev() {
             table.visit(|key, flow| {
-                if matches!(key.stage, Stage::FromPod | Stage::UplinkIn) {
+                if matches!(key.stage, Stage::FromPod | Stage::UplinkIn | Stage::Cross) {
                     inbound.add(&key.daddr);
                 }
                 match flow.direction {

@@ -148,8 +148,9 @@ impl Links {
         self.dead.retain(|dead| *dead != path);
         unpin(&path)?;
         let flags = match program.hook() {
-            Hook::Ingress | Hook::Egress => flags | FIRST,
-            Hook::Xdp | Hook::Socket(_) => flags,
+            // At the end, unless it is said otherwise.
+            Hook::Ingress | Hook::Egress if !program.crosses() => flags | FIRST,
+            Hook::Ingress | Hook::Egress | Hook::Xdp | Hook::Socket(_) => flags,
         };
         let link = syscall::create_link(loaded.fd.as_fd(), target.link_target(), program.hook().attach_type(), flags)?;
         syscall::pin(link.as_fd(), &path)?;

@@ -22,7 +22,6 @@ use super::{
     error::OpenError,
     flow_table::{self, FlowTableSize},
     options::{Options, SocketLb},
-    program::ProgramName,
     syscall,
     table::Table,
 };
@@ -80,7 +79,7 @@ pub(super) fn load(options: &Options) -> Result<Ebpf, OpenError> {
         loader.map_pin_path(name, directory.join(name)).map_max_entries(name, shape.max_entries);
     }
     let mut object = loader.load(OBJECT)?;
-    load_programs(&mut object)?;
+    load_programs(&mut object, options)?;
     Ok(object)
 }
 
@@ -191,8 +190,8 @@ fn check_layout(path: &Path) -> Result<(), OpenError> {
     }
 }
 
-fn load_programs(object: &mut Ebpf) -> Result<(), OpenError> {
-    for program in ProgramName::ALL {
+fn load_programs(object: &mut Ebpf, options: &Options) -> Result<(), OpenError> {
+    for program in options.programs() {
         let name = program.as_str();
         let loaded = object.program_mut(name).ok_or(OpenError::Missing { what: "program", name })?;
         match loaded {

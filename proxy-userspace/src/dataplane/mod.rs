@@ -85,6 +85,8 @@ pub struct NodeSettings {
     pub node_ports: RangeInclusive<u16>,
     /// Source ports given to masqueraded flows.
     pub source_ports: RangeInclusive<u16>,
+    /// Those given to flows between the families, which must not be others'.
+    pub cross_ports: RangeInclusive<u16>,
     /// Whatever goes to a ClusterIP bears the node's address.
     pub masquerade_all: bool,
     /// What goes to a NodePort or an external address bears it also when its backend is on this node.
@@ -213,6 +215,8 @@ impl Dataplane {
             node_port_last: Port::new(*settings.node_ports.end()),
             source_port_first: Port::new(*settings.source_ports.start()),
             source_port_last: Port::new(*settings.source_ports.end()),
+            cross_port_first: Port::new(*settings.cross_ports.start()),
+            cross_port_last: Port::new(*settings.cross_ports.end()),
             flags: settings.flags(),
             ..self.node
         };

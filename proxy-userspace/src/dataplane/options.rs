@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, str::FromStr};
 
 use glob::Pattern;
 
-use super::flow_table::FlowTableSize;
+use super::{flow_table::FlowTableSize, program::ProgramName};
 
 /// Settings of the dataplane. [`Options::new`] has the defaults.
 #[derive(Clone, Debug)]
@@ -25,6 +25,8 @@ pub struct Options {
     pub pod_bridge: Option<String>,
     /// How TC programs are attached.
     pub classifiers: ClassifierMode,
+    /// Whether packets are translated between the families.
+    pub crosses: bool,
     /// Whether packets and bytes are counted per Service and backend.
     pub counts_traffic: bool,
     /// How many flows are kept.
@@ -45,10 +47,16 @@ impl Options {
             pod_devices: Vec::new(),
             pod_bridge: None,
             classifiers: ClassifierMode::default(),
+            crosses: false,
             counts_traffic: true,
             flow_table: FlowTableSize::default(),
             sizes: BTreeMap::new(),
         }
+    }
+
+    /// The programs that are loaded.
+    pub(super) fn programs(&self) -> impl Iterator<Item = ProgramName> {
+        ProgramName::ALL.into_iter().filter(|program| self.crosses || !program.crosses())
     }
 }
 

@@ -19,6 +19,10 @@ pub enum ProgramName {
     UplinkInL3,
     /// TC egress of such an uplink.
     UplinkOutL3,
+    /// Between the families: TC ingress of an uplink, behind all else.
+    CrossUplinkIn,
+    /// The same of a pod's device.
+    CrossPodIn,
     /// connect(2), IPv4.
     Connect4,
     /// connect(2), IPv6.
@@ -70,7 +74,7 @@ impl Hook {
 
 impl ProgramName {
     /// Every program.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::PodIn,
         Self::PodOut,
         Self::UplinkXdp,
@@ -78,6 +82,8 @@ impl ProgramName {
         Self::UplinkOut,
         Self::UplinkInL3,
         Self::UplinkOutL3,
+        Self::CrossUplinkIn,
+        Self::CrossPodIn,
         Self::Connect4,
         Self::Connect6,
         Self::Sendmsg4,
@@ -101,6 +107,8 @@ impl ProgramName {
             Self::UplinkOut => "uplink_out",
             Self::UplinkInL3 => "uplink_in_l3",
             Self::UplinkOutL3 => "uplink_out_l3",
+            Self::CrossUplinkIn => "cross_uplink_in",
+            Self::CrossPodIn => "cross_pod_in",
             Self::Connect4 => "connect4",
             Self::Connect6 => "connect6",
             Self::Sendmsg4 => "sendmsg4",
@@ -123,7 +131,7 @@ impl ProgramName {
     pub(super) fn hook(self) -> Hook {
         match self {
             Self::UplinkXdp => Hook::Xdp,
-            Self::PodIn | Self::UplinkIn | Self::UplinkInL3 => Hook::Ingress,
+            Self::PodIn | Self::UplinkIn | Self::UplinkInL3 | Self::CrossUplinkIn | Self::CrossPodIn => Hook::Ingress,
             Self::PodOut | Self::UplinkOut | Self::UplinkOutL3 => Hook::Egress,
             Self::Connect4 => Hook::Socket(10),
             Self::Connect6 => Hook::Socket(11),
@@ -137,6 +145,11 @@ impl ProgramName {
             Self::Getpeername6 => Hook::Socket(30),
             Self::SockRelease => Hook::Socket(34),
         }
+    }
+
+    /// Whether it translates between the families: then it stands behind the others.
+    pub(super) fn crosses(self) -> bool {
+        matches!(self, Self::CrossUplinkIn | Self::CrossPodIn)
     }
 
     /// Whether it is attached to the cgroup.

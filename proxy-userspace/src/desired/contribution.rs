@@ -15,7 +15,7 @@ use proxy_common::{
 };
 
 use super::{
-    DesiredBackend, DesiredService, Family, Target, range,
+    DesiredBackend, DesiredService, Family, Target, crossing, range,
     rules::Rules,
     sources::{self, Sources},
 };
@@ -26,9 +26,12 @@ use crate::{
     topology::{self, Lists, Place},
 };
 
-/// Who gets a frontend that several claim: the oldest, then the one with the smaller uid, on every node the same.
+/// Who gets a frontend that several claim: whose family it is, then the oldest, then the one with the smaller uid, on every node
+/// the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Claim<'a> {
+    /// The backends are of the other family.
+    crosses: bool,
     pub(super) created: i64,
     pub(super) uid: &'a str,
     pub(super) service: &'a ObjectName,
@@ -71,10 +74,16 @@ impl<A: Ord + Copy> Contribution<A> {
         self.backends.iter().map(|(target, _)| *target)
     }
 
-    /// Its claim to its frontends.
+    /// Its claim to a frontend.
+    pub(super) fn claim_to(&self, frontend: &Frontend<A>) -> Option<Claim<'_>> {
+        let crosses = self.service(frontend).is_some_and(|service| service.flags & flag::CROSS != 0);
+        Some(Claim { crosses, ..self.claim()? })
+    }
+
+    /// Its claim to frontends of its own family.
     pub(super) fn claim(&self) -> Option<Claim<'_>> {
         let service = self.service.as_ref()?;
-        Some(Claim { created: service.created, uid: &service.uid, service: &service.name })
+        Some(Claim { crosses: false, created: service.created, uid: &service.uid, service: &service.name })
     }
 
     /// What it has behind a frontend.
@@ -99,26 +108,48 @@ pub(super) struct World<'a> {
     pub(super) usual: AlgorithmName,
     /// How packets from outside get to other nodes, for Services that do not say it.
     pub(super) mode: NodePortMode,
+    /// The node translates between the families.
+    pub(super) crosses: bool,
+}
+
+impl World<'_> {
+    /// Whether an endpoint is one of a Service's backends in the tables of a family: those of IPv6 have all of them, if the
+    /// Service is served to both.
+    fn has_backend<A: Family>(&self, service: Option<&model::Service>, address: IpAddr) -> bool {
+        let home =
+            service.filter(|service| self.crosses && service.crosses).and_then(|service| service.cluster_ips.first());
+        match home {
+            Some(home) => home.is_ipv4() == address.is_ipv4() && A::mixed(address).is_some(),
+            None => A::of(address).is_some(),
+        }
+    }
 }
 
 pub(super) fn contribution<A: Family>(name: &ObjectName, world: &World<'_>) -> Option<Contribution<A>> {
-    let backends = backends(name, world.model);
     let service = world.model.shared_service(name);
+    let backends = backends(name, service.as_deref(), world);
     let (mut refused, mut no_local) = (Vec::new(), NoLocal::default());
     let frontends =
         service.as_ref().map(|service| frontends(service, world, &mut refused, &mut no_local)).unwrap_or_default();
-    let is_empty = frontends.is_empty() && backends.is_empty();
+    let is_empty = frontends.is_empty() && backends.is_empty() && refused.is_empty();
     let (frontends, backends) = (frontends.into_iter().collect(), backends.into_iter().collect());
     (!is_empty).then_some(Contribution { service, frontends, backends, refused, no_local })
 }
 
 /// Everything that stands in a slice, also when no port of the Service leads to it: connections that are there keep it
 /// until it has left. Where ports disagree about one they share, the better opinion counts: a frontend may lead to it.
-fn backends<A: Family>(name: &ObjectName, model: &Model) -> BTreeMap<Target<A>, DesiredBackend<A>> {
+fn backends<A: Family>(
+    name: &ObjectName,
+    service: Option<&model::Service>,
+    world: &World<'_>,
+) -> BTreeMap<Target<A>, DesiredBackend<A>> {
     let mut backends: BTreeMap<Target<A>, DesiredBackend<A>> = BTreeMap::new();
-    for ((address, _), endpoint) in model::endpoints_by_port(model.slices(name)) {
+    for ((address, _), endpoint) in model::endpoints_by_port(world.model.slices(name)) {
+        if !world.has_backend::<A>(service, address.ip()) {
+            continue;
+        }
         let Some(target) = target(address) else { continue };
-        let opinion = DesiredBackend::of(endpoint, model);
+        let opinion = DesiredBackend::of(endpoint, world.model);
         backends.entry(target).and_modify(|known| *known = known.better(opinion)).or_insert(opinion);
     }
     backends
@@ -130,11 +161,11 @@ fn frontends<A: Family>(
     refused: &mut Vec<Problem>,
     no_local: &mut NoLocal,
 ) -> BTreeMap<Frontend<A>, Arc<DesiredService<A>>> {
-    let mut frontends = BTreeMap::new();
+    let mut frontends = crossing::frontends(service, world, refused);
     let Some(cluster_ip) = service.cluster_ips.iter().find_map(|address| A::of(*address)) else {
         return frontends;
     };
-    let sources = sources::sources(service, world.place);
+    let sources = sources::sources(service, world.place, A::of(IpAddr::from([0; 4])).is_some());
     for port in &service.ports {
         let [inside, outside] = port_services::<A>(service, port, world).map(Arc::new);
         no_local.add(service, port, &inside, &outside);
@@ -143,13 +174,13 @@ fn frontends<A: Family>(
         frontends.entry(frontend(cluster_ip, port.port)).or_insert(inside);
         let restricted = restrict(&outside, sources.as_ref());
         let check = |address| world.rules.check(address, port);
-        for address in permitted(&service.balancer_ips, check, refused) {
+        for address in permitted(&service.balancer_ips, A::of, check, refused) {
             frontends.entry(frontend(address, port.port)).or_insert_with(|| restricted.clone());
             frontends.entry(Frontend::whole(address)).or_insert_with(|| Arc::new(whole(&port.name, flag::EXTERNAL)));
         }
         let outside = if service.source_ranges.scope == SourceScope::All { restricted } else { outside };
         let check = |address| world.rules.check_external_ip(address, port);
-        for address in permitted(&service.external_ips, check, refused) {
+        for address in permitted(&service.external_ips, A::of, check, refused) {
             frontends.entry(frontend(address, port.port)).or_insert_with(|| outside.clone());
             frontends.entry(Frontend::whole(address)).or_insert_with(|| Arc::new(whole(&port.name, flag::EXTERNAL)));
         }
@@ -182,15 +213,16 @@ impl NoLocal {
     }
 }
 
-/// The addresses of the family that pass. What is wrong with the others is told once.
-fn permitted<A: Family>(
+/// The addresses that are meant and pass. What is wrong with the others is told once.
+pub(super) fn permitted<A: Family>(
     addresses: &BTreeSet<IpAddr>,
+    meant: impl Fn(IpAddr) -> Option<A>,
     check: impl Fn(IpAddr) -> Result<(), Problem>,
     refused: &mut Vec<Problem>,
 ) -> Vec<A> {
     let mut passed = Vec::new();
     for address in addresses {
-        let Some(of_family) = A::of(*address) else { continue };
+        let Some(of_family) = meant(*address) else { continue };
         match check(*address) {
             Ok(()) => passed.push(of_family),
             Err(problem) if refused.contains(&problem) => {}
@@ -201,7 +233,10 @@ fn permitted<A: Family>(
 }
 
 /// The same for clients of some addresses only.
-fn restrict<A: Family>(service: &Arc<DesiredService<A>>, sources: Option<&Sources<A>>) -> Arc<DesiredService<A>> {
+pub(super) fn restrict<A: Family>(
+    service: &Arc<DesiredService<A>>,
+    sources: Option<&Sources<A>>,
+) -> Arc<DesiredService<A>> {
     let Some(sources) = sources else { return Arc::clone(service) };
     let flags = service.flags | flag::SOURCE_RANGES;
     Arc::new(DesiredService { flags, sources: Arc::clone(sources), ..DesiredService::clone(service) })
@@ -209,7 +244,7 @@ fn restrict<A: Family>(service: &Arc<DesiredService<A>>, sources: Option<&Source
 
 /// What the ports of an address lead to that its Service does not define. Those of a ClusterIP lead nowhere, and the client is
 /// told; those of an external address are nobody's business, but it is known that a Service has it.
-fn whole<A>(port: &Arc<ServicePortName>, flags: u8) -> DesiredService<A> {
+pub(super) fn whole<A>(port: &Arc<ServicePortName>, flags: u8) -> DesiredService<A> {
     DesiredService {
         port: Arc::clone(port),
         pick: Pick::default(),
@@ -226,12 +261,17 @@ fn whole<A>(port: &Arc<ServicePortName>, flags: u8) -> DesiredService<A> {
 
 /// What the ClusterIP leads to, and what NodePorts and external addresses lead to. Clients on the node that use the
 /// latter get the cluster's endpoints whatever the policy: it is about what arrives from outside.
-fn port_services<A: Family>(service: &model::Service, port: &ServicePort, world: &World<'_>) -> [DesiredService<A>; 2] {
+pub(super) fn port_services<A: Family>(
+    service: &model::Service,
+    port: &ServicePort,
+    world: &World<'_>,
+) -> [DesiredService<A>; 2] {
     let is_joined =
         |candidate: &model::SlicePort| candidate.name == port.name.port && candidate.protocol == port.name.protocol;
     let weights = &service.spread.weights;
     let mut endpoints = model::endpoints(world.model.slices(&service.name), is_joined);
-    endpoints.retain(|address, endpoint| A::of(address.ip()).is_some() && weights.of(endpoint) > 0);
+    endpoints
+        .retain(|address, endpoint| world.has_backend::<A>(Some(service), address.ip()) && weights.of(endpoint) > 0);
     let lists = topology::select(&endpoints, world.place);
     let name = &port.name;
     let mode = service.node_port_mode.unwrap_or(world.mode);
@@ -271,8 +311,9 @@ fn when_empty(lists: &Lists) -> WhenEmpty {
     if lists.has_any { WhenEmpty::Drop } else { WhenEmpty::Reject }
 }
 
+/// An endpoint as it stands in a family's tables.
 pub(super) fn target<A: Family>(address: SocketAddr) -> Option<Target<A>> {
-    Some(Target { addr: A::of(address.ip())?, port: Port::new(address.port()) })
+    Some(Target { addr: A::mixed(address.ip())?, port: Port::new(address.port()) })
 }
 
 impl<A: Family> DesiredBackend<A> {

@@ -26,6 +26,9 @@ const WEIGHTS: &str = "service.sluice.dev/weights";
 /// `snat`, `dsr` or `hybrid`: how packets from outside get to a backend on another node.
 const NODE_PORT_MODE: &str = "service.sluice.dev/nodeport-mode";
 
+/// `true`: clients of the family that the Service has no address of get to its backends, too.
+const CROSSES: &str = "service.sluice.dev/nat46x64";
+
 /// Beyond this a weight is a mistake.
 const HEAVIEST: u32 = 1000;
 
@@ -84,6 +87,14 @@ pub(super) fn node_port_mode(
 ) -> Option<NodePortMode> {
     let text = annotations?.get(NODE_PORT_MODE)?.trim();
     text.parse().map_err(|_error| note(Problem::annotation(NODE_PORT_MODE, text))).ok()
+}
+
+/// Reads whether clients of the other family are served.
+pub(super) fn crosses(annotations: Option<&BTreeMap<String, String>>, note: &mut impl FnMut(Problem)) -> bool {
+    let Some(text) = annotations.and_then(|annotations| annotations.get(CROSSES)).map(|text| text.trim()) else {
+        return false;
+    };
+    text.parse().map_err(|_error| note(Problem::annotation(CROSSES, text))).unwrap_or_default()
 }
 
 /// Not an entry of the annotation.

@@ -147,6 +147,9 @@ pub enum Problem {
         /// What stands there.
         value: String,
     },
+    /// The node does not translate between the families.
+    #[error("annotation service.sluice.dev/nat46x64 has no effect: the node's agent runs without --nat46x64")]
+    NotCrossed,
     /// Not `ClientIP` and not `None`.
     #[error("spec.sessionAffinity: {0:?} is not known, None is assumed")]
     Affinity(String),
@@ -230,7 +233,7 @@ impl Problem {
             Self::SourceRange(_) => "InvalidSourceRange",
             Self::Cidr { .. } => "InvalidCIDR",
             Self::TooManyCidrs(_) => "TooManyServiceCIDRs",
-            Self::SourceScope(_) | Self::Annotation { .. } => "InvalidAnnotation",
+            Self::SourceScope(_) | Self::Annotation { .. } | Self::NotCrossed => "InvalidAnnotation",
             Self::Affinity(_) | Self::AffinitySeconds(_) => "InvalidSessionAffinity",
             Self::Conflict { .. } => "FrontendConflict",
             Self::More(_) => "MoreProblems",

@@ -47,6 +47,8 @@ pub struct Service {
     pub uid: String,
     /// At most one of each family. A family that has none is not served at all.
     pub cluster_ips: Vec<IpAddr>,
+    /// It has addresses of one family, and wants clients of the other one served, too: by NodePorts and external addresses.
+    pub crosses: bool,
     /// External IPs, of the families that are served.
     pub external_ips: BTreeSet<IpAddr>,
     /// Addresses of its load balancer that lead here, of the families that are served.
@@ -105,7 +107,10 @@ impl Service {
         if cluster_ips.is_empty() {
             return None;
         }
-        let is_served = |address: &IpAddr| cluster_ips.iter().any(|other| other.is_ipv4() == address.is_ipv4());
+        let annotations = object.metadata.annotations.as_ref();
+        let crosses = annotation::crosses(annotations, &mut |problem| parser.note(problem)) && cluster_ips.len() == 1;
+        let is_served =
+            |address: &IpAddr| crosses || cluster_ips.iter().any(|other| other.is_ipv4() == address.is_ipv4());
         let mut external_ips = parser.external_ips(spec);
         external_ips.retain(is_served);
         let mut balancer_ips = parser.balancer_ips(object);
@@ -117,12 +122,11 @@ impl Service {
             balancer_ips,
             source_ranges: SourceRanges::parse(object, |problem| parser.note(problem)),
             affinity_seconds: parser.affinity(spec),
-            spread: Spread::parse(object.metadata.annotations.as_ref(), &mut |problem| parser.note(problem)),
-            node_port_mode: annotation::node_port_mode(object.metadata.annotations.as_ref(), &mut |problem| {
-                parser.note(problem);
-            }),
+            spread: Spread::parse(annotations, &mut |problem| parser.note(problem)),
+            node_port_mode: annotation::node_port_mode(annotations, &mut |problem| parser.note(problem)),
             health_check_node_port: parser.health_check_node_port(spec, external_policy),
             cluster_ips,
+            crosses,
             internal_policy: parser.policy("spec.internalTrafficPolicy", spec.internal_traffic_policy.as_deref()),
             external_policy,
             ports: parser.ports(spec),

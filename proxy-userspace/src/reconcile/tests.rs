@@ -3,6 +3,7 @@
 
 mod access;
 mod claims;
+mod crossing;
 mod dispatch;
 mod half;
 mod no_local;

@@ -161,7 +161,7 @@ fn hook(chance: &mut Chance, stage: Stage) -> Hook {
         Stage::FromPod => Hook::PodIn,
         Stage::ToPod => Hook::PodOut,
         Stage::UplinkOut => Hook::UplinkOut,
-        Stage::UplinkIn => chance.of(&[Hook::UplinkXdp, Hook::UplinkIn]),
+        Stage::UplinkIn | Stage::Cross => chance.of(&[Hook::UplinkXdp, Hook::UplinkIn]),
     }
 }
 

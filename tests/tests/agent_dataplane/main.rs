@@ -439,6 +439,7 @@ fn an_address_is_in_the_filters_once_it_is_written_and_until_it_is_pruned() -> R
             further: vec!["192.0.2.78".parse()?],
             node_ports: 30_000..=32_767,
             source_ports: 61_000..=65_535,
+            cross_ports: 60_000..=60_999,
             masquerade_all: false,
             masquerade_local_backends: true,
         })?;

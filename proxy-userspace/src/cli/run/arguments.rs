@@ -98,6 +98,10 @@ pub(in crate::cli) struct Arguments {
     /// for Services without the annotation service.sluice.dev/nodeport-mode; the same on every node
     #[arg(long, value_enum, default_value_t)]
     nodeport_mode: NodePortMode,
+    /// Serve Services with addresses of one family and the annotation service.sluice.dev/nat46x64=true to clients of the other
+    /// one, too, by NodePorts, external IPs and addresses of load balancers: translates between IPv4 and IPv6
+    #[arg(long)]
+    nat46x64: bool,
     /// Masquerade all that goes to a ClusterIP
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     masquerade_all: Option<bool>,
@@ -201,6 +205,7 @@ impl Arguments {
                 algorithm: self.algorithm.or(file.algorithm).unwrap_or_default(),
                 external_ips: self.external_ips,
                 node_port_mode: self.nodeport_mode,
+                crosses: self.nat46x64,
                 uplinks: self.uplinks,
             },
             source: match self.source {
@@ -251,6 +256,7 @@ impl Arguments {
             pod_devices: self.pod_devices.iter().cloned().chain(detect_local.pod_devices()?).collect(),
             pod_bridge: detect_local.pod_bridge()?,
             flow_table: self.flow_table_size,
+            crosses: self.nat46x64,
             ..dataplane::Options::new(self.pin_path.clone())
         })
     }
