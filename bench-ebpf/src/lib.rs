@@ -11,9 +11,15 @@
 )]
 
 pub mod contract;
+#[cfg(target_arch = "bpf")]
 mod family;
+#[cfg(target_arch = "bpf")]
 pub mod floor;
+#[cfg(target_arch = "bpf")]
 mod maps;
+#[cfg(target_arch = "bpf")]
 pub mod packet;
+#[cfg(target_arch = "bpf")]
 pub mod restore;
+#[cfg(target_arch = "bpf")]
 mod wire;

@@ -1,67 +1,9 @@
-//! The entry points: a null program, the floor, and what restores the packet, each for XDP and TC.
+//! The programs, and on the host nothing: what tests link must not have `aya-ebpf` in it, whose `memcpy` and `memset`, made for BPF,
+//! would take the place of the C library's.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
-#![expect(clippy::needless_pass_by_value, reason = "aya's macros hand the context over")]
 
-use aya_ebpf::{
-    bindings::{TC_ACT_UNSPEC, xdp_action},
-    macros::{classifier, xdp},
-    programs::{TcContext, XdpContext},
-};
-use bench_ebpf::{contract::NOT_CALLED, floor, restore};
-
-#[xdp(frags)]
-#[inline(always)]
-fn null_xdp(_: XdpContext) -> u32 {
-    xdp_action::XDP_PASS
-}
-
-#[classifier]
-#[inline(always)]
-fn null_tc(_: TcContext) -> i32 {
-    TC_ACT_UNSPEC
-}
-
-#[xdp(frags)]
-#[inline(always)]
-fn floor_xdp(context: XdpContext) -> u32 {
-    floor::run(&context)
-}
-
-#[classifier]
-#[inline(always)]
-fn floor_tc(context: TcContext) -> i32 {
-    floor::run(&context)
-}
-
-#[xdp(frags)]
-#[inline(always)]
-fn restore_xdp(context: XdpContext) -> u32 {
-    if restore::restore(&context) {
-        restore::call_xdp(&context);
-    }
-    NOT_CALLED
-}
-
-#[classifier]
-#[inline(always)]
-fn restore_tc(context: TcContext) -> i32 {
-    if restore::restore(&context) {
-        restore::call_tc(&context);
-    }
-    NOT_CALLED as i32
-}
+#[cfg(target_arch = "bpf")]
+mod programs;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
-
-/// Never reached: nothing here can panic, and a panic would not pass the verifier.
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-/// What the kernel asks of programs that call helpers.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 4] = *b"GPL\0";
