@@ -59,6 +59,16 @@ pub enum Output {
     Hairpin = 2,
     /// It is sent, as it is, to the node of its backend, which answers the client itself.
     Dispatch = 3,
+    /// The same, behind another IP header: there are others on the way to that node.
+    Tunnel = 4,
+}
+
+impl Output {
+    /// Whether another node answers the client.
+    #[inline(always)]
+    pub const fn is_dispatch(self) -> bool {
+        matches!(self, Self::Dispatch | Self::Tunnel)
+    }
 }
 
 /// Which half of a pair an entry is.
@@ -97,9 +107,9 @@ pub mod state {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Flow<A> {
-    /// What is written into the packet.
+    /// What is written into the packet; of a dispatched flow the addresses of this node and of the other one.
     pub rewrite: Rewrite<A>,
-    /// For [`Output::Forward`].
+    /// For [`Output::Forward`], [`Output::Dispatch`] and [`Output::Tunnel`].
     pub next_hop: NextHop,
     /// The backend that was chosen.
     pub backend: BackendId,
@@ -166,10 +176,20 @@ pub struct Draft<A> {
     pub is_retry: u8,
     /// Who put the packet on its link; zeros where that has no addresses.
     pub sender: Mac,
-    /// 1 when the packet can be given another link-layer header and leave.
-    pub can_leave: u8,
-    /// 1 when it would leave as a bare frame.
-    pub is_frame: u8,
+    /// As what the packet could be given another link-layer header and leave: one of [`leaving`].
+    pub leaves_as: u8,
+    /// 1 when another node has sent it through its tunnel.
+    pub is_tunnelled: u8,
+}
+
+/// As what a packet can leave at once.
+pub mod leaving {
+    /// It cannot.
+    pub const NOTHING: u8 = 0;
+    /// As an skb, by any device.
+    pub const SKB: u8 = 1;
+    /// As a bare frame, by devices that take such.
+    pub const FRAME: u8 = 2;
 }
 
 /// A tier of the flow table: two maps, one for each family.

@@ -38,11 +38,14 @@ pub struct Node {
     pub cross_port_last: Port,
     /// What the kernel calls HZ, measured by the agent.
     pub jiffies_per_second: u32,
-    /// Bits of [`masquerade`].
+    /// Bits of [`masquerade`], and [`TUNNELS`].
     pub flags: u32,
     /// Zero.
     pub pad: u32,
 }
+
+/// A bit of [`Node::flags`]: other nodes take what is dispatched to them also behind an IP header to them.
+pub const TUNNELS: u32 = 4;
 
 /// Bits of [`Node::flags`].
 pub mod masquerade {

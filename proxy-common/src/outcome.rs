@@ -99,6 +99,8 @@ pub enum Outcome {
     /// Dropped: a packet between the families that cannot be translated or sent. A UDP datagram without a checksum (RFC 7915
     /// §4.5), one that is segmented later, a backend that is the node itself, or one that no route leads to.
     DropNotCrossed = 45,
+    /// Dropped: longer than what the way to the node it is dispatched to takes. TCP and UDP are told of the path MTU.
+    DropTooLong = 46,
     /// Rejected: the Service has no endpoint. TCP got a RST, SCTP an ABORT, UDP an ICMP error, a socket ECONNREFUSED.
     RejectNoEndpoint = 48,
     /// Rejected, in the same ways: a port of a ClusterIP that its Service does not define.
@@ -140,7 +142,7 @@ impl Hook {
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 35] = [
         Self::Opened,
         Self::Confirmed,
         Self::Moved,
@@ -171,6 +173,7 @@ impl Outcome {
         Self::DropOverlap,
         Self::DropNotDispatched,
         Self::DropNotCrossed,
+        Self::DropTooLong,
         Self::RejectNoEndpoint,
         Self::RejectNoPort,
         Self::ResetGone,

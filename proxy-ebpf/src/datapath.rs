@@ -154,13 +154,13 @@ pub(crate) fn transport<P: Packet, F: Family, L: Transport>(
         known = advance::<F, L>(hook, &key, entry, flags, node);
         if known == Advance::Keep {
             stats::note::<F>(entry, bytes);
-            return output::send::<P, F, L>(packet, &key, entry, node, extent);
+            return output::send::<P, F, L>(packet, stage, &key, entry, node, extent);
         }
     } else if let Some(entry) = flow::embryo::<F>(&key) {
         known = advance::<F, L>(hook, &key, entry, flags, node);
         if known == Advance::Keep {
             stats::note_at_once::<F>(entry, bytes);
-            let verdict = output::send::<P, F, L>(packet, &key, entry, node, extent);
+            let verdict = output::send::<P, F, L>(packet, stage, &key, entry, node, extent);
             // Last, because the entry may move.
             flow::hatch::<F>(hook, &key, entry, flags);
             return verdict;
@@ -186,7 +186,7 @@ pub(crate) fn transport<P: Packet, F: Family, L: Transport>(
         Some(entry) => {
             stats::opened::<F>(entry.flow().service, entry.flow().backend);
             stats::note_at_once::<F>(entry, bytes);
-            output::send::<P, F, L>(packet, &key, entry, node, extent)
+            output::send::<P, F, L>(packet, stage, &key, entry, node, extent)
         }
         None => Err(Outcome::DropTableFull),
     }

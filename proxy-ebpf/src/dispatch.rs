@@ -1,6 +1,7 @@
 //! Direct server return: what comes from outside for a Service that asks for it goes, as it came, to the node of its backend,
-//! which answers the client itself. Two nodes are in it: the one that dispatches, by writing another link-layer header, and
-//! the one that receives, which knows such a packet by the address on its link that sent it.
+//! which answers the client itself. Two nodes are in it: the one that dispatches, by writing another link-layer header and, where
+//! that node is not on the link, an IP header to it; and the one that receives, which knows such a packet by the address on
+//! its link that sent it, or by that of the header that its kernel took off.
 //!
 //! Of a dispatched flow one direction is seen. It is one entry, confirmed by what its client sends next, and changes nothing in
 //! a packet but its hop limit, which bounds any loop.
@@ -9,8 +10,8 @@ use core::ffi::c_void;
 
 use proxy_common::{
     addr::{Address as _, Mac, Protocol},
-    flow::{Draft, Flow, NextHop, Output, Rewrite, Tier, state},
-    node::Node,
+    flow::{Draft, Flow, NextHop, Output, Rewrite, Tier, leaving, state},
+    node::{Node, TUNNELS},
     outcome::{Hook, Outcome},
     service::{Frontend, Service, flag},
     tuple::{Stage, Tuple},
@@ -23,10 +24,10 @@ use crate::{
     flow::{self, Entry},
     kernel,
     maps::PEERS,
-    output::{self, Verdict},
+    output::{self, Route, Verdict},
     packet::Packet,
     parse::Ethernet,
-    service, table,
+    reject, service, table, tunnel,
 };
 
 /// Notes in the draft who put a packet on the link, and whether it could be sent on from here.
@@ -42,15 +43,18 @@ pub(crate) fn note_sender<P: Packet, F: Family>(packet: &P) {
 fn note<P: Packet, F: Family>(context: *mut c_void, tags: u64) {
     let Some(draft) = flow::draft::<F>() else { return };
     draft.sender = Mac::ZERO;
-    draft.can_leave = 0;
-    draft.is_frame = u8::from(P::IS_FRAME);
+    draft.leaves_as = leaving::NOTHING;
+    draft.is_tunnelled = 0;
     if P::NETWORK == 0 {
+        draft.is_tunnelled = u8::from(tunnel::is_of_peer::<F>(context));
         return;
     }
     let packet = P::from_context(context);
     let Some(ethernet) = packet.at::<Ethernet>(0) else { return };
     draft.sender = ethernet.smac;
-    draft.can_leave = u8::from(tags == 0);
+    if tags == 0 {
+        draft.leaves_as = if P::IS_FRAME { leaving::FRAME } else { leaving::SKB };
+    }
 }
 
 /// An address on a link as a number, for comparing.
@@ -60,11 +64,11 @@ fn number(mac: &Mac) -> u64 {
     pairs.iter().fold(0, |number, pair| number << 16 | u64::from(u16::from_ne_bytes(*pair)))
 }
 
-/// Whether another node put the packet on the link.
+/// Whether another node put the packet on the link, or into its tunnel.
 #[inline(always)]
 fn is_of_peer<A>(draft: &Draft<A>) -> bool {
     // SAFETY: entries are replaced, never written in place.
-    unsafe { PEERS.get(&draft.sender) }.is_some()
+    draft.is_tunnelled != 0 || unsafe { PEERS.get(&draft.sender) }.is_some()
 }
 
 /// The Service of a NodePort at the address of another node, if a node dispatched the packet here.
@@ -101,7 +105,7 @@ pub(crate) fn receive<F: Family>(key: &Tuple<F::Addr>) {
     }
 }
 
-/// Enters the drafted flow as one that is dispatched, if its backend's node is a neighbour. Not if the client may be there: it
+/// Enters the drafted flow as one that is dispatched, if its backend's node can be reached so. Not if the client may be there: it
 /// would be answered without anybody putting the frontend's address back.
 #[inline(never)]
 pub(crate) fn enter<F: Family>(hook: Hook, key: &Tuple<F::Addr>, context: *mut c_void, ifindex: u32) -> bool {
@@ -120,20 +124,20 @@ fn send_off<F: Family>(key: &Tuple<F::Addr>, context: *mut c_void, ifindex: u32)
     let flow = &mut draft.flow;
     let Some(backend) = F::backends().get(flow.backend) else { return false };
     let client = F::words(key.saddr);
-    if draft.can_leave == 0 || client == F::words(backend.addr) || client == F::words(backend.node) {
+    if draft.leaves_as == leaving::NOTHING || client == F::words(backend.addr) || client == F::words(backend.node) {
         return false;
     }
-    let leaving = Leaving { ifindex, is_frame: draft.is_frame.into() };
-    if !find_way::<F>(context, &leaving, key.proto, &backend.node, &mut flow.next_hop)
-        || number(&flow.next_hop.dmac) == number(&draft.sender)
-    {
-        return false;
-    }
-    flow.next_hop.generation = node.route_generation as u16;
     let (addr_delta, port_delta) = (0, 0);
-    let Tuple { saddr, daddr, sport, dport, .. } = *key;
-    flow.rewrite = Rewrite { saddr, daddr, sport, dport, addr_delta, port_delta };
-    flow.output = Output::Dispatch;
+    let (saddr, daddr) = (F::masquerade(node), backend.node);
+    flow.rewrite = Rewrite { saddr, daddr, sport: key.sport, dport: key.dport, addr_delta, port_delta };
+    let leaving = Leaving { ifindex, is_frame: u32::from(draft.leaves_as == leaving::FRAME) };
+    let output = find_way::<F>(context, &leaving, &flow.rewrite, &mut flow.next_hop);
+    let is_link = output == Output::Dispatch;
+    if !output.is_dispatch() || (is_link && number(&flow.next_hop.dmac) == number(&draft.sender)) {
+        return false;
+    }
+    flow.output = output;
+    flow.next_hop.generation = node.route_generation as u16;
     flow.twin_output = Output::Dispatch;
     flow.twin_stage = Stage::UplinkOut;
     flow.state = state::ONE_WAY;
@@ -150,30 +154,32 @@ struct Leaving {
     is_frame: u32,
 }
 
-/// The way to a node, if it is the next one on it.
+/// The way from this node to another: over the link if it is the next one, else through the tunnel if there is one. Otherwise
+/// `Output::Stack`.
 #[inline(never)]
 fn find_way<F: Family>(
     context: *mut c_void,
     leaving: &Leaving,
-    proto: Protocol,
-    to: &F::Addr,
+    between: &Rewrite<F::Addr>,
     next_hop: &mut NextHop,
-) -> bool {
-    let Some(node) = service::node() else { return false };
-    if *to == F::Addr::ANY {
-        return false;
+) -> Output {
+    let Some(node) = service::node() else { return Output::Stack };
+    if between.daddr == F::Addr::ANY {
+        return Output::Stack;
     }
-    let Some(found) = output::neighbour::<F>(context, leaving.ifindex, proto, F::masquerade(node), *to) else {
-        return false;
-    };
+    let found = output::route::<F>(context, leaving.ifindex, Protocol::Any, between.saddr, between.daddr);
+    let Some(Route { next_hop: found, is_link }) = found else { return Output::Stack };
     if leaving.is_frame != 0 && found.ifindex != leaving.ifindex && !output::takes_frames(found.ifindex) {
-        return false;
+        return Output::Stack;
+    }
+    if is_link == 0 && node.flags & TUNNELS == 0 {
+        return Output::Stack;
     }
     next_hop.ifindex = found.ifindex;
-    next_hop.mtu = found.mtu;
+    next_hop.mtu = if is_link == 0 { found.mtu.saturating_sub(size_of::<F::Header>() as u16) } else { found.mtu };
     next_hop.dmac = found.dmac;
     next_hop.smac = found.smac;
-    true
+    if is_link == 0 { Output::Tunnel } else { Output::Dispatch }
 }
 
 /// Looks up anew, after a change of routes, where a flow's node is. Where it is not to be found, it is where it was: the flow
@@ -184,10 +190,9 @@ fn renew<F: Family>(context: *mut c_void, ifindex: u32, is_frame: u32, flow: *mu
     let entry = Entry::at(flow);
     let flow = entry.flow();
     let mut next_hop = flow.next_hop;
-    if let Some(backend) = F::backends().get(flow.backend)
-        && backend.generation == flow.backend_generation
-    {
-        find_way::<F>(context, &Leaving { ifindex, is_frame }, Protocol::Any, &backend.node, &mut next_hop);
+    let output = find_way::<F>(context, &Leaving { ifindex, is_frame }, &flow.rewrite, &mut next_hop);
+    if output.is_dispatch() {
+        entry.set_output(output);
     }
     next_hop.generation = node.route_generation as u16;
     entry.set_next_hop(next_hop);
@@ -203,7 +208,10 @@ pub(crate) fn send<P: Packet, F: Family>(
     if entry.flow().next_hop.generation != node.route_generation as u16 {
         renew::<F>(packet.context(), packet.ifindex(), u32::from(P::IS_FRAME), entry.address());
     }
-    forward::<P, F>(packet, entry.flow())
+    match forward::<P, F>(packet, entry.flow()) {
+        Err(Outcome::DropTooLong) => reject::too_long::<P, F>(packet.context(), entry.flow().next_hop.mtu),
+        sent => sent,
+    }
 }
 
 /// The same, without a look at routes. What the node itself has sent back is not sent there once more.
@@ -213,9 +221,20 @@ pub(crate) fn forward<P: Packet, F: Family>(packet: &mut P, flow: &Flow<F::Addr>
     if P::NETWORK == 0 || packet.is_tagged() || F::hop_limit(header) <= 1 {
         return Err(Outcome::DropNotDispatched);
     }
-    let Some(ethernet) = packet.at::<Ethernet>(0) else { return Err(Outcome::DropNotDispatched) };
-    if number(&ethernet.smac) == number(&flow.next_hop.dmac) {
-        return Err(Outcome::DropNotDispatched);
+    // Of one that will be cut up, the segments fit: they came by a link, and `wrap` makes them shorter.
+    if packet.segment() == 0 && F::length(header) > usize::from(flow.next_hop.mtu) {
+        return Err(Outcome::DropTooLong);
+    }
+    if flow.output == Output::Tunnel {
+        packet.decrement_hop_limit::<F>(P::NETWORK);
+        if !tunnel::wrap::<P, F>(packet.context(), flow) {
+            return Err(Outcome::DropNotWritable);
+        }
+    } else {
+        let Some(ethernet) = packet.at::<Ethernet>(0) else { return Err(Outcome::DropNotDispatched) };
+        if number(&ethernet.smac) == number(&flow.next_hop.dmac) {
+            return Err(Outcome::DropNotDispatched);
+        }
     }
     output::forward::<P, F>(packet, &flow.next_hop).ok_or(Outcome::DropNotWritable)
 }

@@ -91,6 +91,10 @@ impl Packet for Bytes {
         false
     }
 
+    fn wrap<F: Family>(&mut self) -> bool {
+        false
+    }
+
     fn mend_checksum<F: Family, L: Summed>(&mut self, _: &mut u16, _: usize, _: u16, _: u16) -> bool {
         true
     }

@@ -41,8 +41,12 @@ pub trait Family: 'static {
     const ECHO: (u8, u8);
     /// Type and code of ICMP's "port unreachable".
     const PORT_UNREACHABLE: (u8, u8);
+    /// Type and code of the ICMP error that tells of a path MTU.
+    const TOO_LONG: (u8, u8);
     /// Whether the header has no checksum of its own, so that a change of it changes the sum of the whole packet.
     const IS_V6: bool;
+    /// What an IP header says that is followed by another one of its family.
+    const ENCAPSULATED: u8;
 
     fn services() -> &'static maps::Services<Self::Addr>;
     fn backends() -> &'static maps::Backends<Self::Addr>;
@@ -93,6 +97,10 @@ pub trait Family: 'static {
     fn from_words(words: [u32; 4]) -> Self::Addr;
     /// Writes a header of our own, without options, before `length` bytes of a protocol.
     fn compose(header: &mut Self::Header, saddr: Self::Addr, daddr: Self::Addr, protocol: u8, length: u16);
+    /// Traffic class, or what IPv4 calls type of service.
+    fn traffic_class(header: &Self::Header) -> u8;
+    /// Gives a header of our own a traffic class, and allows routers to cut the packet, whose fragments are told by a number.
+    fn let_be_cut(header: &mut Self::Header, class: u8, id: u16);
     /// The sum of a header's words, not folded.
     fn sum(header: &Self::Header) -> u32;
 }
@@ -170,7 +178,9 @@ impl Family for V4 {
     const ICMP: u8 = 1;
     const ECHO: (u8, u8) = (8, 0);
     const PORT_UNREACHABLE: (u8, u8) = (3, 3);
+    const TOO_LONG: (u8, u8) = (3, 4);
     const IS_V6: bool = false;
+    const ENCAPSULATED: u8 = 4;
 
     family_maps!(SERVICES_V4 BACKENDS_V4 LOCAL_ADDRS_V4 PEER_ADDRS_V4 FLOWS_V4 EMBRYOS_V4 DRAFTS_V4 FRAGMENTS_V4 SOCKETS_V4
                  AFFINITY_V4 SOURCES_V4 ACTIVE_V4 TURNS_V4);
@@ -296,6 +306,20 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn traffic_class(header: &Ipv4Header) -> u8 {
+        header.tos
+    }
+
+    #[inline(always)]
+    fn let_be_cut(header: &mut Ipv4Header, class: u8, id: u16) {
+        header.tos = class;
+        header.id = id;
+        header.fragment = 0;
+        header.csum = 0;
+        header.csum = !checksum::fold(Self::sum(header));
+    }
+
+    #[inline(always)]
     fn sum(header: &Ipv4Header) -> u32 {
         // SAFETY: the header is twenty bytes of plain data.
         checksum::sum::<5>(unsafe { &*ptr::from_ref(header).cast() })
@@ -312,7 +336,9 @@ impl Family for V6 {
     const ICMP: u8 = 58;
     const ECHO: (u8, u8) = (128, 129);
     const PORT_UNREACHABLE: (u8, u8) = (1, 4);
+    const TOO_LONG: (u8, u8) = (2, 0);
     const IS_V6: bool = true;
+    const ENCAPSULATED: u8 = 41;
 
     family_maps!(SERVICES_V6 BACKENDS_V6 LOCAL_ADDRS_V6 PEER_ADDRS_V6 FLOWS_V6 EMBRYOS_V6 DRAFTS_V6 FRAGMENTS_V6 SOCKETS_V6
                  AFFINITY_V6 SOURCES_V6 ACTIVE_V6 TURNS_V6);
@@ -435,6 +461,17 @@ impl Family for V6 {
         header.hop_limit = HOP_LIMIT;
         header.saddr = saddr;
         header.daddr = daddr;
+    }
+
+    #[inline(always)]
+    fn traffic_class(header: &Ipv6Header) -> u8 {
+        (u32::from_be(header.version) >> 20) as u8
+    }
+
+    /// Routers do not cut, in IPv6.
+    #[inline(always)]
+    fn let_be_cut(header: &mut Ipv6Header, class: u8, _: u16) {
+        header.version |= (u32::from(class) << 20).to_be();
     }
 
     #[inline(always)]

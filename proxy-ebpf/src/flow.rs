@@ -84,6 +84,13 @@ impl<A: Copy> Entry<A> {
         unsafe { (*self.0).eager = packets };
     }
 
+    /// Says where the packet goes from now on. Whoever reads it before the next hop sends one packet the other way there was.
+    #[inline(always)]
+    pub(crate) fn set_output(self, output: Output) {
+        // SAFETY: as in `flow`.
+        unsafe { (*self.0).output = output };
+    }
+
     /// Keeps a next hop. The generation is written last: a reader that sees it sees the rest.
     #[inline(always)]
     pub(crate) fn set_next_hop(self, next_hop: NextHop) {

@@ -120,7 +120,7 @@ fn sort<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P, at: usiz
     let (saddr, daddr) = F::addresses(header);
     let key = Fragmented { saddr, daddr, id: fragment.id, proto, stage, pad: [0; 2] };
     if fragment.offset != 0 {
-        return follow::<P, F>(hook, packet, &key, &fragment);
+        return follow::<P, F>(hook, stage, packet, &key, &fragment);
     }
     // TCP has its ports where UDP has them.
     let transport = at + F::FRAGMENT_HEADER;
@@ -143,7 +143,13 @@ fn sort<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P, at: usiz
 
 /// Sends a later fragment where the first one went.
 #[inline(always)]
-fn follow<P: Packet, F: Family>(hook: Hook, packet: &mut P, key: &Fragmented<F::Addr>, fragment: &Fragment) -> Sorted {
+fn follow<P: Packet, F: Family>(
+    hook: Hook,
+    stage: Stage,
+    packet: &mut P,
+    key: &Fragmented<F::Addr>,
+    fragment: &Fragment,
+) -> Sorted {
     // SAFETY: an entry may be given to another packet after an eviction, not one looked up a moment ago.
     let Some(ports) = (unsafe { F::fragments().get(key) }) else {
         let is_lost = match key.stage {
@@ -163,7 +169,8 @@ fn follow<P: Packet, F: Family>(hook: Hook, packet: &mut P, key: &Fragmented<F::
     let flow = entry.flow();
     let Some(header) = packet.at::<F::Header>(P::NETWORK) else { return Sorted::PASS };
     stats::note::<F>(entry, (fragment.end - P::NETWORK) as u32);
-    if flow.output == Output::Dispatch {
+    // Of no use elsewhere, as the verifier sees; not so in the key.
+    if stage == Stage::UplinkIn && flow.output.is_dispatch() {
         return match dispatch::forward::<P, F>(packet, flow) {
             Ok(verdict) => Sorted { verdict, ..Sorted::PASS },
             Err(reason) => Sorted::dropped(reason as u32),
@@ -181,7 +188,7 @@ fn follow<P: Packet, F: Family>(hook: Hook, packet: &mut P, key: &Fragmented<F::
     let verdict = match flow.output {
         Output::Hairpin => output::hairpin::<P, F>(packet),
         Output::Forward if leaves => output::forward::<P, F>(packet, &flow.next_hop),
-        Output::Stack | Output::Forward | Output::Dispatch => return Sorted::PASS,
+        Output::Stack | Output::Forward | Output::Dispatch | Output::Tunnel => return Sorted::PASS,
     };
     match verdict {
         Some(verdict) => Sorted { verdict, ..Sorted::PASS },

@@ -145,7 +145,7 @@ fn translate<P: Packet, F: Family>(
 ) -> Verdict {
     let mut packet = P::from_context(context);
     let flow = Entry::at(flow).flow();
-    if flow.output == Output::Dispatch {
+    if flow.output.is_dispatch() {
         // It is about a reply, which did not come this way: who translated that translates this, too.
         return dispatch_on::<P, F>(hook, &mut packet, may_leave, flow);
     }

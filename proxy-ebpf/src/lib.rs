@@ -50,5 +50,6 @@ pub mod socket;
 mod source;
 mod stats;
 mod table;
+mod tunnel;
 mod vlan;
 mod way;

@@ -49,6 +49,7 @@ impl Verdict {
 #[inline(always)]
 pub(crate) fn send<P: Packet, F: Family, L: Transport>(
     packet: &mut P,
+    stage: Stage,
     key: &Tuple<F::Addr>,
     entry: Entry<F::Addr>,
     node: &Node,
@@ -57,8 +58,8 @@ pub(crate) fn send<P: Packet, F: Family, L: Transport>(
     let transport = extent.offset;
     let flow = entry.flow();
     let output = flow.output;
-    // Of no use elsewhere, and known when the program is compiled.
-    if matches!(key.stage, Stage::UplinkIn) && output == Output::Dispatch {
+    // Of no use elsewhere, and known when the program is compiled; not so in the key.
+    if matches!(stage, Stage::UplinkIn) && output.is_dispatch() {
         return dispatch::send::<P, F>(packet, entry, node);
     }
     if output != Output::Forward {
@@ -177,34 +178,42 @@ fn ask<F: Family, P: Packet>(
     if leaves_as_frame && unsafe { UPLINKS.get(question.ifindex) }.is_none() {
         return false;
     }
-    // Of 65,536 and more, as loopback has it, the helper tells the low half.
-    let mtu = if question.length == 0 { u16::MAX } else { question.length };
+    let mtu = longest(question.length);
     let (dmac, smac) = (question.dmac, question.smac);
     entry.set_next_hop(NextHop { ifindex: question.ifindex, generation, mtu, dmac, smac });
     true
 }
 
-/// A neighbour as the kernel's FIB knows it, if nobody is on the way to it. Inlined where there is room for the question.
+/// The longest packet that may go a way. Of 65,536 and more, as loopback has it, the helper tells the low half.
 #[inline(always)]
-pub(crate) fn neighbour<F: Family>(
+fn longest(mtu: u16) -> u16 {
+    if mtu == 0 { u16::MAX } else { mtu }
+}
+
+/// The way to an address.
+pub(crate) struct Route {
+    /// Where it begins, but for the generation.
+    pub(crate) next_hop: NextHop,
+    /// 1 when it ends there, too.
+    pub(crate) is_link: u32,
+}
+
+/// The way to an address as the kernel's FIB knows it. Inlined where there is room for the question.
+#[inline(always)]
+pub(crate) fn route<F: Family>(
     context: *mut c_void,
     ifindex: u32,
     proto: Protocol,
     saddr: F::Addr,
     daddr: F::Addr,
-) -> Option<NextHop> {
+) -> Option<Route> {
     let mut question = Question::new::<F>(ifindex, saddr, daddr, proto);
     let answer = question.ask(context, 0);
     // In the place of the destination stands the gateway, if there is one.
-    let is_next = question.family == F::NUMBER && question.destination == F::words(daddr);
+    let is_link = u32::from(question.family == F::NUMBER && question.destination == F::words(daddr));
     let Question { ifindex, dmac, smac, .. } = question;
-    (answer == 0 && is_next && dmac != Mac::ZERO).then_some(NextHop {
-        ifindex,
-        generation: 0,
-        mtu: question.length,
-        dmac,
-        smac,
-    })
+    let next_hop = NextHop { ifindex, generation: 0, mtu: longest(question.length), dmac, smac };
+    (answer == 0 && dmac != Mac::ZERO).then_some(Route { next_hop, is_link })
 }
 
 /// Whether a device takes frames from XDP.

@@ -3,7 +3,10 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
+    bindings::{
+        BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_MARK_MANGLED_0,
+        BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    },
     helpers::generated as helpers,
     programs::{TcContext, XdpContext},
 };
@@ -162,6 +165,10 @@ pub trait Packet {
     /// Ethernet header too. Views are stale after it.
     fn make_room(&mut self, length: usize) -> bool;
 
+    /// Makes room for another IP header before the one it has, as [`Self::make_room`] does. Of what will be cut up later every
+    /// segment gets one, and is shorter by it.
+    fn wrap<F: Family>(&mut self) -> bool;
+
     /// Mends the transport checksum at `offset` for a change of addresses and ports that was made. Views are stale after it.
     fn mend_checksum<F: Family, L: Summed>(
         &mut self,
@@ -297,6 +304,11 @@ impl Packet for XdpPacket {
     fn make_room(&mut self, length: usize) -> bool {
         // SAFETY: a helper on the program's own context.
         (unsafe { helpers::bpf_xdp_adjust_head(self.context.ctx, -(length as i32)) }) == 0
+    }
+
+    #[inline(always)]
+    fn wrap<F: Family>(&mut self) -> bool {
+        self.make_room(size_of::<F::Header>())
     }
 
     #[inline(always)]
@@ -488,6 +500,20 @@ impl<const NETWORK: usize> Packet for TcPacket<NETWORK> {
     fn make_room(&mut self, length: usize) -> bool {
         // SAFETY: a helper on the program's own context.
         (unsafe { helpers::bpf_skb_adjust_room(self.context.skb.skb, length as i32, BPF_ADJ_ROOM_MAC, 0) }) == 0
+    }
+
+    #[inline(always)]
+    fn wrap<F: Family>(&mut self) -> bool {
+        let kind = if F::IS_V6 { BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 } else { BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 };
+        let (skb, length) = (self.context.skb.skb, size_of::<F::Header>() as i32);
+        // Segments of TCP may be made shorter, datagrams that will be cut apart may not.
+        // SAFETY: a helper on the program's own context.
+        (unsafe { helpers::bpf_skb_adjust_room(skb, length, BPF_ADJ_ROOM_MAC, kind.into()) }) == 0
+            // SAFETY: as above.
+            || (unsafe {
+                let fixed = u64::from(kind | BPF_F_ADJ_ROOM_FIXED_GSO);
+                helpers::bpf_skb_adjust_room(skb, length, BPF_ADJ_ROOM_MAC, fixed)
+            }) == 0
     }
 
     #[inline(always)]

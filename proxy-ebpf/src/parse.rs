@@ -191,6 +191,8 @@ pub(crate) mod tcp {
 
 /// Where TCP has its checksum.
 pub(crate) const TCP_CSUM: usize = core::mem::offset_of!(TcpHeader, csum);
+/// The same in UDP.
+pub(crate) const UDP_CSUM: usize = core::mem::offset_of!(UdpHeader, csum);
 
 /// What all ICMP and `ICMPv6` messages begin with.
 #[repr(C)]
@@ -295,7 +297,7 @@ impl Transport for Tcp {
 }
 
 impl Summed for Tcp {
-    const CSUM: usize = core::mem::offset_of!(TcpHeader, csum);
+    const CSUM: usize = TCP_CSUM;
 
     #[inline(always)]
     fn fields(header: &mut TcpHeader) -> (&mut Port, &mut Port, &mut u16) {
@@ -331,7 +333,7 @@ impl Transport for Udp {
 }
 
 impl Summed for Udp {
-    const CSUM: usize = core::mem::offset_of!(UdpHeader, csum);
+    const CSUM: usize = UDP_CSUM;
 
     #[inline(always)]
     fn fields(header: &mut UdpHeader) -> (&mut Port, &mut Port, &mut u16) {

@@ -14,14 +14,18 @@ use proxy_common::{
 };
 
 use crate::{
-    checksum::{fold, half},
+    checksum::{self, fold, half},
     counters::count,
+    datapath::{TCP, UDP},
     family::Family,
     output::Verdict,
     packet::Packet,
-    parse::{Ethernet, IcmpHeader, TcpHeader, Transport, UdpHeader, tcp},
+    parse::{Ethernet, IcmpHeader, TCP_CSUM, TcpHeader, Transport, UDP_CSUM, UdpHeader, tcp},
     sctp,
 };
+
+const TCP_WORDS: usize = size_of::<TcpHeader>() / size_of::<u32>();
+const UDP_WORDS: usize = size_of::<UdpHeader>() / size_of::<u32>();
 
 /// What becomes of a packet that is not served: an answer if the reason has one and the packet may get one, else nothing.
 /// Out of line, as everything rare.
@@ -39,12 +43,31 @@ pub(crate) fn refuse<P: Packet, F: Family, L: Transport>(
     let is_built = match L::PROTOCOL {
         Protocol::Tcp => reset::<P, F>(context),
         Protocol::Sctp => sctp::abort::<P, F>(context),
-        _ => unreachable::<P, F>(context),
+        _ => quote::<P, F, UDP_WORDS>(context, F::PORT_UNREACHABLE, 0, UDP_CSUM),
     };
     if !is_built {
         return Err(Outcome::DropNotWritable);
     }
     count(hook, reason);
+    Ok(Verdict::redirect(packet.ifindex()))
+}
+
+/// What becomes of a packet that is too long for its way: its sender is told of the path MTU, if that can be. Out of line, as
+/// everything rare.
+#[inline(never)]
+pub(crate) fn too_long<P: Packet, F: Family>(context: *mut c_void, mtu: u16) -> Result<Verdict, Outcome> {
+    const REASON: Outcome = Outcome::DropTooLong;
+    let packet = P::from_context(context);
+    let field = match packet.at::<F::Header>(P::NETWORK).map_or(0, |ip| F::protocol(ip)) {
+        TCP => TCP_CSUM,
+        UDP => UDP_CSUM,
+        _ => return Err(REASON),
+    };
+    // What is too long has more than a TCP header.
+    if !deserves_answer::<P, F>(&packet, 0) || !quote::<P, F, TCP_WORDS>(context, F::TOO_LONG, mtu, field) {
+        return Err(REASON);
+    }
+    count(if P::IS_FRAME { Hook::UplinkXdp } else { Hook::UplinkIn }, REASON);
     Ok(Verdict::redirect(packet.ifindex()))
 }
 
@@ -137,15 +160,21 @@ fn tcp_sum(segment: &TcpHeader) -> u32 {
         + u32::from(u16::from_ne_bytes([segment.data_offset, segment.flags]))
 }
 
-/// Makes a datagram the ICMP error about itself, which quotes its IP and UDP headers.
+/// Makes a packet the ICMP error about itself, which quotes its IP header and the first `WORDS` words behind it. In these is a
+/// checksum, at `field`.
 ///
-/// Completing would write into the quoted UDP checksum, which nobody looks at. With S the sum of the quoted UDP header
-/// without it, it is −S/2: completing gives the complement of S − S/2, which is the same.
+/// Completing would write into that, and nobody looks at it. With S the sum of what is quoted of the transport without it, it
+/// is −S/2: completing gives the complement of S − S/2, which is the same.
 #[inline(always)]
-fn unreachable<P: Packet, F: Family>(context: *mut c_void) -> bool {
+fn quote<P: Packet, F: Family, const WORDS: usize>(
+    context: *mut c_void,
+    (kind, code): (u8, u8),
+    mtu: u16,
+    field: usize,
+) -> bool {
     let mut packet = P::from_context(context);
     let header = size_of::<F::Header>();
-    let quote = header + size_of::<UdpHeader>();
+    let quote = header + size_of::<[u32; WORDS]>();
     let room = header + size_of::<IcmpHeader>();
     let macs = if P::NETWORK == 0 {
         (Mac::ZERO, Mac::ZERO)
@@ -160,28 +189,26 @@ fn unreachable<P: Packet, F: Family>(context: *mut c_void) -> bool {
         let Some(ethernet) = packet.at::<Ethernet>(0) else { return false };
         *ethernet = Ethernet { dmac: macs.0, smac: macs.1, ethertype: F::ETHERTYPE };
     }
+    let transport = P::NETWORK + room + header;
     let Some(ip) = packet.at::<F::Header>(P::NETWORK) else { return false };
     let Some(icmp) = packet.at::<IcmpHeader>(P::NETWORK + header) else { return false };
     let Some(quoted) = packet.at::<F::Header>(P::NETWORK + room) else { return false };
-    let Some(udp) = packet.at::<UdpHeader>(P::NETWORK + room + header) else { return false };
+    if !P::IS_FRAME {
+        let Some(csum) = packet.at::<u16>(transport + field) else { return false };
+        *csum = 0;
+        let Some(words) = packet.at::<[u32; WORDS]>(transport) else { return false };
+        *csum = !half(fold(checksum::sum(words)));
+    }
+    let Some(words) = packet.at::<[u32; WORDS]>(transport) else { return false };
     let (client, frontend) = F::addresses(quoted);
     let length = (size_of::<IcmpHeader>() + quote) as u16;
     F::compose(ip, frontend, client, F::ICMP, length);
-    if !P::IS_FRAME {
-        udp.csum = !half(fold(udp_sum(udp)));
-    }
-    (icmp.kind, icmp.code) = F::PORT_UNREACHABLE;
-    icmp.rest = [0; 2];
+    (icmp.kind, icmp.code) = (kind, code);
+    icmp.rest = [0, mtu.to_be()];
     let pseudo = if F::IS_V6 { pseudo_header::<F>(client, frontend, F::ICMP, length) } else { 0 };
-    let said = u32::from(u16::from_ne_bytes([icmp.kind, icmp.code]));
-    icmp.csum = !fold(pseudo + said + F::sum(quoted) + udp_sum(udp) + u32::from(udp.csum));
+    let said = u32::from(u16::from_ne_bytes([icmp.kind, icmp.code])) + u32::from(mtu.to_be());
+    icmp.csum = !fold(pseudo + said + F::sum(quoted) + checksum::sum(words));
     true
-}
-
-/// The sum of a UDP header without its checksum.
-#[inline(always)]
-fn udp_sum(udp: &UdpHeader) -> u32 {
-    u32::from(udp.sport.word()) + u32::from(udp.dport.word()) + u32::from(udp.length)
 }
 
 /// The sum of what a transport checksum takes from the IP header.

@@ -21,7 +21,7 @@ use crate::{
     config::{Config, Source},
     dataplane::{
         Dataplane, OpenError,
-        netlink::{self, NetworkEvent},
+        netlink::{self, NetworkEvent, Reach, tunnels::TunnelError},
     },
     source::{self, Event, kubernetes::Watches},
 };
@@ -42,6 +42,9 @@ pub enum AgentError {
     /// The kernel, or what is pinned in it.
     #[error(transparent)]
     Dataplane(#[from] OpenError),
+    /// The devices of tunnels.
+    #[error(transparent)]
+    Tunnels(#[from] TunnelError),
     /// Signals.
     #[error("cannot listen for signals: {0}")]
     Signals(std::io::Error),
@@ -57,7 +60,7 @@ impl AgentError {
     /// The exit code of a process that ends with this error.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Files(_) | Self::Kubernetes(_) => 78,
+            Self::Files(_) | Self::Kubernetes(_) | Self::Tunnels(_) => 78,
             Self::Dataplane(error) => error.exit_code(),
             Self::Signals(_) | Self::SourceEnded | Self::NetworkEnded => 1,
         }
@@ -72,13 +75,17 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     let peers = PeerWatch { sender: sender.downgrade(), node_name: config.node.name.clone() };
     let client = start_source(&config, sender).await?;
     let mut peers = client.clone().map(|client| (client, peers));
+    let reach = if config.dataplane.tunnels { Reach::Routers } else { Reach::Links };
+    if reach == Reach::Routers {
+        netlink::tunnels::keep().await?;
+    }
     let dataplane = Dataplane::open(&config.dataplane)?;
     let account = Account::open(&config, client).map_err(OpenError::from)?;
     account.count_sweeps(&dataplane);
     let (wanted, watched) = watch::channel(BTreeSet::new());
     let mut agent = Agent::new(dataplane, config, account, wanted);
     let mut network = netlink::watch();
-    let mut neighbours = netlink::watch_peers(watched);
+    let mut neighbours = netlink::watch_peers(reach, watched);
     loop {
         tokio::select! {
             event = events.recv() => agent.absorb(event.ok_or(AgentError::SourceEnded)?),

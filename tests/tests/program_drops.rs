@@ -17,7 +17,7 @@ use proxy_common::{
 };
 use tests::{
     fragments::{cut, fragment},
-    frame::{Family, Flags, Frame, Transport},
+    frame::{Chunk, Family, Flags, Frame, Transport},
     patience::wait_until,
     testbed::{CLIENT, NODE, NODE_PORT, Nature, POD, POD2, PORT, REMOTE, SERVICE, Testbed, action},
 };
@@ -68,6 +68,7 @@ fn case(outcome: Outcome) -> Shown {
         O::DropOverlap => (&[], overlap),
         O::DropNotDispatched => (&[], not_dispatched),
         O::DropNotCrossed => (&[], not_crossed),
+        O::DropTooLong => (&[], too_long),
         O::RejectNoEndpoint => (&[], no_endpoint),
         O::RejectNoPort => (&[], undefined_port),
         O::ResetGone => (&[], gone),
@@ -214,6 +215,15 @@ fn not_crossed(bed: &mut Testbed, family: Family) -> Result<(Hook, i32)> {
     bed.set_service(any, NODE_PORT, Protocol::Udp, service)?;
     let ran = bed.run(Hook::CrossUplinkIn, &from_outside(family, 50_000))?;
     Ok((Hook::CrossUplinkIn, ran.action))
+}
+
+/// SCTP is not told of it.
+fn too_long(bed: &mut Testbed, family: Family) -> Result<(Hook, i32)> {
+    let other_node = if family == Family::V4 { "192.0.2.2" } else { "2001:db8:1::2" };
+    let backend = bed.add_backend_of(REMOTE.address(family), other_node.parse()?)?;
+    bed.add_dispatched((any(family), NODE_PORT), Protocol::Sctp, &[backend], &[])?;
+    let request = Frame { transport: Transport::Sctp(Chunk::INIT), ..from_outside(family, 50_000) };
+    uplink_xdp(bed, &Frame { payload: vec![7; 1_500], ..request })
 }
 
 /// With room for one entry, the pair that replaces a flow's source evicts the pair that was there first.

@@ -105,7 +105,7 @@ fn what_is_for_a_backend_of_a_neighbour_goes_there_as_it_came() -> Result<()> {
                 direction: Direction::Original,
                 state: state::ONE_WAY | state,
                 backend,
-                changes_nothing: true,
+                addresses: (NODE.address(family), OTHER_NODE.address(family)),
             };
             // One entry for each, and no half of a pair: datagrams are confirmed, and a handshake repeated is not.
             assert_eq!(bed.kinds(family, "EMBRYOS")?, [kind(0); 4]);

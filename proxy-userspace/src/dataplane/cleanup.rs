@@ -12,6 +12,7 @@ use super::{
     error::{Error, OpenError},
     links::{links_directory, pins},
     load::{maps_directory, pinned_maps},
+    netlink,
     program::ProgramName,
     reserved_ports,
 };
@@ -43,6 +44,11 @@ pub enum Removed {
         /// As the kernel writes them.
         ports: String,
     },
+    /// A device by which other nodes' packets came.
+    Tunnel {
+        /// Its name.
+        device: &'static str,
+    },
     /// An empty directory.
     Directory {
         /// Which.
@@ -57,6 +63,7 @@ impl fmt::Display for Removed {
             Self::Filter { device, side } => write!(f, "filter at {side} of {device}"),
             Self::Map { path } => write!(f, "map {}", path.display()),
             Self::ReservedPorts { ports } => write!(f, "{ports} from the reserved ports"),
+            Self::Tunnel { device } => write!(f, "device {device}"),
             Self::Directory { path } => write!(f, "directory {}", path.display()),
         }
     }
@@ -77,6 +84,9 @@ pub fn cleanup(pin_path: &Path) -> Result<Vec<Removed>, OpenError> {
     let released = reserved_ports::release(pin_path);
     let released = released.map_err(|source| Error::Kernel { what: "the reserved ports", source })?;
     removed.extend(released.map(|ports| Removed::ReservedPorts { ports }));
+    let tunnels = netlink::tunnels::remove();
+    let tunnels = tunnels.map_err(|source| Error::Kernel { what: "the devices of tunnels", source })?;
+    removed.extend(tunnels.into_iter().map(|device| Removed::Tunnel { device }));
     for path in [links_directory(pin_path), maps_directory(pin_path), pin_path.into()] {
         match fs::remove_dir(&path) {
             Ok(()) => removed.push(Removed::Directory { path }),

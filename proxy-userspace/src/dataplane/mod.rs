@@ -37,7 +37,7 @@ use proxy_common::{
     addr::{Address as _, Ipv4, Ipv6, Mac, Port},
     backend::BackendId,
     filter::Filter,
-    node::{FURTHER, LAYOUT, Node, ServiceCidrs, Vlan, masquerade},
+    node::{FURTHER, LAYOUT, Node, ServiceCidrs, TUNNELS, Vlan, masquerade},
 };
 
 use self::{
@@ -120,6 +120,7 @@ pub struct Dataplane {
     sweeper: Sweeper,
     reservation: Reservation,
     pin_path: PathBuf,
+    has_tunnels: bool,
     /// Locked for as long as this agent lives.
     _lock: File,
 }
@@ -151,6 +152,7 @@ impl Dataplane {
             sweeper: Sweeper::start(&object)?,
             reservation: Reservation::default(),
             pin_path: options.pin_path.clone(),
+            has_tunnels: options.tunnels,
             object,
             _lock: lock,
         };
@@ -217,7 +219,7 @@ impl Dataplane {
             source_port_last: Port::new(*settings.source_ports.end()),
             cross_port_first: Port::new(*settings.cross_ports.start()),
             cross_port_last: Port::new(*settings.cross_ports.end()),
-            flags: settings.flags(),
+            flags: settings.flags() | if self.has_tunnels { TUNNELS } else { 0 },
             ..self.node
         };
         self.add_masquerade(&node);

@@ -4,13 +4,14 @@
 mod messages;
 mod peers;
 pub(super) mod sockets;
+pub mod tunnels;
 mod watcher;
 
 use ipnet::IpNet;
 use proxy_common::node::Vlan;
 
 pub use self::{
-    peers::{LinkLayerAddress, watch_peers},
+    peers::{LinkLayerAddress, Reach, watch_peers},
     watcher::{snapshot, watch},
 };
 

@@ -23,6 +23,8 @@ pub struct Options {
     pub pod_devices: Vec<DevicePattern>,
     /// A bridge whose ports, but for uplinks, are the pod-facing devices.
     pub pod_bridge: Option<String>,
+    /// Whether nodes dispatch packets to each other also behind an IP header, where they are not on one link.
+    pub tunnels: bool,
     /// How TC programs are attached.
     pub classifiers: ClassifierMode,
     /// Whether packets are translated between the families.
@@ -46,6 +48,7 @@ impl Options {
             uplinks: Vec::new(),
             pod_devices: Vec::new(),
             pod_bridge: None,
+            tunnels: false,
             classifiers: ClassifierMode::default(),
             crosses: false,
             counts_traffic: true,

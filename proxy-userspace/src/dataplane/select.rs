@@ -1,7 +1,7 @@
 //! Which devices get which programs: the operator's patterns, or what netlink says about the devices.
 
 use super::{
-    netlink::{Link, NodeNetwork},
+    netlink::{Link, NodeNetwork, tunnels},
     options::{DevicePattern, Options},
 };
 
@@ -42,7 +42,7 @@ pub(super) fn select<'a>(options: &Options, network: &'a NodeNetwork) -> Selecti
 }
 
 fn role(options: &Options, link: &Link, bridge: Option<&Link>) -> Option<Role> {
-    if is_listed(&options.uplinks, link) {
+    if is_listed(&options.uplinks, link) || (options.tunnels && tunnels::is_tunnel(&link.name)) {
         Some(Role::Uplink)
     } else if is_listed(&options.pod_devices, link) {
         Some(Role::Pod)
@@ -126,6 +126,20 @@ mod tests {
         options.pod_bridge = Some("cbr0".into());
         let selection = select(&options, &network);
         assert_eq!((selection.pod_devices, selection.absent), (vec![], vec!["cbr0".to_owned()]));
+    }
+
+    #[test]
+    fn devices_of_our_tunnels_are_uplinks_if_there_are_to_be_any() {
+        let mut network = network();
+        network.links.push(Link { name: "sluice_ipip".into(), is_layer3: true, ..Link::default() });
+        let mut options = Options::new("/sys/fs/bpf/sluice");
+        options.uplinks = vec!["eth0".parse().unwrap()];
+        for (tunnels, expected) in [(false, vec!["eth0"]), (true, vec!["eth0", "sluice_ipip"])] {
+            options.tunnels = tunnels;
+            let selection = select(&options, &network);
+            let names: Vec<&str> = selection.uplinks.iter().map(|link| link.name.as_str()).collect();
+            assert_eq!(names, expected);
+        }
     }
 
     #[test]

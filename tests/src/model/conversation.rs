@@ -102,7 +102,7 @@ impl Model {
                 Verdict::SendOut
             }
             // The tables at random ask for none.
-            Output::Dispatch => return Objection::wrong("a flow of the model is dispatched"),
+            Output::Dispatch | Output::Tunnel => return Objection::wrong("a flow of the model is dispatched"),
             Output::Forward => {
                 if let Some(hop) = self.next_hop(packet, key, &flow, oracle) {
                     rewriting.translate(&packet.ip, segment, flow.source, flow.destination);

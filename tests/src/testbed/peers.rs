@@ -7,7 +7,7 @@ use aya::maps::Array;
 use proxy_common::{
     addr::{Ipv4, Ipv6, Mac, Protocol},
     backend::Backend,
-    flow::{Direction, Flow, Output, Rewrite},
+    flow::{Direction, Flow, Output},
     service::{Range, Service, flag},
     tuple::{Stage, Tuple},
 };
@@ -81,19 +81,17 @@ pub struct Kind {
     pub state: u8,
     /// The backend.
     pub backend: u32,
-    /// It changes neither addresses nor ports.
-    pub changes_nothing: bool,
+    /// From where to where what it dispatches goes.
+    pub addresses: (IpAddr, IpAddr),
 }
 
-fn kind<A: Copy + PartialEq>((key, flow): &(Tuple<A>, Flow<A>)) -> Kind {
-    let Rewrite { saddr, daddr, sport, dport, addr_delta, port_delta } = flow.rewrite;
+fn kind<A: Copy + Into<IpAddr>>((key, flow): &(Tuple<A>, Flow<A>)) -> Kind {
     Kind {
         stage: key.stage,
         output: flow.output,
         direction: flow.direction,
         state: flow.state,
         backend: flow.backend,
-        changes_nothing: (saddr, daddr, sport, dport) == (key.saddr, key.daddr, key.sport, key.dport)
-            && (addr_delta, port_delta) == (0, 0),
+        addresses: (flow.rewrite.saddr.into(), flow.rewrite.daddr.into()),
     }
 }

@@ -102,6 +102,9 @@ pub(in crate::cli) struct Arguments {
     /// one, too, by NodePorts, external IPs and addresses of load balancers: translates between IPv4 and IPv6
     #[arg(long)]
     nat46x64: bool,
+    /// How packets that are not masqueraded get to a node that is not on the same link; the same on every node
+    #[arg(long, value_enum, default_value_t)]
+    dsr_dispatch: DsrDispatch,
     /// Masquerade all that goes to a ClusterIP
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     masquerade_all: Option<bool>,
@@ -152,6 +155,15 @@ enum SocketLb {
     Host,
     /// None
     Off,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum DsrDispatch {
+    /// Not at all: they are masqueraded
+    #[default]
+    Link,
+    /// Behind an IP header to that node (IPIP, and IPv6 in IPv6); needs the kernel's modules `ipip` and `ip6_tunnel`
+    Ipip,
 }
 
 /// Settings that contradict each other, or do not suffice.
@@ -257,6 +269,7 @@ impl Arguments {
             pod_bridge: detect_local.pod_bridge()?,
             flow_table: self.flow_table_size,
             crosses: self.nat46x64,
+            tunnels: self.dsr_dispatch == DsrDispatch::Ipip,
             ..dataplane::Options::new(self.pin_path.clone())
         })
     }

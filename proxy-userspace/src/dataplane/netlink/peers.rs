@@ -1,6 +1,6 @@
 //! Where other nodes are on the links of this one. In: their addresses. Out: the link-layer addresses that the kernel knows for
 //! them, whenever these change. So that it knows them before anything is sent, it is asked to resolve those addresses that are
-//! on a link, and to keep them resolved (`NTF_EXT_MANAGED`, Linux 5.16).
+//! on a link, and to keep them resolved (`NTF_EXT_MANAGED`, Linux 5.16); and where there are tunnels, the routers to the others.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +17,7 @@ use rtnetlink::{
         neighbour::{
             NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage, NeighbourState,
         },
-        route::{RouteAttribute, RouteMessage, RouteType},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia},
     },
     sys::SocketAddr,
 };
@@ -36,21 +36,39 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 type Notifications = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
 
+/// To whom packets are dispatched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// To nodes on a link of this one.
+    Links,
+    /// To those behind routers, too.
+    Routers,
+}
+
 /// Follows where other nodes are, from the first time that their addresses are told until the receiver is dropped. Must be called
 /// in a tokio runtime.
-pub fn watch_peers(wanted: watch::Receiver<BTreeSet<IpAddr>>) -> mpsc::Receiver<BTreeSet<LinkLayerAddress>> {
+pub fn watch_peers(
+    reach: Reach,
+    wanted: watch::Receiver<BTreeSet<IpAddr>>,
+) -> mpsc::Receiver<BTreeSet<LinkLayerAddress>> {
     let (sender, receiver) = mpsc::channel(1);
-    supervise::spawn("the watch of other nodes on the node's links", move || watch_on(wanted.clone(), sender.clone()));
+    supervise::spawn("the watch of other nodes on the node's links", move || {
+        watch_on(reach, wanted.clone(), sender.clone())
+    });
     receiver
 }
 
-async fn watch_on(mut wanted: watch::Receiver<BTreeSet<IpAddr>>, sender: mpsc::Sender<BTreeSet<LinkLayerAddress>>) {
+async fn watch_on(
+    reach: Reach,
+    mut wanted: watch::Receiver<BTreeSet<IpAddr>>,
+    sender: mpsc::Sender<BTreeSet<LinkLayerAddress>>,
+) {
     // Nobody has told any addresses yet.
     if wanted.changed().await.is_err() {
         return sender.closed().await;
     }
     while !sender.is_closed() && wanted.has_changed().is_ok() {
-        if let Err(error) = follow(&mut wanted, &sender).await {
+        if let Err(error) = follow(reach, &mut wanted, &sender).await {
             tracing::warn!("other nodes on the links of this one cannot be watched: {error}");
         }
         tokio::time::sleep(PAUSE).await;
@@ -59,6 +77,7 @@ async fn watch_on(mut wanted: watch::Receiver<BTreeSet<IpAddr>>, sender: mpsc::S
 
 /// Watches over one connection, until that breaks or nobody listens.
 async fn follow(
+    reach: Reach,
     wanted: &mut watch::Receiver<BTreeSet<IpAddr>>,
     sender: &mpsc::Sender<BTreeSet<LinkLayerAddress>>,
 ) -> Result<(), NetlinkError> {
@@ -73,7 +92,7 @@ async fn follow(
             Err(error) => break Err(error),
         };
         if resolves {
-            keep(&handle, &addresses, &known, &mut kept).await;
+            keep(&handle, reach, &addresses, &known, &mut kept).await;
         }
         // One that does not answer for a moment is where it was.
         places.retain(|(_, address), _| addresses.contains(address));
@@ -166,22 +185,31 @@ async fn neighbours(handle: &Handle, addresses: &BTreeSet<IpAddr>) -> Result<Vec
 
 /// Has the kernel keep those that are on a link, and no longer those that are not wanted any more. What it refuses is tried
 /// again with the next look.
-async fn keep(handle: &Handle, addresses: &BTreeSet<IpAddr>, known: &[Neighbour], kept: &mut BTreeMap<IpAddr, u32>) {
-    for address in addresses {
-        if known.iter().any(|neighbour| neighbour.address == *address && neighbour.is_kept) {
-            continue;
-        }
-        let Some(ifindex) = link_of(handle, *address).await else { continue };
-        let mut request = handle.neighbours().add(ifindex, *address).state(NeighbourState::None).replace();
+async fn keep(
+    handle: &Handle,
+    reach: Reach,
+    addresses: &BTreeSet<IpAddr>,
+    known: &[Neighbour],
+    kept: &mut BTreeMap<IpAddr, u32>,
+) {
+    let is_kept = |address| known.iter().any(|neighbour| neighbour.address == address && neighbour.is_kept);
+    let mut wanted = BTreeMap::new();
+    // One that is kept may have moved behind a router since.
+    for address in addresses.iter().copied().filter(|address| reach == Reach::Routers || !is_kept(*address)) {
+        let next_hop = next_hop(handle, address).await;
+        wanted.extend(next_hop.filter(|(next, _)| *next == address || reach == Reach::Routers));
+    }
+    for (address, ifindex) in wanted.iter().filter(|(address, _)| !is_kept(**address)) {
+        let mut request = handle.neighbours().add(*ifindex, *address).state(NeighbourState::None).replace();
         request.message_mut().header.flags = NeighbourFlags::empty();
         request.message_mut().attributes.push(NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed));
         match request.execute().await {
-            Ok(()) => drop(kept.insert(*address, ifindex)),
+            Ok(()) => drop(kept.insert(*address, *ifindex)),
             Err(error) => tracing::debug!("the kernel does not keep {address} resolved: {error}"),
         }
     }
-    let unwanted: Vec<_> =
-        kept.iter().filter(|(address, _)| !addresses.contains(address)).map(|(a, i)| (*a, *i)).collect();
+    let is_wanted = |address: &IpAddr| addresses.contains(address) || wanted.contains_key(address);
+    let unwanted: Vec<_> = kept.iter().filter(|(address, _)| !is_wanted(address)).map(|(a, i)| (*a, *i)).collect();
     for (address, ifindex) in unwanted {
         kept.remove(&address);
         let message = handle.neighbours().add(ifindex, address).message_mut().clone();
@@ -191,29 +219,33 @@ async fn keep(handle: &Handle, addresses: &BTreeSet<IpAddr>, known: &[Neighbour]
     }
 }
 
-/// The link that an address is on, if nobody is on the way to it.
-async fn link_of(handle: &Handle, address: IpAddr) -> Option<u32> {
+/// The next hop on the way to an address, which may be itself, and the link it is on.
+async fn next_hop(handle: &Handle, address: IpAddr) -> Option<(IpAddr, u32)> {
     let request = match address {
         IpAddr::V4(v4) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(v4, 32).build(),
         IpAddr::V6(v6) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(v6, 128).build(),
     };
     let mut stream = Box::pin(handle.route().get(request).execute());
-    direct_link(&stream.try_next().await.ok()??)
+    first_hop(&stream.try_next().await.ok()??, address)
 }
 
-fn direct_link(route: &RouteMessage) -> Option<u32> {
+fn first_hop(route: &RouteMessage, address: IpAddr) -> Option<(IpAddr, u32)> {
     if route.header.kind != RouteType::Unicast {
         return None;
     }
-    let mut link = None;
+    let (mut next, mut link) = (address, None);
     for attribute in &route.attributes {
         match attribute {
+            RouteAttribute::Gateway(RouteAddress::Inet(v4)) => next = IpAddr::V4(*v4),
+            RouteAttribute::Gateway(RouteAddress::Inet6(v6)) | RouteAttribute::Via(RouteVia::Inet6(v6)) => {
+                next = IpAddr::V6(*v6);
+            }
             RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => return None,
             RouteAttribute::Oif(ifindex) => link = Some(*ifindex),
             _ => {}
         }
     }
-    link
+    Some((next, link?))
 }
 
 #[cfg(test)]
@@ -250,16 +282,17 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_on_a_link_if_there_is_no_gateway_to_it() {
+    fn an_address_is_its_own_next_hop_if_there_is_no_gateway_to_it() {
+        let address = IpAddr::from([10, 0, 0, 2]);
         let mut route = RouteMessage::default();
         route.header.kind = RouteType::Unicast;
         route.attributes = vec![RouteAttribute::Oif(2)];
-        assert_eq!(direct_link(&route), Some(2));
+        assert_eq!(first_hop(&route, address), Some((address, 2)));
         route.header.kind = RouteType::Local;
-        assert_eq!(direct_link(&route), None, "the node's own");
+        assert_eq!(first_hop(&route, address), None, "the node's own");
         route.header.kind = RouteType::Unicast;
-        let gateway = rtnetlink::packet_route::route::RouteAddress::Inet([10, 0, 0, 1].into());
-        route.attributes.push(RouteAttribute::Gateway(gateway));
-        assert_eq!(direct_link(&route), None);
+        let gateway = std::net::Ipv4Addr::new(10, 0, 0, 1);
+        route.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
+        assert_eq!(first_hop(&route, address), Some((gateway.into(), 2)));
     }
 }
