@@ -236,5 +236,8 @@ pub(crate) fn forward<P: Packet, F: Family>(packet: &mut P, flow: &Flow<F::Addr>
             return Err(Outcome::DropNotDispatched);
         }
     }
-    output::forward::<P, F>(packet, &flow.next_hop).ok_or(Outcome::DropNotWritable)
+    if !output::forward::<P, F>(packet, &flow.next_hop) {
+        return Err(Outcome::DropNotWritable);
+    }
+    Ok(Verdict::redirect(flow.next_hop.ifindex))
 }

@@ -185,14 +185,15 @@ fn follow<P: Packet, F: Family>(
     if F::IS_V6 {
         packet.account(change);
     }
-    let verdict = match flow.output {
-        Output::Hairpin => output::hairpin::<P, F>(packet),
-        Output::Forward if leaves => output::forward::<P, F>(packet, &flow.next_hop),
+    let (is_ready, ifindex) = match flow.output {
+        Output::Hairpin => (output::hairpin::<P, F>(packet), packet.ifindex()),
+        Output::Forward if leaves => (output::forward::<P, F>(packet, &flow.next_hop), flow.next_hop.ifindex),
         Output::Stack | Output::Forward | Output::Dispatch | Output::Tunnel => return Sorted::PASS,
     };
-    match verdict {
-        Some(verdict) => Sorted { verdict, ..Sorted::PASS },
-        None => Sorted::dropped(DROP_NOT_WRITABLE),
+    if is_ready {
+        Sorted { verdict: Verdict::redirect(ifindex), ..Sorted::PASS }
+    } else {
+        Sorted::dropped(DROP_NOT_WRITABLE)
     }
 }
 

@@ -167,12 +167,12 @@ fn translate<P: Packet, F: Family>(
     icmp.csum = checksum::update(icmp.csum, change);
     count(hook, Outcome::Related);
 
-    let verdict = match flow.output {
-        Output::Hairpin => output::hairpin::<P, F>(&mut packet),
-        Output::Forward if leaves => output::forward::<P, F>(&mut packet, &flow.next_hop),
-        _ => None,
+    let (is_ready, ifindex) = match flow.output {
+        Output::Hairpin => (output::hairpin::<P, F>(&mut packet), packet.ifindex()),
+        Output::Forward if leaves => (output::forward::<P, F>(&mut packet, &flow.next_hop), flow.next_hop.ifindex),
+        _ => return Verdict::PASS,
     };
-    verdict.unwrap_or(Verdict::PASS)
+    if is_ready { Verdict::redirect(ifindex) } else { Verdict::PASS }
 }
 
 /// Sends an error to where its flow goes, as it is. One that cannot go there is passed on: nobody here is meant by it.

@@ -66,8 +66,13 @@ pub(crate) fn send<P: Packet, F: Family, L: Transport>(
         if !nat::apply::<P, F, L>(packet, &flow.rewrite, transport) {
             return Err(Outcome::DropNotWritable);
         }
-        let verdict = if output == Output::Hairpin { hairpin::<P, F>(packet) } else { Some(Verdict::PASS) };
-        return verdict.ok_or(Outcome::DropNotWritable);
+        if output != Output::Hairpin {
+            return Ok(Verdict::PASS);
+        }
+        if !hairpin::<P, F>(packet) {
+            return Err(Outcome::DropNotWritable);
+        }
+        return Ok(Verdict::redirect(packet.ifindex()));
     }
     if packet.is_tagged() || !has_next_hop::<P, F, L>(packet, key.proto, entry, node, extent) {
         return send_through_stack::<P, F, L>(packet, key, flow, transport);
@@ -75,7 +80,10 @@ pub(crate) fn send<P: Packet, F: Family, L: Transport>(
     if !nat::apply::<P, F, L>(packet, &flow.rewrite, transport) {
         return Err(Outcome::DropNotWritable);
     }
-    forward::<P, F>(packet, &flow.next_hop).ok_or(Outcome::DropNotWritable)
+    if !forward::<P, F>(packet, &flow.next_hop) {
+        return Err(Outcome::DropNotWritable);
+    }
+    Ok(Verdict::redirect(flow.next_hop.ifindex))
 }
 
 /// Whether the flow knows its next hop, which is looked up anew after a change of routes, and the packet may go there. If not,
@@ -290,30 +298,29 @@ impl Question {
     }
 }
 
-/// Sends the packet out at its next hop. `false` when the packet is too short, which cannot be.
+/// Makes a packet one for its next hop, which [`Verdict::redirect`] sends it to. `false` when it is too short, which cannot be.
 #[inline(always)]
-pub(crate) fn forward<P: Packet, F: Family>(packet: &mut P, next_hop: &NextHop) -> Option<Verdict> {
+pub(crate) fn forward<P: Packet, F: Family>(packet: &mut P, next_hop: &NextHop) -> bool {
     if P::NETWORK == 0 {
-        return None;
+        return false;
     }
-    let ethernet = packet.at::<Ethernet>(0)?;
+    let Some(ethernet) = packet.at::<Ethernet>(0) else { return false };
     ethernet.dmac = next_hop.dmac;
     ethernet.smac = next_hop.smac;
-    let ifindex = next_hop.ifindex;
     packet.decrement_hop_limit::<F>(P::NETWORK);
-    Some(Verdict::redirect(ifindex))
+    true
 }
 
-/// Sends the packet back where it came from.
+/// Makes a packet one for where it came from.
 #[inline(always)]
-pub(crate) fn hairpin<P: Packet, F: Family>(packet: &mut P) -> Option<Verdict> {
+pub(crate) fn hairpin<P: Packet, F: Family>(packet: &mut P) -> bool {
     if P::NETWORK != 0 {
-        let ethernet = packet.at::<Ethernet>(0)?;
+        let Some(ethernet) = packet.at::<Ethernet>(0) else { return false };
         core::mem::swap(&mut ethernet.dmac, &mut ethernet.smac);
     }
     // A life that is over does not begin anew.
     if packet.at::<F::Header>(P::NETWORK).is_some_and(|header| F::hop_limit(header) > 0) {
         packet.decrement_hop_limit::<F>(P::NETWORK);
     }
-    Some(Verdict::redirect(packet.ifindex()))
+    true
 }
