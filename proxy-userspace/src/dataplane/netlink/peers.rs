@@ -21,7 +21,10 @@ use rtnetlink::{
     },
     sys::SocketAddr,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::MissedTickBehavior,
+};
 
 use super::NetlinkError;
 use crate::supervise;
@@ -85,6 +88,9 @@ async fn follow(
     let connection = tokio::spawn(connection);
     let (mut told, mut kept, mut places) = (None, BTreeMap::new(), BTreeMap::new());
     let mut resolves = true;
+    // Of its own beat: news of those that the kernel keeps come more often.
+    let mut looks = tokio::time::interval(PERIOD);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let result = loop {
         let addresses = wanted.borrow_and_update().clone();
         let known = match neighbours(&handle, &addresses).await {
@@ -109,7 +115,7 @@ async fn follow(
                 Ok(()) => true,
                 Err(_) => break Ok(()),
             },
-            () = tokio::time::sleep(PERIOD) => true,
+            _ = looks.tick() => true,
             is_open = next(&mut notifications, &addresses) => if is_open { false } else { break Ok(()) },
         };
     };
