@@ -6,13 +6,14 @@ use tests::fuzz::{self, Until};
 
 /// What chance does not reach: sockets, a full table, a context that cannot be written to; and Services that are dispatched or cross, which
 /// the tables at random do not have.
-const ELSEWHERE: [Outcome; 8] = [
+const ELSEWHERE: [Outcome; 9] = [
     Outcome::RefuseBind,
     Outcome::DropTableFull,
     Outcome::DropNotWritable,
     Outcome::Dispatched,
     Outcome::NotDispatched,
     Outcome::DropNotDispatched,
+    Outcome::DropTooLong,
     Outcome::DropNotCrossed,
     Outcome::Returned,
 ];
