@@ -22,4 +22,6 @@ pub mod packet;
 #[cfg(target_arch = "bpf")]
 pub mod restore;
 #[cfg(target_arch = "bpf")]
+pub mod sink;
+#[cfg(target_arch = "bpf")]
 mod wire;

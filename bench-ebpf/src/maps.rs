@@ -39,6 +39,9 @@ pub(crate) static FLOWS_V6: Flows<Ipv6> = LruHashMap::new();
 #[btf_map]
 pub(crate) static COUNTERS: PerCpuArray<Count, SERVICES> = PerCpuArray::new();
 
+/// Frames that have arrived.
+#[btf_map]
+pub(crate) static ARRIVED: PerCpuArray<u64, 1> = PerCpuArray::new();
 /// How the packet is restored.
 #[btf_map]
 pub(crate) static PLAN: Array<Plan, 1> = Array::new();

@@ -1,4 +1,5 @@
-//! The entry points: a null program, the floor, and what restores the packet, each for XDP and TC.
+//! The entry points: a null program, the floor, and what restores the packet, each for XDP and TC; and the ends of a road for
+//! frames that are really sent.
 #![expect(clippy::needless_pass_by_value, reason = "aya's macros hand the context over")]
 
 use aya_ebpf::{
@@ -6,7 +7,7 @@ use aya_ebpf::{
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
-use bench_ebpf::{contract::NOT_CALLED, floor, restore};
+use bench_ebpf::{contract::NOT_CALLED, floor, restore, sink};
 
 #[xdp(frags)]
 #[inline(always)]
@@ -30,6 +31,21 @@ fn floor_xdp(context: XdpContext) -> u32 {
 #[inline(always)]
 fn floor_tc(context: TcContext) -> i32 {
     floor::run(&context)
+}
+
+/// Takes what arrives.
+#[xdp(frags)]
+#[inline(always)]
+fn sink_xdp(context: XdpContext) -> u32 {
+    sink::count(&context);
+    xdp_action::XDP_DROP
+}
+
+/// Sends everything back.
+#[xdp(frags)]
+#[inline(always)]
+fn send_xdp(_: XdpContext) -> u32 {
+    xdp_action::XDP_TX
 }
 
 #[xdp(frags)]

@@ -11,11 +11,15 @@ use crate::{
     contract::{Ends, Plan, RESTORED},
     maps::{CLIENTS, PLAN, TC_TARGET, XDP_TARGET},
     packet::Packet,
+    wire::{change, mend},
 };
 
 /// Where addresses and ports stand in a frame.
 const V4: (usize, usize) = (26, 34);
 const V6: (usize, usize) = (22, 54);
+
+/// Where an IPv4 header in a frame has its checksum, which the kernel looks at.
+const CSUM: usize = 24;
 
 /// Source ports of flows never seen: the bits of a number that they take.
 const PORT_BITS: u32 = 14;
@@ -59,6 +63,10 @@ fn renew<P: Packet>(packet: &P, plan: &mut Plan) -> bool {
     add(&mut ends.saddr, place, host);
     let port = u16::from_be_bytes(ends.sport.octets) | (number as u16 & ((1 << PORT_BITS) - 1));
     ends.sport.octets = port.to_be_bytes();
+    if plan.is_v6 == 0 {
+        let Some(csum) = packet.at::<u16>(CSUM) else { return false };
+        *csum = mend(*csum, change(0, host));
+    }
     write(packet, plan.is_v6, &ends)
 }
 

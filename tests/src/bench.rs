@@ -1,10 +1,19 @@
-//! What the programs cost: the agent's beside a program that does nothing and one that does the least a balancer must.
+//! What the programs cost, beside a program that does nothing and one that does the least a balancer must; and what a node does
+//! with them, beside what it does with rules.
 
 pub mod case;
+pub mod cluster;
+pub mod conntrack;
 pub mod course;
 pub mod goals;
+pub mod live;
+pub mod machine;
+pub mod progress;
 pub mod restored;
+pub mod road;
 pub mod rounds;
+pub mod rules;
+pub mod softirq;
 pub mod yardstick;
 
 /// The programs of `bench-ebpf`.

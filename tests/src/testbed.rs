@@ -239,6 +239,11 @@ impl Testbed {
         self.namespace.ip(lines)
     }
 
+    /// Where it is.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
     /// Index of the uplink.
     pub fn uplink(&self) -> u32 {
         self.uplink

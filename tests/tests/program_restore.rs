@@ -70,6 +70,12 @@ fn a_balancer_sees_a_restored_packet_every_time() -> Result<()> {
     })
 }
 
+/// Whether the words of an IPv4 header add up (RFC 1071).
+fn is_whole(header: &[u8]) -> bool {
+    let sum: u32 = header.chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1])).sum();
+    (sum & 0xffff) + (sum >> 16) == 0xffff
+}
+
 #[test]
 fn new_flows_are_never_seen_twice() -> Result<()> {
     everywhere(|yardstick, place, family, uplink| {
@@ -86,6 +92,7 @@ fn new_flows_are_never_seen_twice() -> Result<()> {
             let last = yardstick.repeat(place, &traffic, uplink, 1_000)?.last.bytes;
             assert!(flows.insert((last[source.clone()].to_vec(), last[port.clone()].to_vec())), "a flow came again");
             sources.insert(last[source.clone()].to_vec());
+            assert!(family == Family::V6 || is_whole(&last[14..34]), "the kernel would not take {last:02x?}");
         }
         assert!(sources.len() >= 3, "{place:?} {family:?}: 40,000 flows of {} addresses", sources.len());
         Ok(())

@@ -30,6 +30,8 @@ pub(crate) struct Arguments {
 pub(crate) enum Bench {
     /// The programs, per packet, beside the smallest honest balancer.
     Cost,
+    /// Packets per second through a veth: the programs, the kernel, rules of nftables and iptables.
+    Pps,
     /// The agent and 10,000 Services of three endpoints, beside the same as rules of nftables and iptables.
     Programming,
     /// The agent and 10,000 Services: time to the first complete picture, time per change, memory.
@@ -41,6 +43,7 @@ impl Bench {
     fn program(self) -> &'static str {
         match self {
             Self::Cost => "cost",
+            Self::Pps => "pps",
             Self::Programming | Self::Scale => "scale",
         }
     }
@@ -48,9 +51,10 @@ impl Bench {
 
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     ensure!(machine::is_root(), "namespaces and BPF programs need root: run `cargo xtask bench` as root");
-    ensure!(!arguments.quick || arguments.what == Bench::Cost, "there is no quick way to measure that");
+    let is_of_programs = matches!(arguments.what, Bench::Cost | Bench::Pps);
+    ensure!(!arguments.quick || is_of_programs, "there is no quick way to measure that");
     setup::ensure(workspace, &[setup::BPF, setup::KERNEL])?;
-    if arguments.what == Bench::Programming {
+    if matches!(arguments.what, Bench::Pps | Bench::Programming) {
         setup::ensure(workspace, &[setup::RULES])?;
     }
     let agent = build(workspace, "proxy-userspace", "sluice")?;
@@ -60,7 +64,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     if arguments.quick {
         bench.arg("--quick");
     }
-    if arguments.what == Bench::Cost {
+    if is_of_programs {
         bench.arg("--into").arg(workspace.target.join("bench"));
     }
     if arguments.what == Bench::Programming {

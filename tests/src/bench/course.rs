@@ -1,6 +1,9 @@
 //! The course: the agent's programs and the floor with the same Services, and for each case the same packets.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use anyhow::{Result, ensure};
 use bench_ebpf::contract::Ends;
@@ -205,6 +208,17 @@ impl<'a> Course<'a> {
             runs.last.action
         );
         Ok(runs)
+    }
+
+    /// Sends so many frames through a contestant's program; returns how long that took.
+    pub fn inject(&mut self, contestant: Contestant, traffic: &Traffic, count: u32) -> Result<Duration> {
+        let program = match contestant {
+            Contestant::Null => self.yardstick.descriptor(Role::Null, Place::Xdp)?,
+            Contestant::Floor => self.yardstick.descriptor(Role::Floor, Place::Xdp)?,
+            Contestant::Sluice => self.bed.descriptor(Place::Xdp.hook())?,
+        };
+        self.yardstick.call(Place::Xdp, &program)?;
+        self.yardstick.inject(traffic, self.bed.uplink(), count)
     }
 
     /// Tells the agent's programs, and not the floor, of so many Services in all, of which this course uses the first alone.

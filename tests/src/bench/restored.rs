@@ -1,18 +1,22 @@
-//! Runs of a program over a packet that is restored before each of them, and what they cost.
+//! Runs of a program over a packet that is restored before each of them, and what they cost; and frames that are restored and
+//! really go where the program sends them.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
-    TestRun as _, TestRunOptions,
-    maps::{Array, ProgramArray},
-    programs::{Program, ProgramFd},
+    TestRun as _, TestRunAttrs, TestRunOptions,
+    maps::{Array, PerCpuArray, ProgramArray},
+    programs::{Program, ProgramFd, XdpMode},
 };
 use bench_ebpf::contract::{Ends, NOT_CALLED, Plan, RESTORED};
 use nix::time::{ClockId, clock_gettime};
 
-use super::yardstick::{Place, Role, Yardstick};
-use crate::{frame::Frame, testbed::Ran};
+use super::{
+    softirq,
+    yardstick::{Place, Role, Yardstick},
+};
+use crate::{frame::Frame, netns::Namespace, testbed::Ran};
 
 /// Packets of one kind.
 #[derive(Clone, Debug)]
@@ -100,6 +104,41 @@ impl Yardstick {
         Ok(Runs { nanoseconds: taken.as_secs_f64() * 1e9 / f64::from(count), last })
     }
 
+    /// Sends so many frames, as if they had come in by a device of the caller's namespace, through the XDP program that is called; what
+    /// it answers comes true. Returns what that took of the processor, which the caller must not leave: what is received at the other end
+    /// is received there, too.
+    pub fn inject(&mut self, traffic: &Traffic, ifindex: u32, count: u32) -> Result<Duration> {
+        self.plan(traffic)?;
+        let context = context(Place::Xdp, ifindex, traffic.bytes.len());
+        let options = TestRunOptions {
+            data_in: Some(&traffic.bytes),
+            ctx_in: Some(&context),
+            repeat: count,
+            attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
+            ..TestRunOptions::new()
+        };
+        let Program::Xdp(program) = self.program(Role::Restore, Place::Xdp)? else {
+            bail!("what restores packets is of another kind")
+        };
+        let began = spent()? + softirq::spent()?;
+        program.test_run(options)?;
+        (spent()? + softirq::spent()?).checked_sub(began).context("the clock goes backwards")
+    }
+
+    /// Counts and drops what arrives at a device, which may be sent frames from now on that no skb was made for.
+    pub fn sink(&mut self, namespace: &Namespace, device: &str) -> Result<()> {
+        let ifindex = namespace.device_index(device)?;
+        let Program::Xdp(program) = self.program(Role::Sink, Place::Xdp)? else { bail!("the sink is of another kind") };
+        let attached = namespace.run(|| program.attach_to_if_index(ifindex, XdpMode::Driver))?;
+        attached.with_context(|| format!("cannot attach the sink to {device} in {}", namespace.name()))?;
+        Ok(())
+    }
+
+    /// How many frames have arrived.
+    pub fn arrived(&mut self) -> Result<u64> {
+        Ok(PerCpuArray::<_, u64>::try_from(self.map("ARRIVED")?)?.get(&0, 0)?.iter().sum())
+    }
+
     fn plan(&mut self, traffic: &Traffic) -> Result<()> {
         let mut plans = Array::<_, Plan>::try_from(self.map("PLAN")?)?;
         let (first, next) = (traffic.flows.start, traffic.flows.start);
@@ -111,6 +150,9 @@ impl Yardstick {
         Ok(plans.set(0, Plan { bytes, first, end, next, fresh, is_v6: traffic.is_v6.into(), pad: 0 }, 0)?)
     }
 }
+
+/// As many frames as a driver takes at once; a veth's queue has room for four times that.
+const BATCH: u32 = 64;
 
 /// `struct xdp_md` or `struct __sk_buff`, as far as the kernel takes it.
 fn context(place: Place, ifindex: u32, length: usize) -> Vec<u8> {

@@ -48,6 +48,10 @@ pub enum Role {
     Floor,
     /// Restores the packet and calls another.
     Restore,
+    /// Counts and drops; in the driver only.
+    Sink,
+    /// Sends everything back; in the driver only.
+    Send,
 }
 
 impl Role {
@@ -57,6 +61,8 @@ impl Role {
             Self::Null => "null",
             Self::Floor => "floor",
             Self::Restore => "restore",
+            Self::Sink => "sink",
+            Self::Send => "send",
         };
         format!("{role}_{}", place.suffix())
     }

@@ -3,24 +3,17 @@
 
 mod report;
 
-use std::{
-    io::{IsTerminal as _, Write as _},
-    path::PathBuf,
-    process,
-    time::Duration,
-};
+use std::{path::PathBuf, process, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Parser;
-use nix::{
-    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
-    unistd::Pid,
-};
 use tests::{
     bench::{
         case::Case,
         course::{Course, ENTRIES},
         goals,
+        machine::stay_on_one_processor,
+        progress::tell,
         rounds::{Effort, measure},
     },
     testbed::Testbed,
@@ -79,29 +72,7 @@ fn run(cli: &Cli) -> Result<bool> {
     let figures = bed.inside(|bed| measure(Box::leak(Box::new(Course::new(bed)?)), &cases, effort, tell))?;
     tell("");
     let report = Report::new(&figures, goals::judge(&figures), effort)?;
-    let file = report.write(&cli.into).with_context(|| format!("cannot write into {}", cli.into.display()))?;
+    let file = report.write(&cli.into)?;
     report.print(&file);
     Ok(report.is_good())
-}
-
-/// Tables keep free entries for each processor, and caches are a processor's own. Threads made later stay there, too.
-fn stay_on_one_processor() -> Result<()> {
-    let this = Pid::from_raw(0);
-    let allowed = sched_getaffinity(this)?;
-    let last = (0..CpuSet::count()).rev().find(|cpu| allowed.is_set(*cpu).unwrap_or(false));
-    let mut one = CpuSet::new();
-    one.set(last.context("no processor to run on")?)?;
-    Ok(sched_setaffinity(this, &one)?)
-}
-
-/// What is being done, in one line that the next one takes the place of.
-fn tell(what: &str) {
-    let mut terminal = std::io::stderr();
-    let _ = if terminal.is_terminal() {
-        write!(terminal, "\r\x1b[K{what}").and_then(|()| terminal.flush())
-    } else if what.is_empty() {
-        Ok(())
-    } else {
-        writeln!(terminal, "{what}")
-    };
 }

@@ -1,16 +1,14 @@
 //! Tables of what was found, and a file with every number.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets::UTF8_BORDERS_ONLY};
 use serde_json::{Value, json};
 use tests::bench::{
     course::Contestant,
-    goals::Goal,
+    goals::{self, Goal},
+    machine::Machine,
     rounds::{Effort, Figures},
 };
 
@@ -22,25 +20,6 @@ pub(crate) struct Report<'a> {
     machine: Machine,
 }
 
-/// Where and when.
-struct Machine {
-    date: String,
-    kernel: String,
-    processor: String,
-}
-
-impl Machine {
-    fn here() -> Result<Self> {
-        let processors = fs::read_to_string("/proc/cpuinfo")?;
-        let model = processors.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-        Ok(Self {
-            date: jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string(),
-            kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
-            processor: model.map_or("unknown", |(_, name)| name).to_owned(),
-        })
-    }
-}
-
 impl<'a> Report<'a> {
     /// Of figures.
     pub(crate) fn new(figures: &'a [Figures], goals: Vec<Goal>, effort: Effort) -> Result<Self> {
@@ -49,35 +28,24 @@ impl<'a> Report<'a> {
 
     /// Whether every goal was met, of which at least one was measured.
     pub(crate) fn is_good(&self) -> bool {
-        let mut measured = self.goals.iter().filter(|goal| goal.found.is_some()).peekable();
-        measured.peek().is_some() && measured.all(Goal::is_met)
+        goals::are_met(&self.goals)
     }
 
     /// Writes all of it; returns where.
     pub(crate) fn write(&self, directory: &Path) -> Result<PathBuf> {
-        fs::create_dir_all(directory)?;
-        let file = directory.join("cost.json");
-        fs::write(&file, serde_json::to_string_pretty(&self.value())?)?;
-        Ok(file)
-    }
-
-    fn value(&self) -> Value {
         let cases: Vec<Value> = self.figures.iter().map(case).collect();
-        let goals: Vec<Value> = self.goals.iter().map(goal).collect();
-        json!({
-            "date": self.machine.date, "kernel": self.machine.kernel, "processor": self.machine.processor,
-            "rounds": self.effort.rounds, "turn_milliseconds": self.effort.turn.as_millis() as u64,
-            "cases": cases, "goals": goals,
-        })
+        let goals: Vec<Value> = self.goals.iter().map(Goal::value).collect();
+        let (rounds, turn) = (self.effort.rounds, self.effort.turn.as_millis() as u64);
+        let figures = json!({"rounds": rounds, "turn_milliseconds": turn, "cases": cases, "goals": goals});
+        self.machine.write(directory, "cost", figures)
     }
 
     /// Shows it.
     #[expect(clippy::print_stdout, reason = "the tables are the program's result")]
     pub(crate) fn print(&self, file: &Path) {
-        let Machine { date, kernel, processor } = &self.machine;
         println!("{}", self.costs());
-        println!("{}", self.judged());
-        println!("{date}, Linux {kernel}, {processor}; medians of {} rounds; {}", self.effort.rounds, file.display());
+        println!("{}", goals::table(&self.goals));
+        println!("{}; medians of {} rounds; {}", self.machine.line(), self.effort.rounds, file.display());
     }
 
     fn costs(&self) -> Table {
@@ -100,19 +68,6 @@ impl<'a> Report<'a> {
         }
         table
     }
-
-    fn judged(&self) -> Table {
-        let mut table = Table::new();
-        table.load_style(UTF8_BORDERS_ONLY).set_header(["goal", "found", "at most", ""]);
-        for goal in &self.goals {
-            let (found, verdict) = match goal.found {
-                Some(found) => (format!("{found:.2}"), if goal.is_met() { "met" } else { "MISSED" }),
-                None => (String::new(), "not measured"),
-            };
-            table.add_row([goal.what.clone(), found, format!("{:.2}", goal.bound), verdict.to_owned()]);
-        }
-        table
-    }
 }
 
 fn case(figures: &Figures) -> Value {
@@ -122,8 +77,4 @@ fn case(figures: &Figures) -> Value {
         "floor": figures.net(Contestant::Floor), "sluice": figures.net(Contestant::Sluice),
         "rounds": {"null": nothing, "floor": floor, "sluice": sluice},
     })
-}
-
-fn goal(goal: &Goal) -> Value {
-    json!({"goal": goal.what, "found": goal.found, "bound": goal.bound, "met": goal.is_met()})
 }

@@ -2,10 +2,8 @@
 //! the agent keeps in memory; and, if asked, how long the same takes as rules of nftables and iptables. The API server is the fake one, on this machine; the kernel is real. Exit status 0 means
 //! that every goal was met.
 
-mod cluster;
 mod memory;
 mod report;
-mod rules;
 
 use std::{
     process::ExitCode,
@@ -20,9 +18,18 @@ use proxy_common::{
     addr::Ipv4,
     service::{Frontend, Service},
 };
-use tests::{api::ApiServer, patience::wait_until, picture::Picture, sandbox::Sandbox};
+use tests::{
+    api::ApiServer,
+    bench::{
+        cluster::{self, Size},
+        rules,
+    },
+    patience::wait_until,
+    picture::Picture,
+    sandbox::Sandbox,
+};
 
-use crate::{cluster::Size, memory::Watcher, report::Report};
+use crate::{memory::Watcher, report::Report};
 
 /// From the moment both lists were received until the kernel holds everything.
 const COMPLETE: Duration = Duration::from_secs(2);

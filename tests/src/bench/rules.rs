@@ -8,26 +8,36 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ::tests::netns::Namespace;
 use anyhow::{Context as _, Result, ensure};
 use tempfile::tempfile;
 
-use crate::cluster::{Size, cluster_ip, node_port};
+use super::cluster::{Size, cluster_ip, node_port};
+use crate::netns::Namespace;
 
 /// A program that takes rules on its standard input, all of them at once or none.
-pub(crate) struct Loader {
+#[derive(Debug)]
+pub struct Loader {
     /// What it is called in the report.
-    pub(crate) name: &'static str,
+    pub name: &'static str,
+    /// What its rules are of.
+    pub tables: &'static str,
     command: &'static [&'static str],
     rules: fn(Size) -> Result<String>,
     change: fn(Size) -> Result<String>,
 }
 
 /// kube-proxy's two.
-pub(crate) const LOADERS: [Loader; 2] = [
-    Loader { name: "nft -f", command: &["nft", "-f", "-"], rules: nftables, change: nftables_change },
+pub const LOADERS: [Loader; 2] = [
+    Loader {
+        name: "nft -f",
+        tables: "nftables",
+        command: &["nft", "-f", "-"],
+        rules: nftables,
+        change: nftables_change,
+    },
     Loader {
         name: "iptables-restore",
+        tables: "iptables",
         command: &["iptables-restore", "--noflush", "--counters"],
         rules: iptables,
         change: iptables_change,
@@ -36,11 +46,16 @@ pub(crate) const LOADERS: [Loader; 2] = [
 
 impl Loader {
     /// How long everything takes in an empty namespace, and then the change of one endpoint.
-    pub(crate) fn measure(&self, size: Size) -> Result<(Duration, Duration)> {
+    pub fn measure(&self, size: Size) -> Result<(Duration, Duration)> {
         let namespace = Namespace::new("rules")?;
-        let cold = self.load(&namespace, &(self.rules)(size)?)?;
+        let cold = self.fill(&namespace, size)?;
         let change = self.load(&namespace, &(self.change)(size)?)?;
         Ok((cold, change))
+    }
+
+    /// How long everything takes in a namespace.
+    pub fn fill(&self, namespace: &Namespace, size: Size) -> Result<Duration> {
+        self.load(namespace, &(self.rules)(size)?)
     }
 
     fn load(&self, namespace: &Namespace, rules: &str) -> Result<Duration> {
@@ -173,10 +188,14 @@ fn iptables_chains(rules: &mut String, size: Size, number: u32) -> Result<()> {
 }
 
 fn iptables(size: Size) -> Result<String> {
-    let mut rules = "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-NODEPORTS - [0:0]\n:KUBE-MARK-MASQ - [0:0]\n".to_owned();
+    let mut rules =
+        "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-NODEPORTS - [0:0]\n:KUBE-MARK-MASQ - [0:0]\n:KUBE-POSTROUTING - [0:0]\n"
+            .to_owned();
     (0..size.services).try_for_each(|number| iptables_chains(&mut rules, size, number))?;
     rules.push_str("-A PREROUTING -j KUBE-SERVICES\n-A OUTPUT -j KUBE-SERVICES\n");
-    rules.push_str("-A KUBE-MARK-MASQ -j MARK --or-mark 0x4000\n");
+    rules.push_str("-A POSTROUTING -j KUBE-POSTROUTING\n-A KUBE-MARK-MASQ -j MARK --or-mark 0x4000\n");
+    rules.push_str("-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN\n");
+    rules.push_str("-A KUBE-POSTROUTING -j MARK --xor-mark 0x4000\n-A KUBE-POSTROUTING -j MASQUERADE --random-fully\n");
     for number in 0..size.services {
         let (tag, ip) = (tag(number, 0), cluster_ip(number));
         let comment = format!("-m comment --comment \"team-{}/service-{number}:http cluster IP\"", number % 100);

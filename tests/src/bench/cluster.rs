@@ -3,12 +3,12 @@
 
 use std::net::Ipv4Addr;
 
+use crate::picture::{Answers, Picture};
 use proxy_common::{
     addr::{Ipv4, Port, Protocol},
     service::Frontend,
 };
 use serde_json::{Value, json};
-use tests::picture::{Answers, Picture};
 
 /// The first of the Services' addresses, 10.96.0.1, and of the endpoints', 10.128.0.1 and (the later ones) 11.0.0.1.
 const CLUSTER_IPS: u32 = 0x0a60_0001;
@@ -21,22 +21,22 @@ const NODE_PORTS: u32 = 2_768;
 
 /// How large it is.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Size {
+pub struct Size {
     /// Services, each with a slice.
-    pub(crate) services: u32,
+    pub services: u32,
     /// Endpoints of each.
-    pub(crate) endpoints: u32,
+    pub endpoints: u32,
 }
 
 impl Size {
     /// All objects.
-    pub(crate) fn objects(self) -> impl Iterator<Item = Value> {
+    pub fn objects(self) -> impl Iterator<Item = Value> {
         let services = (0..self.services).flat_map(move |number| [service(number), self.slice(number, 0)]);
         std::iter::once(node()).chain(services)
     }
 
     /// The slice of a Service. The first endpoint of every generation is another one.
-    pub(crate) fn slice(self, number: u32, generation: u32) -> Value {
+    pub fn slice(self, number: u32, generation: u32) -> Value {
         let endpoints: Vec<Value> =
             (0..self.endpoints).map(|index| endpoint(number, index, self.address(number, index, generation))).collect();
         let mut metadata = metadata(number, "-x7k2p");
@@ -54,7 +54,7 @@ impl Size {
     }
 
     /// An endpoint of a Service.
-    pub(crate) fn address(self, number: u32, index: u32, generation: u32) -> Ipv4Addr {
+    pub fn address(self, number: u32, index: u32, generation: u32) -> Ipv4Addr {
         Ipv4Addr::from(match (index, generation) {
             (0, 1..) => LATER_ENDPOINTS + (number << 8) + generation,
             _ => ENDPOINTS + number * self.endpoints + index,
@@ -62,7 +62,7 @@ impl Size {
     }
 
     /// What the kernel should hold when each Service has the generation that `generation` says.
-    pub(crate) fn picture(self, generation: impl Fn(u32) -> u32) -> Picture {
+    pub fn picture(self, generation: impl Fn(u32) -> u32) -> Picture {
         let mut picture = Picture::new();
         for number in 0..self.services {
             let endpoints = (0..self.endpoints).map(|index| self.address(number, index, generation(number)));
@@ -82,17 +82,17 @@ impl Size {
 }
 
 /// The key of a Service's ClusterIP.
-pub(crate) fn frontend(number: u32) -> Frontend<Ipv4> {
+pub fn frontend(number: u32) -> Frontend<Ipv4> {
     Frontend::new(Ipv4::from(cluster_ip(number)), Port::new(80), Protocol::Tcp)
 }
 
 /// The address of a Service.
-pub(crate) fn cluster_ip(number: u32) -> Ipv4Addr {
+pub fn cluster_ip(number: u32) -> Ipv4Addr {
     Ipv4Addr::from(CLUSTER_IPS + number)
 }
 
 /// Its NodePort, if it has one.
-pub(crate) fn node_port(number: u32) -> Option<u32> {
+pub fn node_port(number: u32) -> Option<u32> {
     let index = number / PER_NODE_PORT;
     (number.is_multiple_of(PER_NODE_PORT) && index < NODE_PORTS).then_some(30_000 + index)
 }
