@@ -3,6 +3,7 @@
 
 pub mod case;
 pub mod cluster;
+pub mod connect;
 pub mod conntrack;
 pub mod course;
 pub mod goals;

@@ -8,6 +8,7 @@
 //! `<pod> <peer as seen by the server> <TTL or -> <server's port>` and repeat what else stood in the request.
 
 pub mod bare;
+pub mod churn;
 pub mod client;
 pub mod flood;
 pub mod inquiry;
@@ -281,6 +282,24 @@ pub struct RateReport {
     pub pods: BTreeMap<String, u64>,
 }
 
+/// As many TCP connections as there is time for, one after the other: connect, and close at once.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct ChurnPlan {
+    /// Whom.
+    pub target: SocketAddr,
+    /// For so long.
+    pub during: Duration,
+}
+
+/// What became of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChurnReport {
+    /// Nanoseconds of each `connect`.
+    pub latencies: Vec<u32>,
+    /// From the first to the end of the last.
+    pub elapsed: Duration,
+}
+
 /// What became of a large transfer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransferReport {
@@ -304,6 +323,10 @@ pub enum Command {
         /// Ports.
         ports: Vec<u16>,
     },
+    /// Takes TCP connections to that port over IPv4, and closes them at once. → [`Reply::Done`]
+    Accept(u16),
+    /// Connections. → [`Reply::Churned`]
+    Churn(ChurnPlan),
     /// Binds a socket to the address, and closes it. → [`Reply::Done`]
     Bind(Target),
     /// So many requests, one after the other, each on a socket of its own. → [`Reply::Answers`]
@@ -343,6 +366,8 @@ pub enum Reply {
     Heard(Result<bare::Heard, i32>),
     /// One per inquiry.
     Found(Vec<Findings>),
+    /// The connections were made.
+    Churned(ChurnReport),
     /// The transfer is complete.
     Transferred(TransferReport),
     /// The stream has ended.

@@ -26,6 +26,8 @@ pub struct Size {
     pub services: u32,
     /// Endpoints of each.
     pub endpoints: u32,
+    /// Their port.
+    pub port: u16,
 }
 
 impl Size {
@@ -48,7 +50,7 @@ impl Size {
             "kind": "EndpointSlice",
             "metadata": metadata,
             "addressType": "IPv4",
-            "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+            "ports": [{"name": "http", "port": self.port, "protocol": "TCP"}],
             "endpoints": endpoints,
         })
     }
@@ -66,7 +68,7 @@ impl Size {
         let mut picture = Picture::new();
         for number in 0..self.services {
             let endpoints = (0..self.endpoints).map(|index| self.address(number, index, generation(number)));
-            let endpoints = endpoints.map(|address| format!("{address}:8080"));
+            let endpoints = endpoints.map(|address| format!("{address}:{}", self.port));
             let answers = Answers {
                 internal: endpoints.clone().collect(),
                 external: endpoints.collect(),

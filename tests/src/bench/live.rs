@@ -305,7 +305,7 @@ impl<'a> Stadium<'a> {
 }
 
 fn size(services: u32) -> Size {
-    Size { services, endpoints: 3 }
+    Size { services, endpoints: 3, port: TARGET }
 }
 
 /// The frames of a heat of the kernel's: for the Service in the middle of the rules, or for a pod.

@@ -79,6 +79,12 @@ pub fn median(mut numbers: Vec<f64>) -> f64 {
     }
 }
 
+/// The number, of sorted ones, that so many in a hundred do not exceed; that of none is nought.
+pub fn percentile<T: Copy + Default>(sorted: &[T], percent: usize) -> T {
+    let rank = (sorted.len() * percent).div_ceil(100).max(1);
+    sorted.get(rank - 1).copied().unwrap_or_default()
+}
+
 /// Measures all cases: first those whose flows are known, because new ones drive them out of the floor's only table; last those
 /// with many Services, which stay.
 pub fn measure(
@@ -183,5 +189,13 @@ mod tests {
     fn the_median_of_an_even_number_is_between_the_two_in_the_middle() {
         assert!((median(vec![4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-9);
         assert!(median(vec![]).is_nan());
+    }
+
+    #[test]
+    fn a_percentile_is_one_of_the_numbers() {
+        let numbers: Vec<u32> = (1..=200).collect();
+        assert_eq!([0, 50, 99, 100].map(|percent| percentile(&numbers, percent)), [1, 100, 198, 200]);
+        assert_eq!(percentile(&[7], 99), 7);
+        assert_eq!(percentile::<u32>(&[], 50), 0);
     }
 }

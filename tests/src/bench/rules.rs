@@ -140,10 +140,10 @@ fn nftables_service(rules: &mut String, size: Size, number: u32) -> Result<()> {
 }
 
 fn nftables_endpoint(rules: &mut String, size: Size, number: u32, index: u32, generation: u32) -> Result<()> {
-    let (name, ip) = (endpoint(number, index), size.address(number, index, generation));
+    let (name, ip, port) = (endpoint(number, index), size.address(number, index, generation), size.port);
     writeln!(rules, "add chain ip kube-proxy {name}")?;
     writeln!(rules, "add rule ip kube-proxy {name} ip saddr {ip} jump mark-for-masquerade")?;
-    writeln!(rules, "add rule ip kube-proxy {name} meta l4proto tcp dnat to {ip}:8080")?;
+    writeln!(rules, "add rule ip kube-proxy {name} meta l4proto tcp dnat to {ip}:{port}")?;
     Ok(())
 }
 
@@ -167,14 +167,14 @@ fn iptables_service(rules: &mut String, size: Size, number: u32, generation: u32
         "-A KUBE-SVC-{tag_of_service} {comment} ! -s 10.128.0.0/9 -d {ip}/32 -p tcp -m tcp --dport 80 -j KUBE-MARK-MASQ"
     )?;
     for index in 0..size.endpoints {
-        let (sep, ip) = (tag(number, index + 1), size.address(number, index, generation));
+        let (sep, ip, port) = (tag(number, index + 1), size.address(number, index, generation), size.port);
         let chance = match size.endpoints - index {
             1 => String::new(),
             left => format!("-m statistic --mode random --probability {:.10} ", 1.0 / f64::from(left)),
         };
         writeln!(rules, "-A KUBE-SVC-{tag_of_service} {comment} {chance}-j KUBE-SEP-{sep}")?;
         writeln!(rules, "-A KUBE-SEP-{sep} {comment} -s {ip}/32 -j KUBE-MARK-MASQ")?;
-        writeln!(rules, "-A KUBE-SEP-{sep} {comment} -p tcp -m tcp -j DNAT --to-destination {ip}:8080")?;
+        writeln!(rules, "-A KUBE-SEP-{sep} {comment} -p tcp -m tcp -j DNAT --to-destination {ip}:{port}")?;
     }
     Ok(())
 }
@@ -223,7 +223,7 @@ fn iptables_change(size: Size) -> Result<String> {
 mod tests {
     use super::*;
 
-    const SIZE: Size = Size { services: 20, endpoints: 3 };
+    const SIZE: Size = Size { services: 20, endpoints: 3, port: 8080 };
 
     #[test]
     fn every_endpoint_is_in_both_sets_of_rules_once() {

@@ -12,8 +12,8 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use super::{
-    Answer, Ask, Command, Failure, Findings, Inquiry, RatePlan, RateReport, Reply, StreamPlan, StreamReport, Target,
-    TransferReport,
+    Answer, Ask, ChurnPlan, ChurnReport, Command, Failure, Findings, Inquiry, RatePlan, RateReport, Reply, StreamPlan,
+    StreamReport, Target, TransferReport,
     bare::{Call, Heard, Kind},
 };
 use crate::{lab::cgroup, netns::Namespace};
@@ -94,6 +94,22 @@ impl Place {
         let command = Command::Serve { name: self.name().to_owned(), ports: ports.to_vec() };
         match self.call(&command)? {
             Reply::Done => Ok(()),
+            reply => self.unexpected(reply),
+        }
+    }
+
+    /// Takes TCP connections to a port over IPv4, and closes them at once, for as long as the place lives.
+    pub fn accept(&self, port: u16) -> Result<()> {
+        match self.call(&Command::Accept(port))? {
+            Reply::Done => Ok(()),
+            reply => self.unexpected(reply),
+        }
+    }
+
+    /// As many TCP connections as there is time for.
+    pub fn churn(&self, plan: ChurnPlan) -> Result<ChurnReport> {
+        match self.call(&Command::Churn(plan))? {
+            Reply::Churned(report) => Ok(report),
             reply => self.unexpected(reply),
         }
     }

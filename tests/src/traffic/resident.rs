@@ -12,6 +12,7 @@ use anyhow::Result;
 use super::{
     Command, Failure, Protocol, Reply,
     bare::Bare,
+    churn::{accept, churn},
     client::{Connection, Conversation, ask, transfer},
     inquiry::inquire,
     rate::Rate,
@@ -56,6 +57,8 @@ impl Resident {
                 Ok(()) => Reply::Done,
                 Err(error) => Reply::Refused(format!("{name} cannot listen on {ports:?}: {error}")),
             },
+            Command::Accept(port) => accept(port).map_or_else(|error| Reply::Failed(error.into()), |()| Reply::Done),
+            Command::Churn(plan) => churn(plan).map_or_else(|error| Reply::Failed(error.into()), Reply::Churned),
             Command::Bind(target) => bind(target).map_or_else(|error| Reply::Failed(error.into()), |()| Reply::Done),
             Command::Ask(request, count) => Reply::Answers((0..count).map(|_| ask(&request)).collect()),
             Command::Inquire(inquiries) => Reply::Found(inquire(&inquiries)),

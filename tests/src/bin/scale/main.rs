@@ -22,6 +22,7 @@ use tests::{
     api::ApiServer,
     bench::{
         cluster::{self, Size},
+        rounds::percentile,
         rules,
     },
     patience::wait_until,
@@ -68,7 +69,7 @@ struct Cli {
 
 impl Cli {
     fn size(&self) -> Size {
-        Size { services: self.services, endpoints: self.endpoints }
+        Size { services: self.services, endpoints: self.endpoints, port: 8080 }
     }
 }
 
@@ -105,7 +106,7 @@ fn measure(cli: &Cli) -> Result<bool> {
     report.judge("both lists received → all in the kernel", times.complete, COMPLETE, duration);
     report.note("entries equal to the objects", &entries);
     changes.sort_unstable();
-    let percentile = |percent: usize| changes[(changes.len() - 1) * percent / 100];
+    let percentile = |percent| percentile(&changes, percent);
     report.judge("change of an endpoint → in the map, median", percentile(50), CHANGE, duration);
     report.note(&format!("… 99 % of {}", changes.len()), &duration(percentile(99)));
     report.note("… worst", &duration(percentile(100)));
