@@ -2,10 +2,12 @@
 //! with them, beside what it does with rules.
 
 pub mod case;
+pub mod chart;
 pub mod cluster;
 pub mod connect;
 pub mod conntrack;
 pub mod course;
+pub mod findings;
 pub mod goals;
 pub mod live;
 pub mod machine;

@@ -12,6 +12,8 @@ use nix::{
 };
 use serde_json::{Value, json};
 
+use super::chart;
+
 /// Where and when.
 #[derive(Clone, Debug)]
 pub struct Machine {
@@ -38,7 +40,7 @@ impl Machine {
         format!("{date}, Linux {kernel}, {processor}")
     }
 
-    /// Writes figures of this machine's, which are an object, into `PART.json`; returns where.
+    /// Writes figures of this machine's, which are an object, into `PART.json`, and draws them; returns where.
     pub fn write(&self, directory: &Path, part: &str, mut figures: Value) -> Result<PathBuf> {
         figures["date"] = json!(self.date);
         figures["kernel"] = json!(self.kernel);
@@ -46,6 +48,7 @@ impl Machine {
         let file = directory.join(format!("{part}.json"));
         let write = || fs::create_dir_all(directory).and_then(|()| fs::write(&file, format!("{figures:#}\n")));
         write().with_context(|| format!("cannot write {}", file.display()))?;
+        chart::write(directory, part, &figures)?;
         Ok(file)
     }
 }

@@ -6,6 +6,7 @@ mod memory;
 mod report;
 
 use std::{
+    path::PathBuf,
     process::ExitCode,
     thread,
     time::{Duration, Instant},
@@ -30,7 +31,10 @@ use tests::{
     sandbox::Sandbox,
 };
 
-use crate::{memory::Watcher, report::Report};
+use crate::{
+    memory::Watcher,
+    report::{Report, shown},
+};
 
 /// From the moment both lists were received until the kernel holds everything.
 const COMPLETE: Duration = Duration::from_secs(2);
@@ -47,9 +51,15 @@ const PATIENCE: Duration = Duration::from_mins(5);
 /// The agent against many Services.
 #[derive(Debug, Parser)]
 struct Cli {
-    /// How many Services
-    #[arg(long, default_value_t = 10_000)]
-    services: u32,
+    /// A tenth of the Services: to see that it works
+    #[arg(long)]
+    quick: bool,
+    /// Where the figures go
+    #[arg(long, default_value = "target/bench")]
+    into: PathBuf,
+    /// How many Services, 10,000 unless it is to be quick
+    #[arg(long)]
+    services: Option<u32>,
     /// How many endpoints each of them has
     #[arg(long, default_value_t = 10, overrides_with = "endpoints")]
     endpoints: u32,
@@ -69,7 +79,8 @@ struct Cli {
 
 impl Cli {
     fn size(&self) -> Size {
-        Size { services: self.services, endpoints: self.endpoints, port: 8080 }
+        let services = self.services.unwrap_or(if self.quick { 1_000 } else { 10_000 });
+        Size { services, endpoints: self.endpoints, port: 8080 }
     }
 }
 
@@ -101,24 +112,25 @@ fn measure(cli: &Cli) -> Result<bool> {
     check(&sandbox, &size.picture(|number| generation_after(number, cli)))?;
 
     let mut report =
-        Report::new(&format!("{} Services × {} endpoints, {}", size.services, size.endpoints, cli.algorithm));
-    report.note("started → both lists received", &duration(times.listing));
-    report.judge("both lists received → all in the kernel", times.complete, COMPLETE, duration);
-    report.note("entries equal to the objects", &entries);
+        Report::new(format!("{} Services × {} endpoints, {}", size.services, size.endpoints, cli.algorithm));
+    report.note("started → both lists received", shown(times.listing));
+    report.time("both lists received → all in the kernel", times.complete, COMPLETE);
+    report.note("entries equal to the objects", entries);
     changes.sort_unstable();
     let percentile = |percent| percentile(&changes, percent);
-    report.judge("change of an endpoint → in the map, median", percentile(50), CHANGE, duration);
-    report.note(&format!("… 99 % of {}", changes.len()), &duration(percentile(99)));
-    report.note("… worst", &duration(percentile(100)));
-    report.judge("anonymous memory, most until all was in the kernel", peak, MEMORY, mebibytes);
-    report.judge("… settled", settled, MEMORY, mebibytes);
-    report.judge("… most until after the changes", peak_of_changes, MEMORY, mebibytes);
-    report.judge("… settled after them", after, MEMORY, mebibytes);
+    report.time("change of an endpoint → in the map, median", percentile(50), CHANGE);
+    report.note(&format!("change, 99 % of {}", changes.len()), shown(percentile(99)));
+    report.note("change, worst", shown(percentile(100)));
+    report.memory("anonymous memory, most until all was in the kernel", peak, MEMORY);
+    report.memory("anonymous memory, settled", settled, MEMORY);
+    report.memory("anonymous memory, most until after the changes", peak_of_changes, MEMORY);
+    report.memory("anonymous memory, settled after the changes", after, MEMORY);
     if cli.rules {
-        report.judge("one change, median, to be next to nothing", percentile(50), SOON, duration);
+        report.time("one change, median, to be next to nothing", percentile(50), SOON);
+        report.case("Sluice", times.complete, percentile(50));
         compare(&mut report, size, times.complete)?;
     }
-    Ok(report.print())
+    report.publish(&cli.into, if cli.rules { "programming" } else { "scale" })
 }
 
 /// Loads the same as rules. What nftables takes is what the agent is held to.
@@ -127,10 +139,11 @@ fn compare(report: &mut Report, size: Size, complete: Duration) -> Result<()> {
         // Minutes, with some.
         eprintln!("{}: loading the same", loader.name);
         let (cold, change) = loader.measure(size)?;
-        report.note(&format!("{}: the same", loader.name), &duration(cold));
-        report.note(&format!("{}: one change", loader.name), &duration(change));
+        report.note(&format!("{}: the same", loader.name), shown(cold));
+        report.note(&format!("{}: one change", loader.name), shown(change));
+        report.case(loader.name, cold, change);
         if loader.name == "nft -f" {
-            report.judge("all in the kernel, beside nft", complete, cold / 20, duration);
+            report.time("all in the kernel, beside nft", complete, cold / 20);
         }
     }
     Ok(())
@@ -143,14 +156,6 @@ fn server(sandbox: &Sandbox, cli: &Cli) -> Result<ApiServer> {
         server.refuse_streaming_lists();
     }
     Ok(server)
-}
-
-fn duration(duration: Duration) -> String {
-    format!("{:.1} ms", duration.as_secs_f64() * 1e3)
-}
-
-fn mebibytes(kibibytes: u64) -> String {
-    format!("{}.{} MiB", kibibytes / 1024, kibibytes % 1024 * 10 / 1024)
 }
 
 /// The kernel must hold what was asked for, or nothing was measured. Says how much that is.
@@ -189,7 +194,7 @@ impl Times {
 
 /// Which Service a change is of: a large prime stride, so that neighbours in time are not neighbours in any table.
 fn changed(turn: u32, cli: &Cli) -> u32 {
-    turn * 7919 % cli.services
+    turn * 7919 % cli.size().services
 }
 
 /// How often a Service was changed by all changes.
