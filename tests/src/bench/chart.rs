@@ -17,7 +17,7 @@ pub struct Chart {
 }
 
 const WIDTH: u32 = 960;
-const NAMES: i32 = 300;
+const NAMES: i32 = 320;
 const NUMBERS: i32 = 90;
 const TOP: i32 = 60;
 const BAR: i32 = 14;
@@ -30,7 +30,7 @@ impl Chart {
         let (title, series, keys, least): (_, &[&str], &[&str], _) = match part {
             "cost" => ("nanoseconds per packet", &["floor", "Sluice"], &["floor", "sluice"], None),
             "pps" => ("packets per second of a processor", &["arrived"], &["rate"], None),
-            "connect" => ("TCP connections per second", &["connections"], &["rate"], None),
+            "connect" => ("TCP connections per second of a processor", &["connections"], &["rate"], None),
             "programming" => {
                 ("milliseconds, every gap ten times", &["everything", "one change"], &["cold", "change"], Some(0.01))
             }
@@ -63,11 +63,11 @@ impl Chart {
 
     fn draw<B: DrawingBackend>(&self, root: &DrawingArea<B, plotters::coord::Shift>) -> Outcome<B> {
         root.fill(&WHITE)?;
-        root.draw(&Text::new(self.title, (GAP, GAP), ("sans-serif", 18)))?;
+        root.draw(&Text::new(self.title, (GAP, GAP), ("sans-serif", 22)))?;
         for (index, (name, colour)) in self.series.iter().zip(COLOURS).enumerate() {
             let left = GAP + index as i32 * 120;
             root.draw(&Rectangle::new([(left, 36), (left + 10, 46)], colour.filled()))?;
-            root.draw(&Text::new(*name, (left + 16, 35), ("sans-serif", 13)))?;
+            root.draw(&Text::new(*name, (left + 16, 35), ("sans-serif", 16)))?;
         }
         for (index, group) in self.groups.iter().enumerate() {
             self.draw_group(root, TOP + index as i32 * self.group_height(), group)?;
@@ -81,12 +81,12 @@ impl Chart {
         top: i32,
         (name, numbers): &(String, Vec<f64>),
     ) -> Outcome<B> {
-        root.draw(&Text::new(name.clone(), (GAP, top + 1), ("sans-serif", 13)))?;
+        root.draw(&Text::new(name.clone(), (GAP, top + 1), ("sans-serif", 16)))?;
         for (index, (number, colour)) in numbers.iter().zip(COLOURS).enumerate() {
             let top = top + index as i32 * BAR;
             let right = NAMES + self.length(*number);
             root.draw(&Rectangle::new([(NAMES, top), (right, top + BAR - 2)], colour.filled()))?;
-            root.draw(&Text::new(shown(*number), (right + 6, top), ("sans-serif", 12)))?;
+            root.draw(&Text::new(shown(*number), (right + 6, top), ("sans-serif", 15)))?;
         }
         Ok(())
     }

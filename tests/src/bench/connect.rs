@@ -3,7 +3,7 @@
 
 use std::{fmt, net::SocketAddr, path::Path, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
 use super::{
@@ -11,6 +11,7 @@ use super::{
     goals::{Bound, Goal},
     rounds::{Effort, median, percentile},
     rules::LOADERS,
+    softirq,
 };
 use crate::{
     lab::{
@@ -115,8 +116,17 @@ impl Track {
     }
 
     /// Makes connections for so long.
-    pub fn churn(&self, during: Duration) -> Result<ChurnReport> {
-        self.lab().place(CLIENT)?.churn(ChurnPlan { target: self.target(), during })
+    pub fn turn(&self, during: Duration) -> Result<Turn> {
+        let client = self.lab().place(CLIENT)?;
+        let began = self.spent()?;
+        let report = client.churn(ChurnPlan { target: self.target(), during })?;
+        let taken = self.spent()?.checked_sub(began).context("the clock goes backwards")?;
+        Ok(Turn { report, taken })
+    }
+
+    /// What connections have taken of the processor that all of them stay on: client, server, and the kernel in between.
+    fn spent(&self) -> Result<Duration> {
+        Ok(self.lab().place(CLIENT)?.spent()? + self.lab().place(BACKEND)?.spent()? + softirq::spent()?)
     }
 }
 
@@ -142,28 +152,40 @@ fn placed(mut object: Value) -> Value {
     object
 }
 
+/// What a turn was.
+#[derive(Clone, Debug)]
+pub struct Turn {
+    /// What the client saw.
+    pub report: ChurnReport,
+    /// What it took of the processor. Where nobody else wants it that is all the time there was.
+    pub taken: Duration,
+}
+
 /// What was found of one way.
 #[derive(Clone, Debug)]
 pub struct Found {
     /// The way.
     pub way: Way,
-    /// Connections per second, round by round.
+    /// Connections per second of the processor, round by round.
     pub rates: Vec<f64>,
+    /// The same by the clock on the wall.
+    pub on_the_wall: Vec<f64>,
     /// Nanoseconds of every `connect`, sorted.
     pub latencies: Vec<u32>,
 }
 
 impl Found {
-    /// Of reports, round by round.
-    pub fn new(way: Way, reports: &[ChurnReport]) -> Self {
-        let rate = |report: &ChurnReport| report.latencies.len() as u32;
-        let rates = reports.iter().map(|report| f64::from(rate(report)) / report.elapsed.as_secs_f64()).collect();
-        let mut latencies: Vec<u32> = reports.iter().flat_map(|report| report.latencies.iter().copied()).collect();
+    /// Of turns, round by round.
+    pub fn new(way: Way, turns: &[Turn]) -> Self {
+        let rate = |turn: &Turn, time: Duration| f64::from(turn.report.latencies.len() as u32) / time.as_secs_f64();
+        let rates = turns.iter().map(|turn| rate(turn, turn.taken)).collect();
+        let on_the_wall = turns.iter().map(|turn| rate(turn, turn.report.elapsed)).collect();
+        let mut latencies: Vec<u32> = turns.iter().flat_map(|turn| turn.report.latencies.iter().copied()).collect();
         latencies.sort_unstable();
-        Self { way, rates, latencies }
+        Self { way, rates, on_the_wall, latencies }
     }
 
-    /// Connections per second, at the median.
+    /// Connections per second of the processor, at the median.
     pub fn rate(&self) -> f64 {
         median(self.rates.clone())
     }
@@ -189,14 +211,14 @@ pub fn measure(ways: &[Way], effort: Effort, mut tell: impl FnMut(&str)) -> Resu
     for round in 0..effort.rounds {
         let first = round as usize % tracks.len().max(1);
         tracks.rotate_left(first);
-        for (track, reports) in &mut tracks {
+        for (track, turns) in &mut tracks {
             tell(&format!("round {} of {}: {}", round + 1, effort.rounds, track.way));
-            track.churn(effort.turn / 10)?;
-            reports.push(track.churn(effort.turn)?);
+            track.turn(effort.turn / 10)?;
+            turns.push(track.turn(effort.turn)?);
         }
         tracks.rotate_right(first);
     }
-    Ok(tracks.into_iter().map(|(track, reports)| Found::new(track.way, &reports)).collect())
+    Ok(tracks.into_iter().map(|(track, turns)| Found::new(track.way, &turns)).collect())
 }
 
 /// What should be.
@@ -214,27 +236,26 @@ pub fn judge(found: &[Found]) -> Vec<Goal> {
 mod tests {
     use super::*;
 
-    fn report(latencies: &[u32], milliseconds: u64) -> ChurnReport {
-        ChurnReport { latencies: latencies.to_vec(), elapsed: Duration::from_millis(milliseconds) }
+    fn turn(latencies: &[u32], milliseconds: u64) -> Turn {
+        let (latencies, taken) = (latencies.to_vec(), Duration::from_millis(milliseconds));
+        // Half of the time others were at work.
+        Turn { report: ChurnReport { latencies, elapsed: taken * 2 }, taken }
     }
 
     #[test]
     fn rates_are_of_rounds_and_latencies_of_all_connections() {
-        let found = Found::new(
-            Way::Socket,
-            &[report(&[9_000, 1_000], 500), report(&[2_000], 1_000), report(&[3_000; 3], 1_000)],
-        );
+        let found =
+            Found::new(Way::Socket, &[turn(&[9_000, 1_000], 500), turn(&[2_000], 1_000), turn(&[3_000; 3], 1_000)]);
         assert_eq!(found.rates, [4.0, 1.0, 3.0]);
+        assert_eq!(found.on_the_wall, [2.0, 0.5, 1.5]);
         assert!((found.rate() - 3.0).abs() < 1e-9);
         assert!((found.latency(50) - 3.0).abs() < 1e-9 && (found.latency(99) - 9.0).abs() < 1e-9);
     }
 
     #[test]
     fn the_hooks_are_judged_by_what_a_direct_connection_reached_in_the_same_round() {
-        let direct =
-            Found::new(Way::Direct, &[report(&[1; 100], 1_000), report(&[1; 50], 1_000), report(&[1; 100], 1_000)]);
-        let socket =
-            Found::new(Way::Socket, &[report(&[1; 96], 1_000), report(&[1; 48], 1_000), report(&[1; 10], 1_000)]);
+        let direct = Found::new(Way::Direct, &[turn(&[1; 100], 1_000), turn(&[1; 50], 1_000), turn(&[1; 100], 1_000)]);
+        let socket = Found::new(Way::Socket, &[turn(&[1; 96], 1_000), turn(&[1; 48], 1_000), turn(&[1; 10], 1_000)]);
         let goals = judge(&[direct.clone(), socket]);
         assert!(goals[0].is_met() && (goals[0].found.unwrap() - 0.96).abs() < 1e-9);
         assert_eq!(judge(&[direct])[0].verdict(), "not measured");

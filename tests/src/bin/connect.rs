@@ -12,7 +12,7 @@ use tests::bench::{
     goals::{self, Goal},
     machine::{Machine, stay_on_one_processor},
     progress::tell,
-    rounds::Effort,
+    rounds::{Effort, median},
 };
 
 /// Connections per second.
@@ -65,8 +65,9 @@ fn run(cli: &Cli) -> Result<bool> {
 fn figures(found: &[Found], goals: &[Goal], effort: Effort) -> Value {
     let case = |found: &Found| {
         json!({
-            "case": found.way.to_string(), "rate": found.rate(), "connections": found.latencies.len(),
+            "case": found.way.to_string(), "rate": found.rate(), "rate_on_the_wall": median(found.on_the_wall.clone()), "connections": found.latencies.len(),
             "p50_microseconds": found.latency(50), "p99_microseconds": found.latency(99), "rounds": found.rates,
+            "rounds_on_the_wall": found.on_the_wall,
         })
     };
     json!({
@@ -80,11 +81,12 @@ fn print(found: &[Found], goals: &[Goal], line: &str) {
     let mut table = Table::new();
     table.load_style(UTF8_BORDERS_ONLY);
     let title = format!("TCP connections, one of {SERVICES} Services");
-    table.set_header([&title, "per second", "of direct", "half in, µs", "99 % in, µs"]);
+    table.set_header([&title, "per second", "of a processor's", "of direct", "half in, µs", "99 % in, µs"]);
     let direct = found.iter().find(|found| found.way == Way::Direct);
     for found in found {
         table.add_row([
             found.way.to_string(),
+            format!("{:.0}", median(found.on_the_wall.clone())),
             format!("{:.0}", found.rate()),
             direct.map_or_else(String::new, |direct| format!("{:.2}", found.ratio_to(direct))),
             format!("{:.1}", found.latency(50)),

@@ -7,9 +7,14 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Stdio},
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
+use nix::{
+    time::{clock_getcpuclockid, clock_gettime},
+    unistd::Pid,
+};
 
 use super::{
     Answer, Ask, ChurnPlan, ChurnReport, Command, Failure, Findings, Inquiry, RatePlan, RateReport, Reply, StreamPlan,
@@ -96,6 +101,13 @@ impl Place {
             Reply::Done => Ok(()),
             reply => self.unexpected(reply),
         }
+    }
+
+    /// The time that the resident has had of processors so far.
+    pub fn spent(&self) -> Result<Duration> {
+        let id = self.resident.lock().unwrap_or_else(PoisonError::into_inner).child.id();
+        let clock = clock_getcpuclockid(Pid::from_raw(id.cast_signed()))?;
+        Ok(clock_gettime(clock)?.into())
     }
 
     /// Takes TCP connections to a port over IPv4, and closes them at once, for as long as the place lives.
