@@ -166,7 +166,7 @@ pub fn judge(found: &[Found]) -> Vec<Goal> {
 /// Frames for a first guess.
 const GUESS: u32 = 10_000;
 /// So many connections the kernel's table has room for in any case, and its masquerading ports.
-const NEW: u32 = 50_000;
+const NEW: u32 = 20_000;
 /// More new flows than any of the other tables has room for.
 const FILLING: u32 = 300_000;
 /// Frames of a known flow that is to be kept are few; the map of the sink's object need not be large.
@@ -304,8 +304,9 @@ impl<'a> Stadium<'a> {
     }
 }
 
+/// One endpoint of each: a packet looks at the Service's alone, and `iptables-restore` takes the square of the number of chains.
 fn size(services: u32) -> Size {
-    Size { services, endpoints: 3, port: TARGET }
+    Size { services, endpoints: 1, port: TARGET }
 }
 
 /// The frames of a heat of the kernel's: for the Service in the middle of the rules, or for a pod.
