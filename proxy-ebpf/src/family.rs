@@ -89,6 +89,8 @@ pub trait Family: 'static {
     fn is_icmp_error(kind: u8) -> bool;
     /// Writes the addresses; `delta` is what they do to the header's sum.
     fn set_addresses(header: &mut Self::Header, saddr: Self::Addr, daddr: Self::Addr, delta: u16);
+    /// The same, and takes one from the hop limit.
+    fn pass_on(header: &mut Self::Header, saddr: Self::Addr, daddr: Self::Addr, delta: u16);
     /// Takes one from the hop limit.
     fn decrement_hop_limit(header: &mut Self::Header);
     /// An address as the FIB takes it.
@@ -274,6 +276,14 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn pass_on(header: &mut Ipv4Header, saddr: Ipv4, daddr: Ipv4, delta: u16) {
+        header.saddr = saddr;
+        header.daddr = daddr;
+        header.ttl -= 1;
+        header.csum = checksum::update(header.csum, u32::from(delta) + u32::from(checksum::TTL_DECREMENT));
+    }
+
+    #[inline(always)]
     fn decrement_hop_limit(header: &mut Ipv4Header) {
         header.ttl -= 1;
         header.csum = checksum::update(header.csum, u32::from(checksum::TTL_DECREMENT));
@@ -432,6 +442,13 @@ impl Family for V6 {
     fn set_addresses(header: &mut Ipv6Header, saddr: Ipv6, daddr: Ipv6, _: u16) {
         header.saddr = saddr;
         header.daddr = daddr;
+    }
+
+    #[inline(always)]
+    fn pass_on(header: &mut Ipv6Header, saddr: Ipv6, daddr: Ipv6, _: u16) {
+        header.saddr = saddr;
+        header.daddr = daddr;
+        header.hop_limit -= 1;
     }
 
     #[inline(always)]

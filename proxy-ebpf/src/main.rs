@@ -19,17 +19,17 @@ use proxy_ebpf::{
     counters::count,
     cross, datapath, kernel,
     output::Verdict,
-    packet::{ETHERNET, TcPacket, XdpPacket},
+    packet::{ETHERNET, Packet as _, TcPacket, XdpPacket},
     socket::{self, Answer},
 };
 
 #[xdp(frags)]
 #[inline(always)]
 fn uplink_xdp(context: XdpContext) -> u32 {
-    let ingress = context.ingress_ifindex() as u32;
-    match datapath::run(Hook::UplinkXdp, Stage::UplinkIn, &mut XdpPacket::new(context)) {
+    let mut packet = XdpPacket::new(context);
+    match datapath::run(Hook::UplinkXdp, Stage::UplinkIn, &mut packet) {
         Ok(Verdict::PASS) => xdp_action::XDP_PASS,
-        Ok(verdict) if verdict.ifindex == ingress => xdp_action::XDP_TX,
+        Ok(verdict) if verdict.ifindex == packet.ifindex() => xdp_action::XDP_TX,
         // SAFETY: takes two numbers.
         Ok(verdict) => (unsafe { bpf_redirect(verdict.ifindex, 0) }) as u32,
         Err(reason) => {

@@ -21,6 +21,24 @@ pub(crate) fn apply<P: Packet, F: Family, L: Transport>(
     L::rewrite::<P, F>(packet, rewrite, transport)
 }
 
+/// The same for a packet that goes on to its next hop, which takes one from the hop limit. `ip` is its header.
+#[inline(always)]
+pub(crate) fn apply_and_pass_on<P: Packet, F: Family, L: Transport>(
+    packet: &mut P,
+    ip: &mut F::Header,
+    rewrite: &Rewrite<F::Addr>,
+    transport: usize,
+) -> bool {
+    // Only the kernel can make up for it where a device has summed up all of the packet.
+    if F::IS_V6 && !P::IS_FRAME {
+        F::set_addresses(ip, rewrite.saddr, rewrite.daddr, rewrite.addr_delta);
+        packet.decrement_hop_limit::<F>(P::NETWORK);
+    } else {
+        F::pass_on(ip, rewrite.saddr, rewrite.daddr, rewrite.addr_delta);
+    }
+    L::rewrite::<P, F>(packet, rewrite, transport)
+}
+
 /// [`Transport::rewrite`] of what has an internet checksum.
 #[inline(always)]
 pub(crate) fn rewrite_summed<P: Packet, F: Family, L: Summed>(
@@ -30,7 +48,7 @@ pub(crate) fn rewrite_summed<P: Packet, F: Family, L: Summed>(
 ) -> bool {
     let Some(header) = packet.at::<L::Header>(offset) else { return false };
     let (sport, dport, csum) = L::fields(header);
-    *sport = rewrite.sport;
-    *dport = rewrite.dport;
+    // Read first, so that both are written as one word.
+    (*sport, *dport) = (rewrite.sport, rewrite.dport);
     packet.mend_checksum::<F, L>(csum, offset, rewrite.addr_delta, rewrite.port_delta)
 }

@@ -21,7 +21,7 @@ use crate::{
     flow::{self, Entry},
     maps::UPLINKS,
     nat,
-    packet::Packet,
+    packet::{Macs, Packet},
     parse::{Ethernet, Transport},
     service,
 };
@@ -74,13 +74,14 @@ pub(crate) fn send<P: Packet, F: Family, L: Transport>(
         }
         return Ok(Verdict::redirect(packet.ifindex()));
     }
-    if packet.is_tagged() || !has_next_hop::<P, F, L>(packet, key.proto, entry, node, extent) {
+    let Some((macs, header)) = packet.frame::<F::Header>() else {
+        return send_through_stack::<P, F, L>(packet, key, flow, transport);
+    };
+    if packet.is_tagged() || !has_next_hop::<P, F, L>(packet, header, key.proto, entry, node, extent) {
         return send_through_stack::<P, F, L>(packet, key, flow, transport);
     }
-    if !nat::apply::<P, F, L>(packet, &flow.rewrite, transport) {
-        return Err(Outcome::DropNotWritable);
-    }
-    if !forward::<P, F>(packet, &flow.next_hop) {
+    *macs = Macs::of(&flow.next_hop);
+    if !nat::apply_and_pass_on::<P, F, L>(packet, header, &flow.rewrite, transport) {
         return Err(Outcome::DropNotWritable);
     }
     Ok(Verdict::redirect(flow.next_hop.ifindex))
@@ -91,14 +92,14 @@ pub(crate) fn send<P: Packet, F: Family, L: Transport>(
 #[inline(always)]
 fn has_next_hop<P: Packet, F: Family, L: Transport>(
     packet: &P,
+    header: &F::Header,
     proto: Protocol,
     entry: Entry<F::Addr>,
     node: &Node,
     extent: Extent,
 ) -> bool {
-    // The kernel answers the sender of a packet whose life ends here, and makes the header that a link has and this one not.
-    let Some(header) = packet.at::<F::Header>(P::NETWORK) else { return false };
-    if P::NETWORK == 0 || F::hop_limit(header) <= 1 {
+    // The kernel answers the sender of a packet whose life ends here.
+    if F::hop_limit(header) <= 1 {
         return false;
     }
     let next_hop = &entry.flow().next_hop;
@@ -107,7 +108,7 @@ fn has_next_hop<P: Packet, F: Family, L: Transport>(
     if !is_known && !resolve::<P, F>(packet, proto, entry, generation) {
         return false;
     }
-    if P::IS_FRAME && next_hop.ifindex != packet.ifindex() && !is_in_one_part::<P, F>(packet) {
+    if P::IS_FRAME && next_hop.ifindex != packet.ifindex() && !packet.shows(P::NETWORK + F::length(header)) {
         return false;
     }
     extent.bytes <= u32::from(next_hop.mtu) || has_short_segments::<P, L>(packet, extent, next_hop.mtu)
@@ -301,12 +302,8 @@ impl Question {
 /// Makes a packet one for its next hop, which [`Verdict::redirect`] sends it to. `false` when it is too short, which cannot be.
 #[inline(always)]
 pub(crate) fn forward<P: Packet, F: Family>(packet: &mut P, next_hop: &NextHop) -> bool {
-    if P::NETWORK == 0 {
-        return false;
-    }
-    let Some(ethernet) = packet.at::<Ethernet>(0) else { return false };
-    ethernet.dmac = next_hop.dmac;
-    ethernet.smac = next_hop.smac;
+    let Some((macs, _)) = packet.frame::<F::Header>() else { return false };
+    *macs = Macs::of(next_hop);
     packet.decrement_hop_limit::<F>(P::NETWORK);
     true
 }

@@ -10,7 +10,9 @@ use aya_ebpf::{
     helpers::generated as helpers,
     programs::{TcContext, XdpContext},
 };
-use core::ffi::c_void;
+use core::{ffi::c_void, mem};
+
+use proxy_common::{addr::Mac, flow::NextHop};
 
 use crate::{
     checksum,
@@ -114,6 +116,23 @@ pub trait Packet {
         Some(unsafe { &mut *(start as *mut T) })
     }
 
+    /// Views of the link-layer addresses and of the IP header, by one comparison: `None` also where there are no such addresses. As
+    /// for [`Self::at`], no other view may be written through while they live.
+    #[inline(always)]
+    fn frame<H>(&self) -> Option<(&'static mut Macs, &'static mut H)> {
+        let start = self.data();
+        if Self::NETWORK == 0 || start + Self::NETWORK + size_of::<H>() > self.data_end() {
+            return None;
+        }
+        // SAFETY: as in `at`.
+        unsafe { core::hint::assert_unchecked(start != 0) };
+        // SAFETY: both lie before what was just found to be inside the packet, and do not overlap.
+        let macs = unsafe { &mut *(start as *mut Macs) };
+        // SAFETY: as above.
+        let header = unsafe { &mut *((start + Self::NETWORK) as *mut H) };
+        Some((macs, header))
+    }
+
     /// Whether the packet has at least `length` bytes.
     fn holds(&self, length: usize) -> bool;
 
@@ -189,13 +208,16 @@ pub trait Packet {
 pub struct XdpPacket {
     context: XdpContext,
     tags: Memory,
+    ingress: u32,
 }
 
 impl XdpPacket {
     /// Takes the context of an XDP program.
     #[inline(always)]
-    pub const fn new(context: XdpContext) -> Self {
-        Self { context, tags: Memory::NOTHING }
+    pub fn new(context: XdpContext) -> Self {
+        // Read once: the kernel follows three pointers for it.
+        let ingress = context_word!(context.ctx, aya_ebpf::bindings::xdp_md, ingress_ifindex) as u32;
+        Self { context, tags: Memory::NOTHING, ingress }
     }
 
     /// Of all its parts, and asked for, as the difference of two pointers is not for every program.
@@ -206,10 +228,27 @@ impl XdpPacket {
     }
 }
 
-/// The addresses of an Ethernet header, which stand before all tags.
+/// The addresses of an Ethernet header, which stand before all tags: destination, source.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Macs([u32; 3]);
+pub struct Macs([u32; 3]);
+
+const _: () = assert!(
+    mem::offset_of!(NextHop, smac) == mem::offset_of!(NextHop, dmac) + size_of::<Mac>()
+        && mem::offset_of!(NextHop, dmac).is_multiple_of(align_of::<Macs>())
+        && align_of::<NextHop>() == align_of::<Macs>()
+        && size_of::<Macs>() == 2 * size_of::<Mac>()
+);
+
+impl Macs {
+    /// Those of a frame for a next hop: three words, where the compiler would copy halves of such.
+    #[inline(always)]
+    pub(crate) fn of(next_hop: &NextHop) -> Self {
+        let addresses = core::ptr::from_ref(next_hop).cast::<Self>().wrapping_byte_add(mem::offset_of!(NextHop, dmac));
+        // SAFETY: the two addresses follow each other there, at a word's boundary.
+        unsafe { *addresses }
+    }
+}
 
 impl Packet for XdpPacket {
     const IS_FRAME: bool = true;
@@ -285,7 +324,7 @@ impl Packet for XdpPacket {
 
     #[inline(always)]
     fn ifindex(&self) -> u32 {
-        context_word!(self.context.ctx, aya_ebpf::bindings::xdp_md, ingress_ifindex) as u32
+        self.ingress
     }
 
     #[inline(always)]
