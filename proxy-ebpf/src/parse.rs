@@ -426,8 +426,15 @@ mod tests {
     #[test]
     fn transport_lengths_must_fit() {
         let udp = |length: u16| UdpHeader { sport: Port::new(1), dport: Port::new(2), length: length.to_be(), csum: 0 };
-        // Whose context is not looked at.
-        let packet = XdpPacket::from_context(core::ptr::null_mut());
+        let mut context = aya_ebpf::bindings::xdp_md {
+            data: 0,
+            data_end: 0,
+            data_meta: 0,
+            ingress_ifindex: 1,
+            rx_queue_index: 0,
+            egress_ifindex: 0,
+        };
+        let packet = XdpPacket::from_context((&raw mut context).cast());
         assert!(Udp::is_sound(&packet, &udp(8), 0, 8));
         assert!(Udp::is_sound(&packet, &udp(8), 0, 20), "the rest is padding");
         assert!(!Udp::is_sound(&packet, &udp(7), 0, 20));
