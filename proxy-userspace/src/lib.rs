@@ -15,6 +15,8 @@ mod http;
 pub mod metrics;
 pub mod model;
 pub mod node_port_mode;
+#[cfg(test)]
+mod packaging;
 pub mod progress;
 pub mod reconcile;
 pub mod recorder;

@@ -2,11 +2,12 @@
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{setup, toolchain::Toolchain, workspace::Workspace};
+use crate::{setup, shipped, toolchain::Toolchain, workspace::Workspace};
 
 pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     setup::ensure(workspace, &[setup::BPF])?;
     workspace.cargo(&["fmt", "--all", "--check"]).run().context("run `cargo fmt --all`")?;
+    shipped::check(workspace)?;
     workspace.cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny=warnings"]).run()?;
     for package in ["proxy-ebpf", "bench-ebpf"] {
         bpf_clippy(workspace, package)?;

@@ -24,6 +24,7 @@ mod module;
 mod mutation;
 mod report;
 mod rootfs;
+mod shipped;
 mod summary;
 #[path = "../../proxy-userspace/toolchain.rs"]
 mod toolchain;
@@ -48,7 +49,7 @@ struct Cli {
 enum Verb {
     Setup(setup::Arguments),
     Build(build::Arguments),
-    /// Format, lints (host and BPF) and documentation, warnings being errors.
+    /// Format, lints (host and BPF), documentation, warnings being errors, and what is shipped besides.
     Check,
     Test(test::Arguments),
     Vm(vm::Arguments),

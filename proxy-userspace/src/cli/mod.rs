@@ -64,6 +64,15 @@ impl Cli {
     }
 }
 
+/// What the agent would run with, had it been started by these words.
+#[cfg(test)]
+pub(crate) fn configuration<'a>(words: impl IntoIterator<Item = &'a str>) -> anyhow::Result<crate::config::Config> {
+    match Cli::try_parse_from(words)?.command {
+        Command::Run(arguments) => run::configuration(*arguments),
+        Command::Cleanup(_) => anyhow::bail!("it is not run"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::{CommandFactory as _, Parser as _};

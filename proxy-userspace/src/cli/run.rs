@@ -31,3 +31,9 @@ pub(super) fn execute(arguments: Arguments) -> Result<(), Failure> {
         Failure::new(error, code)
     })
 }
+
+/// What comes of the flags alone.
+#[cfg(test)]
+pub(super) fn configuration(arguments: Arguments) -> anyhow::Result<crate::config::Config> {
+    Ok(arguments.into_config(KubeProxyConfiguration::default())?)
+}

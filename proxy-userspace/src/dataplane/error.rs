@@ -21,7 +21,7 @@ pub enum OpenError {
     #[error("{capability} is missing: run as root, or give the container the capabilities BPF, NET_ADMIN and PERFMON")]
     NoCapability {
         /// The first one that is missing.
-        capability: &'static str,
+        capability: caps::Capability,
     },
     /// The pin path is not on a BPF file system, and mounting one would hide something or failed.
     #[error("{path} is not on a BPF file system ({reason}): run `mount -t bpf bpf /sys/fs/bpf`, or choose another --pin-path", path = .path.display())]

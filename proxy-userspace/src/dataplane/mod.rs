@@ -40,6 +40,8 @@ use proxy_common::{
     node::{FURTHER, LAYOUT, Node, ServiceCidrs, TUNNELS, Vlan, masquerade},
 };
 
+#[cfg(test)]
+pub(crate) use self::preflight::CAPABILITIES;
 use self::{
     address_filter::AddressFilter,
     attach::Attacher,

@@ -50,20 +50,22 @@ fn parse_release(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
+/// What the kernel asks of whoever loads and attaches the programs.
+pub(crate) const CAPABILITIES: [Capability; 3] = [
+    Capability::CAP_BPF,
+    Capability::CAP_NET_ADMIN,
+    // Without it the verifier refuses arithmetic on packet pointers, in words that name everything but the reason.
+    Capability::CAP_PERFMON,
+];
+
 fn capabilities() -> Result<(), OpenError> {
     let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
-    // The kernel takes SYS_ADMIN for BPF, as it did before there was such a capability.
-    if !has(Capability::CAP_BPF) && !has(Capability::CAP_SYS_ADMIN) {
-        return Err(OpenError::NoCapability { capability: "CAP_BPF" });
+    // The kernel takes SYS_ADMIN for BPF and PERFMON, as it did before there were such capabilities.
+    let is_covered = |capability| capability != Capability::CAP_NET_ADMIN && has(Capability::CAP_SYS_ADMIN);
+    match CAPABILITIES.into_iter().find(|capability| !has(*capability) && !is_covered(*capability)) {
+        Some(capability) => Err(OpenError::NoCapability { capability }),
+        None => Ok(()),
     }
-    if !has(Capability::CAP_NET_ADMIN) {
-        return Err(OpenError::NoCapability { capability: "CAP_NET_ADMIN" });
-    }
-    // Without it the verifier refuses arithmetic on packet pointers, in words that name everything but the reason.
-    if !has(Capability::CAP_PERFMON) && !has(Capability::CAP_SYS_ADMIN) {
-        return Err(OpenError::NoCapability { capability: "CAP_PERFMON" });
-    }
-    Ok(())
 }
 
 fn is_on(path: &Path, magic: i64) -> io::Result<bool> {

@@ -1,0 +1,82 @@
+//! What is shipped around the agent, looked at with the tools of others, as far as they are there: helm, kubeconform,
+//! kubectl and mdbook. What needs none of them are unit tests of the agent.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use xshell::cmd;
+
+use crate::{machine, workspace::Workspace};
+
+/// The manifest for who has no helm.
+const MANIFEST: &str = "deploy/sluice.yaml";
+const CHART: &str = "charts/sluice";
+/// What makes it.
+const RENDER: [&str; 5] = ["template", "sluice", CHART, "--namespace", "kube-system"];
+
+/// A tool, what it shows, and how.
+type Check = (&'static str, &'static str, fn(&Workspace) -> Result<()>);
+
+pub(crate) fn check(workspace: &Workspace) -> Result<()> {
+    let checks: [Check; 4] = [
+        ("helm", "that deploy/sluice.yaml is what charts/sluice renders", render),
+        ("kubeconform", "deploy/sluice.yaml against the API's schemas", conform),
+        ("kubectl", "that deploy/ is a base for kustomize", customize),
+        ("mdbook", "that docs/ is a book", book),
+    ];
+    for (tool, what, check) in checks {
+        if machine::in_path(tool).is_some() {
+            check(workspace)?;
+        } else {
+            println!("check: there is no {tool} here, so {what} is not checked");
+        }
+    }
+    Ok(())
+}
+
+fn render(workspace: &Workspace) -> Result<()> {
+    let shell = &workspace.shell;
+    cmd!(shell, "helm lint --strict {CHART}").run()?;
+    let rendered = documents(&cmd!(shell, "helm").args(RENDER).read()?)?;
+    let committed = documents(&fs::read_to_string(workspace.root.join(MANIFEST))?).context(MANIFEST)?;
+    let command = RENDER.join(" ");
+    ensure!(rendered == committed, "{MANIFEST} is not what the chart renders: `helm {command}` makes it");
+    Ok(())
+}
+
+fn conform(workspace: &Workspace) -> Result<()> {
+    Ok(cmd!(workspace.shell, "kubeconform -strict -summary {MANIFEST}").run()?)
+}
+
+fn customize(workspace: &Workspace) -> Result<()> {
+    let made = documents(&cmd!(workspace.shell, "kubectl kustomize deploy").read()?)?;
+    let committed = documents(&fs::read_to_string(workspace.root.join(MANIFEST))?)?;
+    ensure!(made == committed, "deploy/kustomization.yaml does not leave {MANIFEST} as it is");
+    Ok(())
+}
+
+fn book(workspace: &Workspace) -> Result<()> {
+    let target = workspace.target.join("book");
+    Ok(cmd!(workspace.shell, "mdbook build docs --dest-dir {target}").run()?)
+}
+
+/// The objects of a YAML text, in the order of their kinds and names.
+fn documents(text: &str) -> Result<Vec<Value>> {
+    let mut documents: Vec<Value> = serde_saphyr::from_multiple(text)?;
+    documents.sort_by_key(|document| (document["kind"].to_string(), document["metadata"]["name"].to_string()));
+    Ok(documents)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::documents;
+
+    #[test]
+    fn objects_are_compared_whatever_their_order_and_what_is_said_beside_them() {
+        let one = "# made by hand\n---\nkind: B\nmetadata: {name: x}\n---\nkind: A\nmetadata: {name: x}\n";
+        let other = "kind: A\nmetadata:\n  name: x\n---\n# Source: b\nkind: B\nmetadata:\n  name: x\n";
+        assert_eq!(documents(one).unwrap(), documents(other).unwrap());
+        assert_ne!(documents(one).unwrap(), documents(&other.replace("kind: B", "kind: C")).unwrap());
+    }
+}
