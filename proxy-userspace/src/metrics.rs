@@ -284,6 +284,19 @@ impl Metrics {
     }
 }
 
+/// Every name there is, with a series of each.
+#[cfg(test)]
+pub(crate) fn everything() -> String {
+    let metrics = Metrics::default();
+    metrics.count_healthz(StatusCode::OK);
+    metrics.count_livez(StatusCode::OK);
+    let mut registry = metrics.registry();
+    registry.register_collector(Box::new(kernel::sample()));
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap_or_default();
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use prometheus_client::encoding::text::encode;

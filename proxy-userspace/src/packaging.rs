@@ -1,8 +1,10 @@
 //! What is shipped around the agent is held to what the agent is. In: files of the repository. There are only tests here.
 
 mod chart;
+mod dashboard;
 mod manifest;
 mod requests;
+mod series;
 
 use std::{
     fs,
