@@ -8,6 +8,7 @@ mod bench;
 mod build;
 mod check;
 mod fuzz;
+mod image;
 mod run;
 mod setup;
 mod test;
@@ -57,6 +58,7 @@ enum Verb {
     Bench(bench::Arguments),
     Fuzz(fuzz::Arguments),
     Traps(traps::Arguments),
+    Image(image::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -80,6 +82,7 @@ fn perform(verb: &Verb) -> Result<ExitCode> {
         Verb::Run(arguments) => return run::run(&workspace, arguments),
         Verb::Bench(arguments) => return bench::run(&workspace, arguments),
         Verb::Fuzz(arguments) => return fuzz::run(&workspace, arguments),
+        Verb::Image(arguments) => image::run(&workspace, arguments)?,
         Verb::Traps(arguments) => return traps::run(&workspace, arguments),
     }
     Ok(ExitCode::SUCCESS)

@@ -45,8 +45,7 @@ impl Workspace {
     ///
     /// `arguments` must not contain `--message-format`.
     pub(crate) fn executables(&self, arguments: &[&str]) -> Result<Vec<Executable>> {
-        let messages = self.cargo(arguments).arg("--message-format=json-render-diagnostics").read()?;
-        messages.lines().filter_map(|line| Executable::from_message(line).transpose()).collect()
+        Executable::all(self.cargo(arguments))
     }
 
     fn target_directory(&self) -> Result<PathBuf> {
@@ -65,6 +64,12 @@ pub(crate) struct Executable {
 }
 
 impl Executable {
+    /// Those that a command of cargo builds.
+    pub(crate) fn all(cargo: Cmd<'_>) -> Result<Vec<Self>> {
+        let messages = cargo.arg("--message-format=json-render-diagnostics").read()?;
+        messages.lines().filter_map(|line| Self::from_message(line).transpose()).collect()
+    }
+
     fn from_message(line: &str) -> Result<Option<Self>> {
         let message: Value = serde_json::from_str(line).with_context(|| format!("not a message of cargo: {line}"))?;
         let path = message["executable"].as_str().map(PathBuf::from);
