@@ -26,6 +26,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+#[cfg(test)]
+pub(crate) use self::kernel::{hook_name, named};
 use self::labels::{CodeLabel, FamilyLabel, OutcomeLabel, PolicyLabel};
 pub use self::{
     kernel::{Kernel, PerBackend},

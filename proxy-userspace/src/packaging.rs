@@ -1,5 +1,6 @@
 //! What is shipped around the agent is held to what the agent is. In: files of the repository. There are only tests here.
 
+mod book;
 mod chart;
 mod dashboard;
 mod manifest;

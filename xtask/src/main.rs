@@ -7,6 +7,7 @@
 mod bench;
 mod build;
 mod check;
+mod docs;
 mod fuzz;
 mod image;
 mod run;
@@ -59,6 +60,8 @@ enum Verb {
     Fuzz(fuzz::Arguments),
     Traps(traps::Arguments),
     Image(image::Arguments),
+    /// Write the reference pages of docs/ from the code, and make the book if mdbook is there.
+    Docs,
 }
 
 fn main() -> ExitCode {
@@ -83,6 +86,7 @@ fn perform(verb: &Verb) -> Result<ExitCode> {
         Verb::Bench(arguments) => return bench::run(&workspace, arguments),
         Verb::Fuzz(arguments) => return fuzz::run(&workspace, arguments),
         Verb::Image(arguments) => image::run(&workspace, arguments)?,
+        Verb::Docs => docs::run(&workspace)?,
         Verb::Traps(arguments) => return traps::run(&workspace, arguments),
     }
     Ok(ExitCode::SUCCESS)

@@ -17,21 +17,29 @@ const RENDER: [&str; 5] = ["template", "sluice", CHART, "--namespace", "kube-sys
 
 /// A tool, what it shows, and how.
 type Check = (&'static str, &'static str, fn(&Workspace) -> Result<()>);
+/// One that is asked for by itself, too.
+const BOOK: Check = ("mdbook", "that docs/ is a book", build_book);
 
 pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     let checks: [Check; 4] = [
         ("helm", "that deploy/sluice.yaml is what charts/sluice renders", render),
-        ("kubeconform", "deploy/sluice.yaml against the API's schemas", conform),
+        ("kubeconform", "that deploy/sluice.yaml has the shape that the API's schemas ask for", conform),
         ("kubectl", "that deploy/ is a base for kustomize", customize),
-        ("mdbook", "that docs/ is a book", book),
+        BOOK,
     ];
-    for (tool, what, check) in checks {
-        if machine::in_path(tool).is_some() {
-            check(workspace)?;
-        } else {
-            println!("check: there is no {tool} here, so {what} is not checked");
-        }
+    checks.into_iter().try_for_each(|check| with_tool(workspace, check))
+}
+
+/// The book, where there is mdbook.
+pub(crate) fn book(workspace: &Workspace) -> Result<()> {
+    with_tool(workspace, BOOK)
+}
+
+fn with_tool(workspace: &Workspace, (tool, what, check): Check) -> Result<()> {
+    if machine::in_path(tool).is_some() {
+        return check(workspace);
     }
+    println!("check: there is no {tool} here; it is not checked {what}");
     Ok(())
 }
 
@@ -56,7 +64,7 @@ fn customize(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-fn book(workspace: &Workspace) -> Result<()> {
+fn build_book(workspace: &Workspace) -> Result<()> {
     let target = workspace.target.join("book");
     Ok(cmd!(workspace.shell, "mdbook build docs --dest-dir {target}").run()?)
 }

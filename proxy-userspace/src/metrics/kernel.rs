@@ -17,6 +17,8 @@ use tracing::warn;
 #[cfg(test)]
 pub(super) use self::reading::sample;
 use self::reading::{Reading, Used};
+#[cfg(test)]
+pub(crate) use self::reading::{hook_name, named};
 use super::owners::{Counts, Owners};
 use crate::{
     dataplane::{self, Fill, KnownBackend, Observer, Survey},

@@ -116,21 +116,25 @@ const OUTCOMES: [(&str, &str, &str); 6] = [
 fn put_outcomes(encoder: &mut DescriptorEncoder, counters: &[(Hook, Outcome, u64)]) -> fmt::Result {
     let mut families: BTreeMap<&str, Series<Labels>> = BTreeMap::new();
     for (hook, outcome, count) in counters {
-        let (name, reason) = named(*outcome);
-        let key = if name == "sluice_events" { "event" } else { "reason" };
-        let labels = vec![(key, reason), ("hook", snake(&format!("{hook:?}")))];
+        let (name, key, reason) = named(*outcome);
+        let labels = vec![(key, reason), ("hook", hook_name(*hook))];
         families.entry(name).or_default().push((labels, *count));
     }
     let described = OUTCOMES.iter().filter_map(|(_, name, help)| Some((name, help, families.get(name)?)));
     described.into_iter().try_for_each(|(name, help, series)| put_counters(encoder, name, help, series))
 }
 
-/// The family of an outcome and its name therein.
-fn named(outcome: Outcome) -> (&'static str, String) {
+/// The family of an outcome, its label therein, and the value of that.
+pub(crate) fn named(outcome: Outcome) -> (&'static str, &'static str, String) {
     let whole = format!("{outcome:?}");
     let family = OUTCOMES.iter().find_map(|(word, name, _)| Some((*name, whole.strip_prefix(word)?)));
     let (name, rest) = family.unwrap_or(("sluice_events", &whole));
-    (name, snake(rest))
+    (name, if name == "sluice_events" { "event" } else { "reason" }, snake(rest))
+}
+
+/// The value of the label `hook`.
+pub(crate) fn hook_name(hook: Hook) -> String {
+    snake(&format!("{hook:?}"))
 }
 
 /// `NoEndpoint` → `no_endpoint`
@@ -193,15 +197,15 @@ mod tests {
     #[test]
     fn outcomes_are_told_by_their_kind_and_reason() {
         let cases = [
-            (Outcome::DropNoLocalEndpoint, ("sluice_drops", "no_local_endpoint")),
-            (Outcome::RejectNoEndpoint, ("sluice_rejects", "no_endpoint")),
-            (Outcome::ResetGone, ("sluice_resets", "gone")),
-            (Outcome::RefuseBind, ("sluice_refusals", "bind")),
-            (Outcome::PassFragment, ("sluice_passes", "fragment")),
-            (Outcome::PortChanged, ("sluice_events", "port_changed")),
+            (Outcome::DropNoLocalEndpoint, ("sluice_drops", "reason", "no_local_endpoint")),
+            (Outcome::RejectNoEndpoint, ("sluice_rejects", "reason", "no_endpoint")),
+            (Outcome::ResetGone, ("sluice_resets", "reason", "gone")),
+            (Outcome::RefuseBind, ("sluice_refusals", "reason", "bind")),
+            (Outcome::PassFragment, ("sluice_passes", "reason", "fragment")),
+            (Outcome::PortChanged, ("sluice_events", "event", "port_changed")),
         ];
-        for (outcome, (family, reason)) in cases {
-            assert_eq!(named(outcome), (family, reason.to_owned()));
+        for (outcome, (family, label, value)) in cases {
+            assert_eq!(named(outcome), (family, label, value.to_owned()));
         }
     }
 }
