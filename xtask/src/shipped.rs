@@ -48,6 +48,10 @@ fn render(workspace: &Workspace) -> Result<()> {
     cmd!(shell, "helm lint --strict {CHART}").run()?;
     let rendered = documents(&cmd!(shell, "helm").args(RENDER).read()?)?;
     let committed = documents(&fs::read_to_string(workspace.root.join(MANIFEST))?).context(MANIFEST)?;
+    for values in fs::read_dir(workspace.root.join(CHART).join("ci"))? {
+        let values = values?.path();
+        cmd!(shell, "helm").args(RENDER).arg("--values").arg(values).ignore_stdout().run()?;
+    }
     let command = RENDER.join(" ");
     ensure!(rendered == committed, "{MANIFEST} is not what the chart renders: `helm {command}` makes it");
     Ok(())

@@ -116,3 +116,20 @@ pub(super) fn archive(description: &Description, layers: &[Layer]) -> Result<Vec
     files.append(&mut blobs.0);
     content::tar(files.iter().map(|(path, bytes)| (path.as_str(), 0o644, bytes.as_slice())))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Description, ENTRYPOINT};
+
+    #[test]
+    fn the_dockerfile_says_of_its_image_what_the_archive_says() {
+        let dockerfile = include_str!("../../../Dockerfile");
+        let (_, agent) = dockerfile.split_once("FROM scratch").unwrap();
+        assert!(agent.contains(&format!("ENTRYPOINT [\"{ENTRYPOINT}\"]")));
+        let labels = Description::new("", env!("CARGO_PKG_VERSION"), None).labels();
+        for (label, value) in labels.as_object().unwrap() {
+            assert!(agent.contains(&format!("{label}={value}")), "{label} is not {value}");
+        }
+        assert_eq!(agent.matches("org.opencontainers.image.").count(), labels.as_object().unwrap().len());
+    }
+}
