@@ -17,7 +17,7 @@ use super::archive::{ENTRYPOINT, LAYER, MANIFEST, digest, path};
 use crate::machine;
 
 /// Programs of the image for debugging.
-const TOOLS: [&str; 4] = ["busybox", "bpftool", "ip", "tc"];
+const TOOLS: [&str; 5] = ["busybox", "dash", "bpftool", "ip", "tc"];
 
 /// A layer.
 pub(super) struct Layer {
@@ -43,10 +43,13 @@ impl Layer {
             files.insert(format!("bin/{tool}"), fs::read(program)?);
         }
         let mut layer = tar_builder(files.iter().map(|(path, bytes)| (path.as_str(), 0o755, bytes.as_slice())))?;
-        for applet in cmd!(shell, "busybox --list").quiet().read()?.lines().filter(|applet| !TOOLS.contains(applet)) {
+        let applets = cmd!(shell, "busybox --list").quiet().read()?;
+        // Busybox's own shell would take its own `ip` for `ip`.
+        let links = applets.lines().filter(|applet| !TOOLS.contains(applet) && *applet != "sh");
+        for (link, target) in links.map(|applet| (applet, "busybox")).chain([("sh", "dash")]) {
             let mut header = header(0, 0o777);
             header.set_entry_type(EntryType::Symlink);
-            layer.append_link(&mut header, format!("bin/{applet}"), "busybox")?;
+            layer.append_link(&mut header, format!("bin/{link}"), target)?;
         }
         Ok(Self { tar: layer.into_inner()? })
     }
