@@ -1,6 +1,7 @@
 //! What the programs cost, beside a program that does nothing and one that does the least a balancer must; and what a node does
 //! with them, beside what it does with rules.
 
+pub mod bounded;
 pub mod case;
 pub mod chart;
 pub mod cluster;

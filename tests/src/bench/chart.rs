@@ -38,8 +38,9 @@ impl Chart {
         };
         let cases = figures["cases"].as_array()?;
         let group = |case: &Value| {
-            let numbers: Option<Vec<f64>> = keys.iter().map(|key| case[*key].as_f64()).collect();
-            Some((case["case"].as_str()?.to_owned(), numbers?))
+            // What was not measured has no bar.
+            let numbers: Vec<f64> = keys.iter().map_while(|key| case[*key].as_f64()).collect();
+            (!numbers.is_empty()).then_some((case["case"].as_str()?.to_owned(), numbers))
         };
         Some(Self { title, series, groups: cases.iter().filter_map(group).collect(), least })
     }
@@ -152,6 +153,13 @@ mod tests {
         let chart = Chart::of("programming", &json!({"cases": cases})).unwrap();
         let [a, b, c] = [0.1, 1.0, 10.0].map(|number| chart.length(number));
         assert!((b - a - (c - b)).abs() <= 1 && b > a, "{a} {b} {c}");
+    }
+
+    #[test]
+    fn what_was_not_measured_has_no_bar() {
+        let cases = [json!({"case": "a", "cold": 1.0, "change": null}), json!({"case": "b", "cold": null})];
+        let chart = Chart::of("programming", &json!({"cases": cases})).unwrap();
+        assert_eq!(chart.groups, [("a".to_owned(), vec![1.0])]);
     }
 
     #[test]

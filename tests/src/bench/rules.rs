@@ -3,15 +3,20 @@
 
 use std::{
     fmt::Write as _,
-    io::{Seek as _, SeekFrom, Write as _},
+    fs::File,
+    io::{Read as _, Seek as _, SeekFrom, Write as _},
     process::Stdio,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use tempfile::tempfile;
 
-use super::cluster::{Size, cluster_ip, node_port};
+use super::{
+    bounded::{self, Taken},
+    cluster::{Size, cluster_ip, node_port},
+    progress::tell,
+};
 use crate::netns::Namespace;
 
 /// A program that takes rules on its standard input, all of them at once or none.
@@ -44,35 +49,50 @@ pub const LOADERS: [Loader; 2] = [
     },
 ];
 
+/// Where nothing is measured but what the rules do afterwards.
+const PATIENCE: Duration = Duration::from_mins(30);
+
 impl Loader {
-    /// How long everything takes in an empty namespace, and then the change of one endpoint.
-    pub fn measure(&self, size: Size) -> Result<(Duration, Duration)> {
+    /// How long everything takes in an empty namespace, and then, if it is there, the change of one endpoint. Neither may take
+    /// longer than `limit`.
+    pub fn measure(&self, size: Size, limit: Duration) -> Result<(Taken, Option<Taken>)> {
         let namespace = Namespace::new("rules")?;
-        let cold = self.fill(&namespace, size)?;
-        let change = self.load(&namespace, &(self.change)(size)?)?;
-        Ok((cold, change))
+        let cold = self.load(&namespace, &(self.rules)(size)?, limit)?;
+        let change = cold.is_all().then(|| self.load(&namespace, &(self.change)(size)?, limit));
+        Ok((cold, change.transpose()?))
     }
 
-    /// How long everything takes in a namespace.
-    pub fn fill(&self, namespace: &Namespace, size: Size) -> Result<Duration> {
-        self.load(namespace, &(self.rules)(size)?)
+    /// Puts everything into a namespace.
+    pub fn fill(&self, namespace: &Namespace, size: Size) -> Result<()> {
+        let taken = self.load(namespace, &(self.rules)(size)?, PATIENCE)?;
+        ensure!(taken.is_all(), "{} has not loaded the rules in {PATIENCE:?}", self.name);
+        Ok(())
     }
 
-    fn load(&self, namespace: &Namespace, rules: &str) -> Result<Duration> {
-        let mut file = tempfile()?;
-        file.write_all(rules.as_bytes())?;
-        file.seek(SeekFrom::Start(0))?;
+    fn load(&self, namespace: &Namespace, rules: &str, limit: Duration) -> Result<Taken> {
         let (program, arguments) = self.command.split_first().context("no program")?;
+        let mut said = tempfile()?;
         let mut command = namespace.command(program)?;
-        command.args(arguments).stdin(Stdio::from(file)).stdout(Stdio::null());
-        let began = Instant::now();
-        let output = command.output().with_context(|| format!("cannot run {program}"))?;
-        let taken = began.elapsed();
-        let said = String::from_utf8_lossy(&output.stderr);
-        let said: String = said.chars().take(400).collect();
-        ensure!(output.status.success(), "{} refuses the rules: {said}", self.name);
+        command.args(arguments).stdin(file_of(rules)?).stdout(Stdio::null()).stderr(said.try_clone()?);
+        let going_on = |passed: Duration| {
+            tell(&format!("{}: {} s of {} at most", self.name, passed.as_secs(), limit.as_secs()));
+        };
+        let (taken, status) =
+            bounded::run(&mut command, limit, going_on).with_context(|| format!("cannot run {program}"))?;
+        let mut complaint = String::new();
+        said.seek(SeekFrom::Start(0))?;
+        said.read_to_string(&mut complaint)?;
+        let complaint: String = complaint.chars().take(400).collect();
+        ensure!(status.is_none_or(|status| status.success()), "{} refuses the rules: {complaint}", self.name);
         Ok(taken)
     }
+}
+
+fn file_of(rules: &str) -> Result<File> {
+    let mut file = tempfile()?;
+    file.write_all(rules.as_bytes())?;
+    file.seek(SeekFrom::Start(0))?;
+    Ok(file)
 }
 
 /// Eight letters and digits, as kube-proxy makes them of a hash.

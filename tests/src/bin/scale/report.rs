@@ -6,6 +6,7 @@ use std::{
 };
 
 use ::tests::bench::{
+    bounded::Taken,
     goals::{self, Bound, Goal},
     machine::Machine,
 };
@@ -46,9 +47,9 @@ impl Report {
         self.goals.push(Goal { what, bound: Bound::AtMost(most), found: Some(found) });
     }
 
-    /// How long somebody takes for everything, and for one change.
-    pub(crate) fn case(&mut self, who: &str, cold: Duration, change: Duration) {
-        self.cases.push(json!({"case": who, "cold": milliseconds(cold), "change": milliseconds(change)}));
+    /// How long somebody takes for everything, and for one change, if that was measured.
+    pub(crate) fn case(&mut self, who: &str, cold: Duration, change: Option<Duration>) {
+        self.cases.push(json!({"case": who, "cold": milliseconds(cold), "change": change.map(milliseconds)}));
     }
 
     /// Writes it, and shows it; says whether every goal was met.
@@ -74,6 +75,14 @@ pub(crate) fn shown(duration: Duration) -> String {
     format!("{:.1} ms", milliseconds(duration))
 }
 
+/// The same of what may have been ended.
+pub(crate) fn shown_taken(taken: Taken) -> String {
+    match taken {
+        Taken::All(taken) => shown(taken),
+        Taken::MoreThan(limit) => format!("more than {}, ended then", shown(limit)),
+    }
+}
+
 fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
@@ -94,7 +103,8 @@ mod tests {
         report.note("entries", "30".to_owned());
         report.time("all", Duration::from_micros(1_500), Duration::from_millis(2));
         report.memory("memory", 3_072, 2_048);
-        report.case("Sluice", Duration::from_millis(1), Duration::from_micros(100));
+        report.case("Sluice", Duration::from_millis(1), Some(Duration::from_micros(100)));
+        report.case("rules, ended then", Duration::from_secs(1), None);
         assert!(!report.publish(directory.path(), "programming").unwrap());
         let read = |file: &str| std::fs::read_to_string(directory.path().join(file)).unwrap();
         let figures: Value = serde_json::from_str(&read("programming.json")).unwrap();
@@ -103,5 +113,12 @@ mod tests {
         assert_eq!(figures["goals"][1]["bound"], "≤ 2.00");
         assert_eq!(figures["goals"][1]["verdict"], "MISSED");
         assert!(read("programming.svg").contains("Sluice"));
+        assert_eq!((&figures["cases"][1]["cold"], &figures["cases"][1]["change"]), (&json!(1000.0), &Value::Null));
+    }
+
+    #[test]
+    fn what_was_ended_is_not_shown_as_if_it_were_through() {
+        assert_eq!(shown_taken(Taken::All(Duration::from_millis(3))), "3.0 ms");
+        assert_eq!(shown_taken(Taken::MoreThan(Duration::from_secs(1))), "more than 1000.0 ms, ended then");
     }
 }
