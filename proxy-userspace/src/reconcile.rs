@@ -10,7 +10,7 @@ use crate::{
     desired::{Desired, ExternalIps, Listener, NoLocal, Rules, Tables},
     diff::{Capacity, KernelState, Ledger, Overflow, Plan},
     health_check::{HealthChecks, Subjects},
-    model::{Defect, Dirty, Model, ObjectName, ObjectReference, Problem, Trigger},
+    model::{self, Defect, Dirty, Model, ObjectName, ObjectReference, Problem, Trigger},
     node_port_mode::NodePortMode,
     source::Event,
     topology::Place,
@@ -97,8 +97,10 @@ impl Reconciler {
     /// Whether what the next plan decides depends on who listens on the node: a Service wants an address of the node.
     pub fn asks_for_listeners(&self) -> bool {
         let rules = Rules::of(&self.model, self.settings.external_ips.clone());
+        let asks = |service: &model::Service| rules.asks_for_listeners(service);
         let mut touched = self.model.dirty_services().filter_map(|name| self.model.service(name));
-        touched.any(|service| rules.asks_for_listeners(service)) || rules.node_addresses != self.rules.node_addresses
+        let has_other_addresses = rules.node_addresses != self.rules.node_addresses;
+        touched.any(asks) || has_other_addresses && self.model.services().any(asks)
     }
 
     /// Takes in who listens on the node. Only ports that some Service wants at an address of the node are of interest.

@@ -151,9 +151,24 @@ fn listeners_are_of_no_interest_where_no_service_wants_an_address_of_the_node() 
     let mut reconciler = reconciler(&KernelState::default(), SMALL);
     tell(&mut reconciler, lists(vec![], vec![]));
     reconciler.absorb(node());
+    assert!(!reconciler.asks_for_listeners(), "the node's addresses are new, and nobody wants them");
     reconciler.plan(Instant::now());
     reconciler.absorb(applied(claimant("web", 1, "203.0.113.1", "203.0.113.2")));
     assert!(!reconciler.asks_for_listeners());
+    reconciler.plan(Instant::now());
+    reconciler.absorb(applied(claimant("api", 1, "192.0.2.9", "203.0.113.2")));
+    assert!(reconciler.asks_for_listeners());
+}
+
+#[test]
+fn listeners_are_of_interest_when_the_node_gets_an_address_that_a_service_has() {
+    let mut reconciler = reconciler(&KernelState::default(), SMALL);
+    tell(&mut reconciler, lists(vec![], vec![]));
+    reconciler.absorb(applied(claimant("web", 1, "192.0.2.9", "203.0.113.2")));
+    assert!(!reconciler.asks_for_listeners());
+    reconciler.plan(Instant::now());
+    reconciler.absorb(node());
+    assert!(reconciler.asks_for_listeners());
 }
 
 #[test]
