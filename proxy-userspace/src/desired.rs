@@ -10,7 +10,7 @@ mod rules;
 mod sources;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt::{Debug, Display},
     net::IpAddr,
     sync::Arc,
@@ -248,6 +248,9 @@ impl Desired {
     }
 
     fn note_refused(&mut self, name: &ObjectName, v4: Option<&Contribution<Ipv4>>, v6: Option<&Contribution<Ipv6>>) {
+        if v4.is_none_or(|v4| v4.refused.is_empty()) && v6.is_none_or(|v6| v6.refused.is_empty()) {
+            return self.refused.replace("Service", name, Vec::new());
+        }
         let uid = v4.and_then(Contribution::claim).or(v6.and_then(Contribution::claim)).map(|claim| claim.uid);
         let uid = uid.unwrap_or_default().to_owned();
         let object = ObjectReference { kind: "Service", name: name.clone(), uid };
@@ -310,7 +313,7 @@ fn replace_addresses<A: Family>(
 /// known of each is a number and no name.
 #[derive(Debug)]
 struct FamilyDesired<A: Ord> {
-    numbers: BTreeMap<ObjectName, u32>,
+    numbers: HashMap<ObjectName, u32>,
     /// Numbers are not given out again.
     next_number: u32,
     contributions: BTreeMap<u32, Contribution<A>>,
@@ -324,7 +327,7 @@ struct FamilyDesired<A: Ord> {
 impl<A: Ord> Default for FamilyDesired<A> {
     fn default() -> Self {
         Self {
-            numbers: BTreeMap::new(),
+            numbers: HashMap::new(),
             next_number: 0,
             contributions: BTreeMap::new(),
             claims: BTreeSet::new(),
@@ -361,16 +364,12 @@ impl<A: Family> FamilyDesired<A> {
         }
     }
 
-    /// Puts a contribution in the place of the one before. Returns the keys either of them has.
-    fn exchange(
-        &mut self,
-        name: &ObjectName,
-        new: Option<Contribution<A>>,
-    ) -> (BTreeSet<Frontend<A>>, BTreeSet<Target<A>>) {
+    /// Puts a contribution in the place of the one before. Returns the keys either of them has, in order, each once.
+    fn exchange(&mut self, name: &ObjectName, new: Option<Contribution<A>>) -> (Vec<Frontend<A>>, Vec<Target<A>>) {
         let old = self.numbers.remove(name).and_then(|number| Some((number, self.contributions.remove(&number)?)));
         let both = || old.iter().map(|(_, old)| old).chain(new.iter());
-        let frontends = both().flat_map(Contribution::frontends).collect();
-        let targets = both().flat_map(Contribution::targets).collect();
+        let frontends = in_order(both().flat_map(Contribution::frontends));
+        let targets = in_order(both().flat_map(Contribution::targets));
         if let Some((number, old)) = &old {
             self.withdraw(*number, old);
         }
@@ -423,6 +422,13 @@ impl<A: Family> FamilyDesired<A> {
         self.conflicts = conflicts;
         news
     }
+}
+
+fn in_order<K: Ord>(keys: impl Iterator<Item = K>) -> Vec<K> {
+    let mut keys: Vec<K> = keys.collect();
+    keys.sort_unstable();
+    keys.dedup();
+    keys
 }
 
 /// Sets or clears an entry; says whether that changed anything.

@@ -89,7 +89,8 @@ impl HealthCheck {
         let service = model.service(name)?;
         let port = service.health_check_node_port?;
         let endpoints = model::endpoints(model.slices(name), |_| true);
-        let ready = endpoints.values().filter(|endpoint| endpoint.is_local && endpoint.is_ready);
+        let ready =
+            endpoints.iter().map(|(_, endpoint)| endpoint).filter(|endpoint| endpoint.is_local && endpoint.is_ready);
         let mut addresses = [BTreeSet::new(), BTreeSet::new()];
         for endpoint in ready {
             addresses[family(endpoint.address)].insert(endpoint.address);

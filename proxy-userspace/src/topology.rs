@@ -2,10 +2,7 @@
 //! clients who may be sent anywhere and one for those who must stay on the node. The rules are those of kube-proxy's
 //! pkg/proxy/topology.go.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
-};
+use std::net::{IpAddr, SocketAddr};
 
 use crate::model::Endpoint;
 
@@ -31,13 +28,14 @@ pub struct Lists {
     pub has_any: bool,
 }
 
-type Endpoints<'a> = BTreeMap<SocketAddr, &'a Endpoint>;
+/// In the order of their addresses, each once.
+type Endpoints<'a> = [(SocketAddr, &'a Endpoint)];
 
 /// Selects both lists. Ready endpoints come first; when there are none, those that still answer while they shut down.
 pub fn select(endpoints: &Endpoints<'_>, place: &Place) -> Lists {
     let mut cluster = filtered(endpoints, |endpoint| endpoint.is_ready);
     let audience = Audience::of(&cluster, place);
-    cluster.retain(|_, endpoint| audience.is_meant(endpoint, place));
+    cluster.retain(|(_, endpoint)| audience.is_meant(endpoint, place));
     if cluster.is_empty() {
         cluster = filtered(endpoints, is_draining);
     }
@@ -46,18 +44,22 @@ pub fn select(endpoints: &Endpoints<'_>, place: &Place) -> Lists {
         local = filtered(endpoints, |endpoint| endpoint.is_local && is_draining(endpoint));
     }
     Lists {
-        has_any: endpoints.values().any(|endpoint| endpoint.is_ready || is_draining(endpoint)),
-        cluster: cluster.into_keys().collect(),
-        local: local.into_keys().collect(),
+        has_any: endpoints.iter().any(|(_, endpoint)| endpoint.is_ready || is_draining(endpoint)),
+        cluster: addresses(&cluster),
+        local: addresses(&local),
     }
+}
+
+fn addresses(endpoints: &Endpoints<'_>) -> Vec<SocketAddr> {
+    endpoints.iter().map(|(address, _)| *address).collect()
 }
 
 fn is_draining(endpoint: &Endpoint) -> bool {
     endpoint.is_serving && endpoint.is_terminating
 }
 
-fn filtered<'a>(endpoints: &Endpoints<'a>, keep: impl Fn(&Endpoint) -> bool) -> Endpoints<'a> {
-    endpoints.iter().filter(|(_, endpoint)| keep(endpoint)).map(|(address, endpoint)| (*address, *endpoint)).collect()
+fn filtered<'a>(endpoints: &Endpoints<'a>, keep: impl Fn(&Endpoint) -> bool) -> Vec<(SocketAddr, &'a Endpoint)> {
+    endpoints.iter().filter(|(_, endpoint)| keep(endpoint)).copied().collect()
 }
 
 /// Whom the hints of a Service port speak to, on this node.
@@ -72,8 +74,8 @@ impl Audience {
     /// client would be left without an endpoint while the hints are being written.
     fn of(ready: &Endpoints<'_>, place: &Place) -> Self {
         let speaks = |has_hint: fn(&Endpoint) -> bool, audience: &Self| {
-            ready.values().all(|endpoint| has_hint(endpoint))
-                && ready.values().any(|endpoint| audience.is_meant(endpoint, place))
+            ready.iter().all(|(_, endpoint)| has_hint(endpoint))
+                && ready.iter().any(|(_, endpoint)| audience.is_meant(endpoint, place))
         };
         if speaks(|endpoint| !endpoint.hints.nodes.is_empty(), &Self::ThisNode) {
             return Self::ThisNode;
@@ -130,7 +132,8 @@ mod tests {
     /// The lists as indexes into the case.
     fn indexes(endpoints: &[Endpoint]) -> (Vec<u16>, Vec<u16>, bool) {
         let address = |index: usize| SocketAddr::from(([10, 0, 0, 1], index as u16));
-        let endpoints = endpoints.iter().enumerate().map(|(index, endpoint)| (address(index), endpoint)).collect();
+        let endpoints: Vec<_> =
+            endpoints.iter().enumerate().map(|(index, endpoint)| (address(index), endpoint)).collect();
         let place = Place { node: "here".into(), zone: Some("a".into()), ..Place::default() };
         let Lists { cluster, local, has_any } = select(&endpoints, &place);
         let ports = |list: Vec<SocketAddr>| list.iter().map(SocketAddr::port).collect();

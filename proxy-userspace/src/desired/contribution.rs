@@ -127,13 +127,24 @@ impl World<'_> {
 
 pub(super) fn contribution<A: Family>(name: &ObjectName, world: &World<'_>) -> Option<Contribution<A>> {
     let service = world.model.shared_service(name);
+    if !concerns::<A>(name, service.as_deref(), world) {
+        return None;
+    }
     let backends = backends(name, service.as_deref(), world);
     let (mut refused, mut no_local) = (Vec::new(), NoLocal::default());
     let frontends =
         service.as_ref().map(|service| frontends(service, world, &mut refused, &mut no_local)).unwrap_or_default();
     let is_empty = frontends.is_empty() && backends.is_empty() && refused.is_empty();
-    let (frontends, backends) = (frontends.into_iter().collect(), backends.into_iter().collect());
+    let frontends = frontends.into_iter().collect();
     (!is_empty).then_some(Contribution { service, frontends, backends, refused, no_local })
+}
+
+/// Whether there can be anything for a family: most Services are of one.
+fn concerns<A: Family>(name: &ObjectName, service: Option<&model::Service>, world: &World<'_>) -> bool {
+    let has_address = |service: &model::Service| service.cluster_ips.iter().any(|address| A::of(*address).is_some());
+    let mut endpoints = world.model.slices(name).flat_map(|slice| slice.endpoints.iter());
+    service.is_some_and(|service| service.crosses || has_address(service))
+        || endpoints.any(|endpoint| A::of(endpoint.address).is_some())
 }
 
 /// Everything that stands in a slice, also when no port of the Service leads to it: connections that are there keep it
@@ -142,17 +153,24 @@ fn backends<A: Family>(
     name: &ObjectName,
     service: Option<&model::Service>,
     world: &World<'_>,
-) -> BTreeMap<Target<A>, DesiredBackend<A>> {
-    let mut backends: BTreeMap<Target<A>, DesiredBackend<A>> = BTreeMap::new();
+) -> Box<[(Target<A>, DesiredBackend<A>)]> {
+    let mut backends: Vec<(Target<A>, DesiredBackend<A>)> = Vec::new();
     for ((address, _), endpoint) in model::endpoints_by_port(world.model.slices(name)) {
         if !world.has_backend::<A>(service, address.ip()) {
             continue;
         }
         let Some(target) = target(address) else { continue };
-        let opinion = DesiredBackend::of(endpoint, world.model);
-        backends.entry(target).and_modify(|known| *known = known.better(opinion)).or_insert(opinion);
+        backends.push((target, DesiredBackend::of(endpoint, world.model)));
     }
-    backends
+    backends.sort_by_key(|(target, _)| *target);
+    backends.dedup_by(|(target, opinion), (known, best)| {
+        let is_same = target == known;
+        if is_same {
+            *best = best.better(*opinion);
+        }
+        is_same
+    });
+    backends.into()
 }
 
 fn frontends<A: Family>(
@@ -271,7 +289,7 @@ pub(super) fn port_services<A: Family>(
     let weights = &service.spread.weights;
     let mut endpoints = model::endpoints(world.model.slices(&service.name), is_joined);
     endpoints
-        .retain(|address, endpoint| world.has_backend::<A>(Some(service), address.ip()) && weights.of(endpoint) > 0);
+        .retain(|(address, endpoint)| world.has_backend::<A>(Some(service), address.ip()) && weights.of(endpoint) > 0);
     let lists = topology::select(&endpoints, world.place);
     let name = &port.name;
     let mode = service.node_port_mode.unwrap_or(world.mode);

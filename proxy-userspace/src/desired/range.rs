@@ -1,6 +1,6 @@
 //! What a range holds: endpoints in the order and number their algorithm wants.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc};
 
 use super::{Family, Target, contribution::target};
 use crate::{
@@ -11,11 +11,12 @@ use crate::{
 /// The targets of a range, in slot order, for endpoints that are in the order of their addresses.
 pub(super) fn range<A: Family>(
     addresses: &[SocketAddr],
-    endpoints: &BTreeMap<SocketAddr, &Endpoint>,
+    endpoints: &[(SocketAddr, &Endpoint)],
     weights: &Weights,
     algorithm: &dyn Algorithm,
 ) -> Arc<[Target<A>]> {
-    let weight = |address: &SocketAddr| endpoints.get(address).map_or(1, |endpoint| weights.of(endpoint));
+    let endpoint = |address: &SocketAddr| endpoints.binary_search_by_key(address, |(other, _)| *other).ok();
+    let weight = |address: &SocketAddr| endpoint(address).map_or(1, |place| weights.of(endpoints[place].1));
     let candidates: Vec<Candidate> =
         addresses.iter().map(|address| Candidate { address: *address, weight: weight(address) }).collect();
     algorithm.fill(&candidates).into_iter().filter_map(|index| target(candidates.get(index)?.address)).collect()

@@ -82,11 +82,12 @@ impl Rules {
     /// What the objects say.
     pub fn of(model: &Model, external_ips: ExternalIps) -> Self {
         let node = model.node();
+        let api_servers = model::endpoints(model.slices(&ObjectName::of_api_server()), |_| true);
         Self {
             external_ips,
             pod_cidrs: node.map(|node| node.pod_cidrs.clone()).unwrap_or_default(),
             node_addresses: node.map(|node| node.addresses.clone()).unwrap_or_default(),
-            api_servers: model::endpoints(model.slices(&ObjectName::of_api_server()), |_| true).into_keys().collect(),
+            api_servers: api_servers.into_iter().map(|(address, _)| address).collect(),
             listeners: BTreeSet::new(),
         }
     }

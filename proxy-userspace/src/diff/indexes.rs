@@ -1,7 +1,7 @@
 //! Which Service port has which index. A port keeps its index for as long as one of its frontends is in the kernel, also
 //! when the agent is started anew in between.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use proxy_common::service::Service;
 
@@ -11,17 +11,17 @@ use crate::model::ServicePortName;
 /// Which Service port has which index.
 #[derive(Debug)]
 pub(super) struct Indexes {
-    by_port: BTreeMap<Arc<ServicePortName>, u32>,
-    ports: BTreeMap<u32, Arc<ServicePortName>>,
+    by_port: HashMap<Arc<ServicePortName>, u32>,
+    ports: HashMap<u32, Arc<ServicePortName>>,
     /// Frontends in the kernel that bear the index.
-    uses: BTreeMap<u32, usize>,
+    uses: HashMap<u32, usize>,
     ids: Ids,
 }
 
 impl Indexes {
     pub(super) fn adopt<'a>(services: impl Iterator<Item = &'a Service>, capacity: u32) -> Self {
         let mut indexes =
-            Self { by_port: BTreeMap::new(), ports: BTreeMap::new(), uses: BTreeMap::new(), ids: Ids::new(capacity) };
+            Self { by_port: HashMap::new(), ports: HashMap::new(), uses: HashMap::new(), ids: Ids::new(capacity) };
         for service in services {
             indexes.ids.claim(service.index);
             indexes.hold(service.index);

@@ -366,7 +366,9 @@ impl Model {
         if old == slice.as_ref() {
             return false;
         }
-        self.remove_slice(name);
+        if owner.is_some() {
+            self.remove_slice(name);
+        }
         if let Some(slice) = slice {
             let owner = slice.service.clone();
             self.dirty.services.insert(owner.clone());

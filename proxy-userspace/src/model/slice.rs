@@ -1,7 +1,7 @@
 //! An EndpointSlice: endpoints of one family, and the ports all of them have.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     num::NonZeroU16,
     sync::{Arc, LazyLock},
@@ -152,43 +152,44 @@ impl Slice {
     }
 }
 
-/// The endpoints of every port of some slices that `wanted` lets through, each once. Of two entries for one address and
-/// port, one that does not terminate is used, then one that is ready, then the one of the slice that comes first.
+/// The endpoints of every port of some slices that `wanted` lets through, in the order of their addresses, each once. Of two
+/// entries for one address and port, one that does not terminate is used, then one that is ready, then the one of the slice
+/// that comes first.
 pub fn endpoints<'a>(
     slices: impl Iterator<Item = &'a Slice>,
     wanted: impl Fn(&SlicePort) -> bool,
-) -> BTreeMap<SocketAddr, &'a Endpoint> {
-    merge(slices, |port| wanted(port).then_some(()))
-        .into_iter()
-        .map(|((address, ()), endpoint)| (address, endpoint))
-        .collect()
+) -> Vec<(SocketAddr, &'a Endpoint)> {
+    let merged = merge(slices, |port| wanted(port).then_some(())).into_iter();
+    merged.map(|((address, ()), endpoint)| (address, endpoint)).collect()
 }
+
+/// A port of a slice, by what tells it from the others: its name and protocol.
+type PortKey<'a> = (&'a str, Protocol);
 
 /// The same for all ports, each by itself: one address may be an endpoint of several, and ready for some of them only.
 pub fn endpoints_by_port<'a>(
     slices: impl Iterator<Item = &'a Slice>,
-) -> BTreeMap<(SocketAddr, (&'a str, Protocol)), &'a Endpoint> {
+) -> Vec<((SocketAddr, PortKey<'a>), &'a Endpoint)> {
     merge(slices, |port| Some((port.name.as_str(), port.protocol)))
 }
 
-/// Endpoints by address and by what tells ports apart; ports without that are left out.
+/// Endpoints by address and by what tells ports apart; ports without that are left out. Most Services have a few: a sorted
+/// list takes less than a map.
 fn merge<'a, K: Ord + Copy>(
     slices: impl Iterator<Item = &'a Slice>,
     key: impl Fn(&'a SlicePort) -> Option<K>,
-) -> BTreeMap<(SocketAddr, K), &'a Endpoint> {
+) -> Vec<((SocketAddr, K), &'a Endpoint)> {
     let rank = |endpoint: &Endpoint| (endpoint.is_terminating, !endpoint.is_ready);
-    let mut endpoints: BTreeMap<_, &Endpoint> = BTreeMap::new();
+    let mut endpoints: Vec<((SocketAddr, K), &Endpoint)> = Vec::new();
     for slice in slices {
         for (port, key) in slice.ports.iter().filter_map(|port| Some((port, key(port)?))) {
-            for endpoint in &slice.endpoints {
-                match endpoints.entry((SocketAddr::new(endpoint.address, port.port.get()), key)) {
-                    Entry::Vacant(vacant) => drop(vacant.insert(endpoint)),
-                    Entry::Occupied(mut known) if rank(endpoint) < rank(known.get()) => drop(known.insert(endpoint)),
-                    Entry::Occupied(_) => {}
-                }
-            }
+            let place = |endpoint: &Endpoint| (SocketAddr::new(endpoint.address, port.port.get()), key);
+            endpoints.extend(slice.endpoints.iter().map(|endpoint| (place(endpoint), endpoint)));
         }
     }
+    // Stable: of those that are as good as each other the first stays.
+    endpoints.sort_by_key(|(place, endpoint)| (*place, rank(endpoint)));
+    endpoints.dedup_by_key(|(place, _)| *place);
     endpoints
 }
 
@@ -345,7 +346,7 @@ mod tests {
             let slices = [slice(first, node("first")), slice(second, node("second"))];
             let found = endpoints(slices.iter(), |_| true);
             assert_eq!(found.len(), 1);
-            assert!(found.values().all(|endpoint| endpoint.is_local), "{first:?} {second:?}");
+            assert!(found.iter().all(|(_, endpoint)| endpoint.is_local), "{first:?} {second:?}");
         }
     }
 }
