@@ -5,6 +5,7 @@ mod access;
 mod claims;
 mod crossing;
 mod dispatch;
+mod families;
 mod half;
 mod no_local;
 mod spread;
