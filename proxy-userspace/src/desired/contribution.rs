@@ -154,8 +154,10 @@ fn backends<A: Family>(
     service: Option<&model::Service>,
     world: &World<'_>,
 ) -> Box<[(Target<A>, DesiredBackend<A>)]> {
-    let mut backends: Vec<(Target<A>, DesiredBackend<A>)> = Vec::new();
-    for ((address, _), endpoint) in model::endpoints_by_port(world.model.slices(name)) {
+    let endpoints = model::endpoints_by_port(world.model.slices(name));
+    // What is kept of it is of that length: one that shrinks leaves a gap that nothing fits into.
+    let mut backends: Vec<(Target<A>, DesiredBackend<A>)> = Vec::with_capacity(endpoints.len());
+    for ((address, _), endpoint) in endpoints {
         if !world.has_backend::<A>(service, address.ip()) {
             continue;
         }
