@@ -12,7 +12,7 @@ pub(super) struct Memory<W, const K: usize, const V: usize, const TRIES: u32> {
 }
 
 impl<W, const K: usize, const V: usize, const TRIES: u32> Memory<W, K, V, TRIES> {
-    pub(super) fn new(buckets: usize, locks: usize, word: fn(u64) -> W) -> Self {
+    pub(super) fn new(buckets: usize, locks: usize, word: impl Fn(u64) -> W) -> Self {
         let words = || core::array::from_fn(|_| word(0));
         let slot = |_| Slot { key: core::array::from_fn(|_| word(0)), value: core::array::from_fn(|_| word(0)) };
         let bucket = |_| Bucket { heads: words(), noted: words(), slots: core::array::from_fn(slot) };
