@@ -59,7 +59,7 @@ impl Toolchain {
             .args([verb, "--locked", "--package", package, "--profile", "bpf", "--target", "bpfel-unknown-none"])
             .env("CARGO_ENCODED_RUSTFLAGS", rustflags(architecture).join("\x1f"))
             // Inline assembly for BPF is not stable in the language; the names are those of the crates that may use it.
-            .env("RUSTC_BOOTSTRAP", if self.builds_core { "1" } else { "aya_ebpf,proxy_ebpf,sluice_bpf" });
+            .env("RUSTC_BOOTSTRAP", if self.builds_core { "1" } else { "aya_ebpf,flow_table,proxy_ebpf,sluice_bpf" });
         if self.builds_core {
             command.args(["-Z", "build-std=core"]);
         }

@@ -1,5 +1,5 @@
-//! Compiles the programs that the datapath is measured against, as the datapath is compiled, and leaves them at
-//! `$OUT_DIR/bench.bpf.o`.
+//! Compiles the programs that the datapath is measured against, and those that try the flow table, as the datapath is compiled, and
+//! leaves them at `$OUT_DIR/bench.bpf.o` and `$OUT_DIR/probe.bpf.o`.
 
 #[path = "../proxy-userspace/toolchain.rs"]
 mod toolchain;
@@ -15,13 +15,24 @@ use toolchain::Toolchain;
 
 fn main() -> Result<()> {
     let out = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?);
-    for path in ["bench-ebpf", "proxy-common", "Cargo.toml", "Cargo.lock", "proxy-userspace/toolchain.rs"] {
+    for path in [
+        "bench-ebpf",
+        "flow-table",
+        "probe-ebpf",
+        "proxy-common",
+        "Cargo.toml",
+        "Cargo.lock",
+        "proxy-userspace/toolchain.rs",
+    ] {
         println!("cargo::rerun-if-changed=../{path}");
     }
     println!("cargo::rerun-if-env-changed=SLUICE_BPF_TOOLCHAIN");
     let architecture = env::var("CARGO_CFG_TARGET_ARCH")?;
-    let programs = ("bench-ebpf", "bench-bpf");
-    let object = Toolchain::find()?.build(Path::new(".."), programs, &architecture, &out.join("bpf"))?;
-    std::fs::copy(object, out.join("bench.bpf.o"))?;
+    for (package, program, object) in
+        [("bench-ebpf", "bench-bpf", "bench.bpf.o"), ("probe-ebpf", "probe-bpf", "probe.bpf.o")]
+    {
+        let built = Toolchain::find()?.build(Path::new(".."), (package, program), &architecture, &out.join("bpf"))?;
+        std::fs::copy(built, out.join(object))?;
+    }
     Ok(())
 }

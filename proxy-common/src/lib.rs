@@ -7,7 +7,6 @@
 
 pub mod addr;
 pub mod backend;
-pub mod bucket;
 pub mod filter;
 pub mod flow;
 pub mod fragment;

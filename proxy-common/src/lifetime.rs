@@ -19,6 +19,17 @@ const UDP_REPLIED: u32 = 120;
 /// A UDP flow without; `nf_conntrack`'s `udp_timeout`.
 const UDP_UNREPLIED: u32 = 30;
 
+/// Jiffies since something was noted. Another CPU may have noted it after this one read the clock: then none, and not as many
+/// as a word holds.
+#[inline(always)]
+pub const fn silence(now: u32, last_seen: u32) -> u32 {
+    let silent = now.wrapping_sub(last_seen);
+    if silent > u32::MAX - AHEAD { 0 } else { silent }
+}
+
+/// Jiffies by which a CPU is never behind: minutes, for one that is virtual and was held up.
+const AHEAD: u32 = 1 << 20;
+
 /// Whether the connection is over, but for what is still on the wire. Where replies do not come this way nobody sees the other
 /// side's end: it counts as over with the client's, because a SYN after that begins another.
 #[inline(always)]

@@ -1,15 +1,6 @@
 //! What the low half of the kernel's clock can tell: how long ago something was.
 
-/// Jiffies since something was noted. Another CPU may have noted it after this one read the clock: then none, and not as many
-/// as a word holds.
-#[inline(always)]
-pub(crate) fn silence(now: u32, last_seen: u32) -> u32 {
-    let silent = now.wrapping_sub(last_seen);
-    if silent > u32::MAX - AHEAD { 0 } else { silent }
-}
-
-/// Jiffies by which a CPU is never behind: minutes, for one that is virtual and was held up.
-const AHEAD: u32 = 1 << 20;
+pub(crate) use proxy_common::lifetime::silence;
 
 #[cfg(test)]
 mod tests {

@@ -12,6 +12,7 @@ pub mod model;
 pub mod netns;
 pub mod patience;
 pub mod picture;
+pub mod probe;
 pub mod sandbox;
 pub mod testbed;
 pub mod traffic;

@@ -1,9 +1,9 @@
 //! A table in this machine's own memory.
 
-use proxy_common::bucket::{Head, Places, WAYS};
+use crate::bucket::{Head, Places, WAYS};
 
-use super::{Bucket, Slot, Table};
 use crate::word::Word;
+use crate::{Bucket, Slot, Table};
 
 /// Buckets of any kind of words, made by a function.
 pub(super) struct Memory<W, const K: usize, const V: usize, const TRIES: u32> {

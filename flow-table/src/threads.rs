@@ -9,14 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use proxy_common::{
-    addr::Protocol,
-    bucket::{Head, Places, Seed},
-    flow::state,
-};
+use crate::bucket::{Head, Places, Seed};
+use proxy_common::{addr::Protocol, flow::state};
 
-use super::{Entered, Found, Seen, memory::Memory};
 use crate::word::Shared;
+use crate::{Entered, Found, Seen, memory::Memory};
 
 const HZ: u32 = 100;
 const BUCKETS: u32 = 4;
@@ -64,7 +61,7 @@ fn is_whole(number: u64, value: &Value) -> bool {
 
 fn find(table: &Table, number: u64) -> Found {
     let mut value = [0; 6];
-    let found = super::find(table, &key(number), places(number), &mut value);
+    let found = crate::find(table, &key(number), places(number), &mut value);
     if let Found::There(_) = found {
         assert!(is_whole(number, &value), "{number} has {value:x?}");
     }
@@ -84,28 +81,28 @@ fn act(table: &Table, chance: &mut Chance, version: u64) {
     };
     match (chance.below(8), seen) {
         (0, Some(seen)) => {
-            super::leave(table, seen);
+            crate::leave(table, seen);
         }
         (1, Some(seen)) => {
-            super::rewrite(table, seen, 0, &value(number, version));
+            crate::rewrite(table, seen, 0, &value(number, version));
         }
         (2, Some(seen)) => {
-            super::amend(table, seen, Head::bits(state::REPLIED), 7);
+            crate::amend(table, seen, Head::bits(state::REPLIED), 7);
         }
         (3, Some(seen)) => {
             // Bytes that tell whose they are: a hundred and the number for each packet.
-            let noted = super::note(table, seen, 100 + number as u32);
+            let noted = crate::note(table, seen, 100 + number as u32);
             assert_eq!(noted.bytes(), u32::from(noted.packets()) * (100 + number as u32), "{number}: {noted:x?}");
         }
         (4, Some(seen)) => {
-            let noted = super::take_noted(table, seen);
+            let noted = crate::take_noted(table, seen);
             assert_eq!(noted.bytes(), u32::from(noted.packets()) * (100 + number as u32), "{number}: {noted:x?}");
         }
         (5, _) => {
-            super::enter(table, &key(number), places(number), &value(number, version), embryo(), HZ);
+            crate::enter(table, &key(number), places(number), &value(number, version), embryo(), HZ);
         }
         _ => {
-            let entered = super::claim(table, &key(number), places(number), &value(number, version), embryo(), HZ);
+            let entered = crate::claim(table, &key(number), places(number), &value(number, version), embryo(), HZ);
             assert!(!matches!(entered, Entered::Live | Entered::Over), "{entered:?}");
         }
     }
@@ -116,10 +113,10 @@ fn talk(table: &Table, chance: &mut Chance, version: u64) {
     let number = chance.below(CONNECTIONS);
     match find(table, number) {
         Found::There(seen) if chance.below(50) == 0 => {
-            super::rewrite(table, seen, 0, &value(number, version));
+            crate::rewrite(table, seen, 0, &value(number, version));
         }
         Found::There(seen) => {
-            super::amend(table, seen, 0, 7);
+            crate::amend(table, seen, 0, 7);
         }
         Found::Busy => {}
         Found::Nowhere => panic!("connection {number} is gone"),
@@ -131,7 +128,7 @@ fn whatever_several_cpus_do_at_once_no_flow_is_torn_doubled_or_lost() {
     let table = Table::new(BUCKETS as usize, 2, Shared::new);
     for number in 0..CONNECTIONS {
         let about = Head::new(Protocol::Udp, state::CONFIRMED, 7).kept();
-        assert_eq!(super::claim(&table, &key(number), places(number), &value(number, 0), about, HZ), Entered::Free);
+        assert_eq!(crate::claim(&table, &key(number), places(number), &value(number, 0), about, HZ), Entered::Free);
     }
     let (is_over, acts) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
@@ -164,7 +161,7 @@ fn whatever_several_cpus_do_at_once_no_flow_is_torn_doubled_or_lost() {
     }
     // And nothing is stuck.
     for number in 0..KEYS {
-        let entered = super::claim(&table, &key(number), places(number), &value(number, 1), embryo(), HZ);
+        let entered = crate::claim(&table, &key(number), places(number), &value(number, 1), embryo(), HZ);
         assert!(matches!(entered, Entered::Free | Entered::Embryo | Entered::Exists), "{entered:?}");
     }
 }
@@ -185,13 +182,13 @@ fn claimers_of_one_key_agree() {
                 start.wait();
                 let entered = loop {
                     let value = value(claimer, round);
-                    match super::claim(table, &key(round), places(round), &value, embryo(), HZ) {
+                    match crate::claim(table, &key(round), places(round), &value, embryo(), HZ) {
                         Entered::Busy => {}
                         entered => break entered,
                     }
                 };
                 let mut found = [0; 6];
-                assert!(matches!(super::find(table, &key(round), places(round), &mut found), Found::There(_)));
+                assert!(matches!(crate::find(table, &key(round), places(round), &mut found), Found::There(_)));
                 (entered, found)
             };
             (0..ROUNDS).map(claim).collect::<Vec<_>>()

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use crate::bucket::{Head, Places};
 use loom::{
     model::Builder,
     sync::atomic::{
@@ -11,14 +12,10 @@ use loom::{
     },
     thread,
 };
-use proxy_common::{
-    addr::Protocol,
-    bucket::{Head, Places},
-    flow::state,
-};
+use proxy_common::{addr::Protocol, flow::state};
 
-use super::{Entered, Found, Seen, memory::Memory};
 use crate::word::Word;
+use crate::{Entered, Found, Seen, memory::Memory};
 
 /// A word of which loom knows who may see what.
 ///
@@ -69,18 +66,18 @@ fn about(last_seen: u32) -> Head {
 }
 
 fn claim(table: &Table, key: [u64; 2], value: [u64; 2]) -> Entered {
-    super::claim(table, &key, PLACES, &value, about(5), HZ)
+    crate::claim(table, &key, PLACES, &value, about(5), HZ)
 }
 
 /// What is there under a key.
 fn find(table: &Table, key: [u64; 2]) -> (Found, [u64; 2]) {
     let mut value = [0; 2];
-    let found = super::find(table, &key, PLACES, &mut value);
+    let found = crate::find(table, &key, PLACES, &mut value);
     (found, value)
 }
 
 fn leave(table: &Table, key: [u64; 2]) -> bool {
-    matches!(find(table, key).0, Found::There(seen) if super::leave(table, seen))
+    matches!(find(table, key).0, Found::There(seen) if crate::leave(table, seen))
 }
 
 /// What one CPU does to the table. Where Ann was before, if she was, it knows.
@@ -124,7 +121,7 @@ fn ann_is_there(table: &Table) {
 
 /// Ann goes, and Bob gets her entry: unless she is being written, or has been written anew.
 fn bob_for_ann(table: &Table, seen: Seen) {
-    if super::leave(table, seen) {
+    if crate::leave(table, seen) {
         assert_eq!(claim(table, BOB, BOBS), Entered::Free);
     }
 }
@@ -170,7 +167,7 @@ fn two_who_claim_two_keys_get_two_entries() {
 fn two_who_hold_different_locks_get_two_entries() {
     fn claim(table: &Table, key: [u64; 2], value: [u64; 2], first: u32) -> Entered {
         let places = Places { first, second: 1 - first, tag: 7 };
-        super::claim(table, &key, places, &value, about(5), HZ)
+        crate::claim(table, &key, places, &value, about(5), HZ)
     }
     explore(
         |table| {
@@ -233,9 +230,9 @@ fn a_flow_whose_value_is_written_anew_is_never_unknown() {
                 let (found, value) = find(table, ANN);
                 assert_ne!(found, Found::Nowhere);
                 assert!(found == Found::Busy || value == ANNS || value == [12, 13], "{value:?}");
-                assert_ne!(super::locate(table, &ANN, PLACES), Found::Nowhere);
+                assert_ne!(crate::locate(table, &ANN, PLACES), Found::Nowhere);
             },
-            |table, seen| assert!(super::rewrite(table, seen, 0, &[12, 13])),
+            |table, seen| assert!(crate::rewrite(table, seen, 0, &[12, 13])),
         ],
         |table| assert_eq!(find(table, ANN).1, [12, 13]),
     );
@@ -253,7 +250,7 @@ fn late_for_ann(part: Part) {
         assert_eq!(value, BOBS);
         assert_eq!((seen.head.last_seen(), seen.head.state()), (5, 0));
         assert!(seen.head.is_embryo());
-        let noted = super::take_noted(table, seen);
+        let noted = crate::take_noted(table, seen);
         assert_eq!((noted.packets(), noted.bytes()), (0, 0));
     });
 }
@@ -261,28 +258,28 @@ fn late_for_ann(part: Part) {
 #[test]
 fn who_is_late_to_note_a_state_does_nothing_to_the_next_flow() {
     late_for_ann(|table, seen| {
-        super::amend(table, seen, Head::KEPT | Head::bits(state::RESET), 99);
+        crate::amend(table, seen, Head::KEPT | Head::bits(state::RESET), 99);
     });
 }
 
 #[test]
 fn who_is_late_to_write_a_value_does_nothing_to_the_next_flow() {
     late_for_ann(|table, seen| {
-        super::rewrite(table, seen, 1, &[66]);
+        crate::rewrite(table, seen, 1, &[66]);
     });
 }
 
 #[test]
 fn who_is_late_to_take_a_flow_out_does_nothing_to_the_next_one() {
     late_for_ann(|table, seen| {
-        super::leave(table, seen);
+        crate::leave(table, seen);
     });
 }
 
 #[test]
 fn who_is_late_to_note_a_packet_does_nothing_to_the_next_flow() {
     late_for_ann(|table, seen| {
-        super::note(table, seen, 1_000);
+        crate::note(table, seen, 1_000);
     });
 }
 
@@ -296,7 +293,7 @@ fn who_is_confirmed_in_time_is_not_displaced_as_one_who_is_not() {
         },
         &[
             |table, seen| {
-                if super::amend(table, seen, Head::KEPT, 5) {
+                if crate::amend(table, seen, Head::KEPT, 5) {
                     assert_eq!(table.heads_of(&ANN).len(), 1);
                 }
             },
@@ -316,10 +313,10 @@ fn two_who_write_one_value_do_not_mix_it() {
         ann_is_there,
         &[
             |table, seen| {
-                super::rewrite(table, seen, 0, &[30, 31]);
+                crate::rewrite(table, seen, 0, &[30, 31]);
             },
             |table, seen| {
-                super::rewrite(table, seen, 0, &[40, 41]);
+                crate::rewrite(table, seen, 0, &[40, 41]);
             },
         ],
         |table| {
@@ -335,11 +332,11 @@ fn what_was_noted_is_carried_over_when_the_value_is_written() {
         |table| {
             ann_is_there(table);
             if let Found::There(seen) = find(table, ANN).0 {
-                assert_eq!(super::note(table, seen, 100).packets(), 1);
+                assert_eq!(crate::note(table, seen, 100).packets(), 1);
             }
         },
         &[
-            |table, seen| assert!(super::rewrite(table, seen, 1, &[12])),
+            |table, seen| assert!(crate::rewrite(table, seen, 1, &[12])),
             // One word is old whatever happens, the other old or new.
             |table, _| {
                 if let (Found::There(_), value) = find(table, ANN) {
@@ -349,7 +346,7 @@ fn what_was_noted_is_carried_over_when_the_value_is_written() {
         ],
         |table| {
             let Found::There(seen) = find(table, ANN).0 else { panic!("she is gone") };
-            let noted = super::take_noted(table, seen);
+            let noted = crate::take_noted(table, seen);
             assert_eq!((noted.packets(), noted.bytes()), (1, 100));
         },
     );

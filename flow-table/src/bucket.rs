@@ -1,7 +1,7 @@
 //! The words by which the set-associative flow table is kept: what a bucket says of each of its entries, and where a key may
-//! stand. Both are plain numbers; who changes them, and in which order, is `buckets.rs` of the programs.
+//! stand. Both are plain numbers; who changes them, and in which order, is the library's.
 
-use crate::{addr::Protocol, lifetime};
+use proxy_common::{addr::Protocol, lifetime};
 
 /// Entries in a bucket.
 pub const WAYS: usize = 4;
@@ -52,7 +52,7 @@ impl Head {
         Self(self.0 | Self::KEPT)
     }
 
-    /// Bits of [`flow::state`](crate::flow::state) where they stand in the word.
+    /// Bits of [`flow::state`](proxy_common::flow::state) where they stand in the word.
     #[inline(always)]
     pub const fn bits(state: u8) -> u64 {
         (state as u64) << Self::STATE
@@ -64,7 +64,7 @@ impl Head {
         self.0 as u32
     }
 
-    /// Bits of [`flow::state`](crate::flow::state).
+    /// Bits of [`flow::state`](proxy_common::flow::state).
     #[inline(always)]
     pub const fn state(self) -> u8 {
         (self.0 >> Self::STATE) as u8
@@ -247,9 +247,17 @@ impl Seed {
         let products = key
             .iter()
             .zip(pairs)
-            .map(|(word, [a, b])| a.wrapping_add(*word >> 32).wrapping_mul(b.wrapping_add(*word & 0xffff_ffff)));
-        products.fold(*begin, u64::wrapping_add)
+            .map(|(word, [a, b])| (loaded(a).wrapping_add(*word >> 32), loaded(b).wrapping_add(*word & 0xffff_ffff)))
+            .map(|(a, b)| a.wrapping_mul(b));
+        products.fold(loaded(begin), u64::wrapping_add)
     }
+}
+
+/// A number of the seed. The compiler is not to know it: it is a constant of the object that is changed when that is loaded.
+#[inline(always)]
+fn loaded(number: &u64) -> u64 {
+    // SAFETY: a reference may be read through.
+    unsafe { core::ptr::read_volatile(number) }
 }
 
 /// A bijection after which every bit depends on every bit.
@@ -299,3 +307,7 @@ pub fn expendability(head: Head, silent: u32, jiffies_per_second: u32) -> u64 {
 
 /// The [`expendability`] of an entry that nobody has.
 pub const FREE: u64 = 4 << 32;
+
+// SAFETY: words of 64 bits alone.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Seed {}

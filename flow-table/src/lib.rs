@@ -20,9 +20,26 @@
 //! A turn has twelve bits: a reader that stands still in the middle of a copy while its entry changes hands 4,096 times exactly
 //! would not notice.
 
-use proxy_common::bucket::{self, Head, Noted, Places, WAYS};
+#![cfg_attr(target_arch = "bpf", no_std, feature(asm_experimental_arch))]
+// A panic path is a verifier failure.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, clippy::expect_used))]
+#![allow(clippy::inline_always, reason = "a call costs more than most of these functions")]
 
-use crate::{clock::silence, word::Word};
+pub mod bucket;
+#[cfg(test)]
+mod interleavings;
+#[cfg(test)]
+mod memory;
+#[cfg(test)]
+mod order;
+#[cfg(test)]
+mod threads;
+pub mod word;
+
+use proxy_common::lifetime::silence;
+
+use bucket::{Head, Noted, Places, WAYS};
+use word::Word;
 
 /// Four entries: what is said of each, what each has noted, and what they are.
 #[repr(C)]
@@ -125,49 +142,67 @@ fn look<T: Table<K, V>, const K: usize, const V: usize>(
     places: Places,
     value: &mut [u64; V],
 ) -> Found {
-    let mut is_busy = false;
+    let Some(seen) = spot(table, key, places) else { return Found::Nowhere };
+    let Some((head, _, slot)) = entry(table, seen.place) else { return Found::Nowhere };
+    copy(&slot.value, value);
+    let is_stable = !seen.head.is_busy() && seen.head.is_same_tenure(Head(head.load()));
+    if is_stable { Found::There(seen) } else { Found::Busy }
+}
+
+/// The entry that has the key's tag and the key, when it is looked at. Whether it still has them is for the caller to ask: if what
+/// was said of it is no longer true, it may never have had the one while it had the other.
+#[inline(always)]
+fn spot<T: Table<K, V>, const K: usize, const V: usize>(table: &T, key: &[u64; K], places: Places) -> Option<Seen> {
     for index in [places.first, places.second] {
         let Some(bucket) = table.bucket(index) else { continue };
-        for (way, (head, slot)) in bucket.heads.iter().zip(&bucket.slots).enumerate() {
-            let before = Head(head.load());
-            if before.tag() != places.tag {
-                continue;
+        let mut candidates = with_tag(bucket, places.tag);
+        for _ in 0..WAYS {
+            if candidates == 0 {
+                break;
             }
-            let is_key = is_same(&slot.key, key);
-            if is_key && !before.is_busy() {
-                copy(&slot.value, value);
+            let way = lowest(candidates);
+            candidates &= candidates - 1;
+            let (Some(head), Some(slot)) = (bucket.heads.get(way), bucket.slots.get(way)) else { break };
+            let head = Head(head.load());
+            if head.tag() == places.tag && is_same(&slot.key, key) {
+                return Some(Seen { place: place(index, way), head });
             }
-            let is_stable = before.is_same_tenure(Head(head.load()));
-            if is_key && is_stable && !before.is_busy() {
-                return Found::There(Seen { place: place(index, way), head: before });
-            }
-            // Another key's entry that has changed hands meanwhile is none of ours, whosever it is now: the key was not there
-            // when the head was looked at first.
-            is_busy |= is_key;
         }
     }
-    if is_busy { Found::Busy } else { Found::Nowhere }
+    None
+}
+
+/// The entries that have a tag: a bit for each. Without a branch for each.
+#[inline(always)]
+fn with_tag<W: Word, const K: usize, const V: usize>(bucket: &Bucket<W, K, V>, tag: u64) -> u64 {
+    let (mut found, mut any) = (0, 0);
+    for (way, head) in bucket.heads.iter().enumerate() {
+        any = head.load();
+        let odds = Head(any).tag() ^ tag;
+        found |= (odds.wrapping_sub(1) >> 63) << way;
+    }
+    W::forget(found, any) & ((1 << WAYS) - 1)
+}
+
+/// The number of the lowest bit of four: two bits for each of their sixteen combinations.
+#[inline(always)]
+const fn lowest(bits: u64) -> usize {
+    const NUMBERS: u32 = 0b00_01_00_10_00_01_00_11_00_01_00_10_00_01_00_00;
+    (NUMBERS >> ((bits & 15) * 2)) as usize & (WAYS - 1)
 }
 
 /// Where a key stands, without its value. An entry whose value is being written is there, too. Who holds the key's lock knows that
 /// it enters no other place meanwhile.
 #[inline(always)]
 pub fn locate<T: Table<K, V>, const K: usize, const V: usize>(table: &T, key: &[u64; K], places: Places) -> Found {
-    for index in [places.first, places.second] {
-        let Some(bucket) = table.bucket(index) else { continue };
-        for (way, (head, slot)) in bucket.heads.iter().zip(&bucket.slots).enumerate() {
-            for _ in 0..TRIES {
-                let before = Head(head.load());
-                if before.tag() != places.tag || !is_same(&slot.key, key) {
-                    break;
-                }
-                if before.is_same_tenure(Head(head.load())) {
-                    return Found::There(Seen { place: place(index, way), head: before });
-                }
-            }
+    for _ in 0..TRIES {
+        let Some(seen) = spot(table, key, places) else { return Found::Nowhere };
+        let Some((head, ..)) = entry(table, seen.place) else { return Found::Nowhere };
+        if seen.head.is_same_tenure(Head(head.load())) {
+            return Found::There(seen);
         }
     }
-    Found::Nowhere
+    Found::Busy
 }
 
 /// Enters a key that is not there. What is said of the flow is in `about`.
@@ -180,11 +215,14 @@ pub fn claim<T: Table<K, V>, const K: usize, const V: usize>(
     about: Head,
     jiffies_per_second: u32,
 ) -> Entered {
-    with_lock(table, places, || match locate(table, key, places) {
+    let Some(lock) = hold(table, places) else { return Entered::Busy };
+    let entered = match locate(table, key, places) {
         Found::Nowhere => occupy(table, key, places, value, about, jiffies_per_second),
         Found::There(_) => Entered::Exists,
         Found::Busy => Entered::Busy,
-    })
+    };
+    lock.store(0);
+    entered
 }
 
 /// Enters a key, or gives the value that it has another one.
@@ -197,16 +235,23 @@ pub fn enter<T: Table<K, V>, const K: usize, const V: usize>(
     about: Head,
     jiffies_per_second: u32,
 ) -> Entered {
-    with_lock(table, places, || {
-        for _ in 0..TRIES {
-            match locate(table, key, places) {
-                Found::Nowhere => return occupy(table, key, places, value, about, jiffies_per_second),
-                Found::There(seen) if write(table, seen, 0, value, |_| about) => return Entered::Anew,
-                _ => {}
-            }
+    let Some(lock) = hold(table, places) else { return Entered::Busy };
+    let mut found = Found::Busy;
+    for _ in 0..TRIES {
+        found = locate(table, key, places);
+        let Found::There(seen) = found else { break };
+        if write(table, seen, 0, value, |_| about) {
+            break;
         }
-        Entered::Busy
-    })
+        found = Found::Busy;
+    }
+    let entered = match found {
+        Found::Nowhere => occupy(table, key, places, value, about, jiffies_per_second),
+        Found::There(_) => Entered::Anew,
+        Found::Busy => Entered::Busy,
+    };
+    lock.store(0);
+    entered
 }
 
 /// Writes words of a value, from one on. `false` when the entry has changed hands or got another value, or others were at it all
@@ -254,22 +299,16 @@ pub fn take_noted<T: Table<K, V>, const K: usize, const V: usize>(table: &T, see
     taken
 }
 
-/// Does something while nobody else enters the key.
+/// The lock of a key, held: nobody else enters the key until it is 0 again.
 #[inline(always)]
-fn with_lock<T: Table<K, V>, const K: usize, const V: usize>(
-    table: &T,
-    places: Places,
-    act: impl FnOnce() -> Entered,
-) -> Entered {
-    let Some(lock) = table.lock(places.first) else { return Entered::Full };
+fn hold<T: Table<K, V>, const K: usize, const V: usize>(table: &T, places: Places) -> Option<&T::Word> {
+    let lock = table.lock(places.first)?;
     for _ in 0..T::TRIES {
         if lock.exchange(0, 1) == 0 {
-            let entered = act();
-            lock.store(0);
-            return entered;
+            return Some(lock);
         }
     }
-    Entered::Busy
+    None
 }
 
 /// Gives a key the entry that is missed least, of those of both its buckets.
@@ -311,7 +350,8 @@ fn occupy<T: Table<K, V>, const K: usize, const V: usize>(
     Entered::Full
 }
 
-/// The entry that is missed least, if there is one that nobody is writing; of free ones one in the emptier bucket.
+/// The entry that is missed least, if there is one that nobody is writing, and its [`bucket::expendability`]; of free ones one in the
+/// emptier bucket.
 #[inline(always)]
 fn least_missed<T: Table<K, V>, const K: usize, const V: usize>(
     table: &T,
@@ -319,26 +359,31 @@ fn least_missed<T: Table<K, V>, const K: usize, const V: usize>(
     now: u32,
     jiffies_per_second: u32,
 ) -> Option<(Seen, u64)> {
-    let mut found: Option<(Seen, u64)> = None;
-    for index in [places.first, places.second] {
-        let mut free = 0;
+    // With the number of the entry in the lowest bits, so that there is one number to compare.
+    let (mut greatest, mut head) = (0, Head(0));
+    for (of, index) in [places.first, places.second].into_iter().enumerate() {
         let Some(bucket) = table.bucket(index) else { continue };
-        for (way, head) in bucket.heads.iter().enumerate() {
-            let head = Head(head.load());
-            if head.is_busy() {
-                continue;
-            }
-            let mut expendability = bucket::expendability(head, silence(now, head.last_seen()), jiffies_per_second);
+        let mut free = 0;
+        for (way, word) in bucket.heads.iter().enumerate() {
+            let found = Head(word.load());
+            let mut expendability = bucket::expendability(found, silence(now, found.last_seen()), jiffies_per_second);
             if expendability == bucket::FREE {
-                free += 1;
+                free = T::Word::forget(free + 1, found.0);
                 expendability += free;
             }
-            if found.is_none_or(|(_, greatest)| expendability > greatest) {
-                found = Some((Seen { place: place(index, way), head }, expendability));
+            let number = T::Word::forget(expendability << 3 | ((1 - of) * WAYS + way) as u64, found.0);
+            if number > greatest && !found.is_busy() {
+                (greatest, head) = (number, found);
             }
+            greatest = T::Word::forget(greatest, found.0);
         }
     }
-    found
+    if greatest == 0 {
+        return None;
+    }
+    let number = T::Word::forget(greatest, head.0);
+    let index = if number & WAYS as u64 == 0 { places.second } else { places.first };
+    Some((Seen { place: place(index, number as usize % WAYS), head }, number >> 3))
 }
 
 /// Writes words of a value while it is this one's alone; what was noted stays.
@@ -413,12 +458,3 @@ fn copy<W: Word, const V: usize>(words: &[W; V], value: &mut [u64; V]) {
         *place = word.load();
     }
 }
-
-#[cfg(test)]
-mod interleavings;
-#[cfg(test)]
-mod memory;
-#[cfg(test)]
-mod order;
-#[cfg(test)]
-mod threads;

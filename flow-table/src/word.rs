@@ -19,6 +19,13 @@ pub trait Word {
     fn store(&self, value: u64);
     /// Makes it `new` if it is `old`, and tells what it was. Nothing moves over it.
     fn exchange(&self, old: u64, new: u64) -> u64;
+
+    /// A number of which the verifier is to forget how it was come by, so that it looks once at what comes after many ways: xor, twice,
+    /// with one it knows nothing of.
+    #[inline(always)]
+    fn forget(number: u64, _any: u64) -> u64 {
+        number
+    }
 }
 
 /// The word of the programs.
@@ -57,6 +64,22 @@ impl Word for Shared {
             );
         };
         found
+    }
+
+    #[inline(always)]
+    fn forget(number: u64, any: u64) -> u64 {
+        let forgotten: u64;
+        // SAFETY: arithmetic on registers.
+        unsafe {
+            core::arch::asm!(
+                "{number} ^= {any}",
+                "{number} ^= {any}",
+                number = inlateout(reg) number => forgotten,
+                any = in(reg) any,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        };
+        forgotten
     }
 }
 

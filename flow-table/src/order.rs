@@ -2,19 +2,15 @@
 
 use std::collections::HashMap;
 
+use crate::bucket::{Head, Places, Seed, WAYS};
 use proptest::prelude::*;
-use proxy_common::{
-    addr::Protocol,
-    bucket::{Head, Places, Seed, WAYS},
-    flow::state,
-    lifetime,
-};
+use proxy_common::{addr::Protocol, flow::state, lifetime};
 
-use super::{
+use crate::word::{Shared, Word as _};
+use crate::{
     Entered, Found, Seen,
     memory::{BESIDE, BOTH, Memory},
 };
-use crate::word::{Shared, Word as _};
 
 const HZ: u32 = 100;
 type Key = [u64; 2];
@@ -44,12 +40,12 @@ fn closed(last_seen: u32) -> Head {
 }
 
 fn claim(table: &Table, key: u64, about: Head) -> Entered {
-    super::claim(table, &[1, key], BESIDE, &value(key), about, HZ)
+    crate::claim(table, &[1, key], BESIDE, &value(key), about, HZ)
 }
 
 fn find(table: &Table, key: Key, places: Places) -> Option<(Seen, [u64; 6])> {
     let mut value = [0; 6];
-    match super::find(table, &key, places, &mut value) {
+    match crate::find(table, &key, places, &mut value) {
         Found::There(seen) => Some((seen, value)),
         Found::Nowhere => None,
         Found::Busy => panic!("nobody else is here"),
@@ -69,16 +65,16 @@ fn a_key_is_found_with_its_value_until_it_leaves() {
     assert_eq!((seen.head.last_seen(), seen.head.state()), (50, state::CONFIRMED | state::REPLIED));
     assert!(!is_there(&table, 4));
     assert_eq!(claim(&table, 3, live(51)), Entered::Exists);
-    assert!(super::leave(&table, seen));
+    assert!(crate::leave(&table, seen));
     assert!(!is_there(&table, 3));
-    assert!(!super::leave(&table, seen), "it has left");
+    assert!(!crate::leave(&table, seen), "it has left");
     assert_eq!(table.len(), 0);
 }
 
 #[test]
 fn a_value_is_replaced_in_its_place() {
     let table = table(2);
-    let enter = |of: u64, about| super::enter(&table, &[1, 3], BESIDE, &value(of), about, HZ);
+    let enter = |of: u64, about| crate::enter(&table, &[1, 3], BESIDE, &value(of), about, HZ);
     assert_eq!(enter(3, embryo(50)), Entered::Free);
     let before = find(&table, [1, 3], BESIDE).unwrap().0;
     assert_eq!(enter(4, live(60)), Entered::Anew);
@@ -86,8 +82,8 @@ fn a_value_is_replaced_in_its_place() {
     assert_eq!((found, seen.place, seen.head.last_seen()), (value(4), before.place, 60));
     assert!(!seen.head.is_embryo());
     assert_eq!(table.len(), 1);
-    assert!(!super::amend(&table, before, Head::bits(state::RESET), 99), "that was of the other value");
-    assert!(super::amend(&table, seen, Head::bits(state::RESET), 99));
+    assert!(!crate::amend(&table, before, Head::bits(state::RESET), 99), "that was of the other value");
+    assert!(crate::amend(&table, seen, Head::bits(state::RESET), 99));
     let seen = find(&table, [1, 3], BESIDE).unwrap().0;
     assert_eq!((seen.head.last_seen(), seen.head.state()), (99, state::RESET | state::CONFIRMED | state::REPLIED));
 }
@@ -163,13 +159,13 @@ fn who_is_being_written_is_displaced_by_nobody() {
     assert_eq!(claim(&table, 100, live(2)), Entered::Full);
     assert_eq!(claim(&table, 3, live(2)), Entered::Exists, "it is written, but it is there");
     let mut value = [0; 6];
-    assert_eq!(super::find(&table, &[1, 3], BESIDE, &mut value), Found::Busy);
-    assert_eq!(super::find(&table, &[1, 100], BESIDE, &mut value), Found::Nowhere);
+    assert_eq!(crate::find(&table, &[1, 3], BESIDE, &mut value), Found::Busy);
+    assert_eq!(crate::find(&table, &[1, 100], BESIDE, &mut value), Found::Nowhere);
 }
 
 #[test]
 fn who_finds_the_lock_taken_gives_up_and_has_changed_nothing() {
-    use super::Table as _;
+    use crate::Table as _;
     let table = table(2);
     let lock = table.lock(0).unwrap();
     assert_eq!(lock.exchange(0, 1), 0);
@@ -185,18 +181,18 @@ fn what_is_noted_is_of_the_turn_it_was_noted_in() {
     let table = table(2);
     claim(&table, 3, live(1));
     let (seen, _) = find(&table, [1, 3], BESIDE).unwrap();
-    super::note(&table, seen, 1_500);
-    let noted = super::note(&table, seen, u32::MAX);
+    crate::note(&table, seen, 1_500);
+    let noted = crate::note(&table, seen, u32::MAX);
     assert_eq!((noted.packets(), noted.bytes()), (2, 1_499), "bytes wrap alone");
-    super::leave(&table, seen);
+    crate::leave(&table, seen);
     // All are free, and the same one is chosen again.
     claim(&table, 4, live(1));
     let (next, _) = find(&table, [1, 4], BESIDE).unwrap();
     assert_eq!(next.place, seen.place);
-    assert_eq!(super::take_noted(&table, next).packets(), 0);
-    super::note(&table, next, 7);
-    super::note(&table, seen, 1_500);
-    assert_eq!(super::take_noted(&table, next), proxy_common::bucket::Noted::none(next.head), "lost, but not wrong");
+    assert_eq!(crate::take_noted(&table, next).packets(), 0);
+    crate::note(&table, next, 7);
+    crate::note(&table, seen, 1_500);
+    assert_eq!(crate::take_noted(&table, next), crate::bucket::Noted::none(next.head), "lost, but not wrong");
 }
 
 #[test]
@@ -206,14 +202,14 @@ fn a_flood_of_first_packets_displaces_no_connection_that_has_one_of_them_beside_
     let (table, seed, mask) = (table(1_024), Seed::from_random(1), 1_023);
     let connections: Vec<Key> = (0..1_000).map(|port| [0x0a00_0001_0a00_0002, port]).collect();
     for key in &connections {
-        super::claim(&table, key, seed.places(key, mask), &value(key[1]), live(0), HZ);
+        crate::claim(&table, key, seed.places(key, mask), &value(key[1]), live(0), HZ);
     }
     let mut displaced = HashMap::<Entered, u32>::new();
     for stranger in 0..STRANGERS as u64 {
         let key = [stranger << 32 | 0x0a00_0002, 0x5000_1234];
         let now = (stranger / 1_000) as u32;
         *displaced
-            .entry(super::claim(&table, &key, seed.places(&key, mask), &value(stranger), embryo(now), HZ))
+            .entry(crate::claim(&table, &key, seed.places(&key, mask), &value(stranger), embryo(now), HZ))
             .or_default() += 1;
     }
     let alive = connections.iter().filter(|key| find(&table, **key, seed.places(key, mask)).is_some()).count();
@@ -290,7 +286,7 @@ fn fill(buckets: u32, random: u64, key: fn(u64) -> Key) -> (u32, u32) {
     let displaced: Vec<u32> = (0..all)
         .filter(|n| {
             let key = key(u64::from(*n));
-            super::claim(&table, &key, seed.places(&key, buckets - 1), &value(0), live(0), HZ) != Entered::Free
+            crate::claim(&table, &key, seed.places(&key, buckets - 1), &value(0), live(0), HZ) != Entered::Free
         })
         .collect();
     (displaced.first().unwrap_or(&all) * 750 / all, displaced.len() as u32 * 1_000 / all)
@@ -360,7 +356,7 @@ proptest! {
                 Act::Claim(key, about) | Act::Enter(key, about) => {
                     let is_upsert = matches!(act, Act::Enter(..));
                     let (about, value) = (at(about, now), value(u64::from(now)));
-                    let enter = if is_upsert { super::enter } else { super::claim };
+                    let enter = if is_upsert { crate::enter } else { crate::claim };
                     let entered = enter(&table, &[9, key], places(key), &value, about, HZ);
                     let gone: Vec<u64> =
                         model.keys().copied().filter(|key| find(&table, [9, *key], places(*key)).is_none()).collect();
@@ -396,18 +392,18 @@ proptest! {
                 }
                 Act::Leave(key) => {
                     let found = find(&table, [9, key], places(key));
-                    prop_assert_eq!(found.is_some_and(|(seen, _)| super::leave(&table, seen)), model.remove(&key).is_some());
+                    prop_assert_eq!(found.is_some_and(|(seen, _)| crate::leave(&table, seen)), model.remove(&key).is_some());
                 }
                 Act::Amend(key) => {
                     if let Some((seen, _)) = find(&table, [9, key], places(key)) {
                         let bits = Head::KEPT | Head::bits(state::FIN_ORIGINAL);
-                        prop_assert!(super::amend(&table, seen, bits, now));
+                        prop_assert!(crate::amend(&table, seen, bits, now));
                         model.entry(key).and_modify(|(head, _)| *head = head.amended(bits, now));
                     }
                 }
                 Act::Rewrite(key) => {
                     if let Some((seen, _)) = find(&table, [9, key], places(key)) {
-                        prop_assert!(super::rewrite(&table, seen, 4, &[1, 2]));
+                        prop_assert!(crate::rewrite(&table, seen, 4, &[1, 2]));
                         model.entry(key).and_modify(|(_, value)| [value[4], value[5]] = [1, 2]);
                     }
                 }
