@@ -34,8 +34,10 @@ pub mod count {
     pub const DISPLACED: u32 = 8;
     /// Values written anew.
     pub const REWRITTEN: u32 = 9;
+    /// Values found that the other CPU has written.
+    pub const FOREIGN: u32 = 10;
     /// How many there are.
-    pub const ALL: usize = 10;
+    pub const ALL: usize = 11;
 }
 
 /// A key that is stirred. Its halves are those of others, too.

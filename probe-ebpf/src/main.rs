@@ -14,6 +14,13 @@ fn stir(_: XdpContext) -> u32 {
 
 #[xdp]
 #[inline(always)]
+fn claim_next(_: XdpContext) -> u32 {
+    stir::claim_next();
+    1
+}
+
+#[xdp]
+#[inline(always)]
 fn begin(context: XdpContext) -> u32 {
     // Which one is the length of the packet.
     stir::begin((context.data_end() - context.data()) as u64 % CONNECTIONS);

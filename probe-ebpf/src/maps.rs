@@ -41,6 +41,9 @@ pub(crate) static KEYS: Array<[u64; 5], KEYS_> = Array::new();
 /// Which comes next, and how many there are.
 #[btf_map]
 pub(crate) static NEXT: Array<[u32; 2], 1> = Array::new();
+/// How many have claimed.
+#[btf_map]
+pub(crate) static TURN: Array<u64, 1> = Array::new();
 /// So that what was read is of use.
 #[btf_map]
 pub(crate) static SINK: PerCpuArray<u64, 1> = PerCpuArray::new();

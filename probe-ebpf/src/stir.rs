@@ -1,15 +1,16 @@
 //! Everything that may happen to flows, at random, to a few keys that have a few buckets, all with one tag.
 
-use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_get_smp_processor_id};
 use flow_table::{
     self as buckets, Entered, Found, Seen,
     bucket::{Head, Places},
+    word::{Shared, Word as _},
 };
 use proxy_common::{addr::Protocol, flow::state};
 
 use crate::{
     contract::{CONNECTIONS, KEYS, STIRRED, V4, count, key, value},
-    maps::{SEED, TableV4, add},
+    maps::{MASK, SEED, TURN, TableV4, add},
 };
 
 const HZ: u32 = 100;
@@ -37,11 +38,39 @@ fn embryo() -> Head {
 pub fn run() {
     add(count::ACTS, 1);
     let chance = random();
+    let version = chance >> 8 << 1 | cpu();
     if chance & 3 == 0 {
-        talk(random() % CONNECTIONS, chance >> 8);
+        talk(random() % CONNECTIONS, version);
     } else {
-        act(CONNECTIONS + random() % (KEYS - CONNECTIONS), chance >> 2 & 7, chance >> 8);
+        act(CONNECTIONS + random() % (KEYS - CONNECTIONS), chance >> 2 & 7, version);
     }
+}
+
+/// One bit of the number of this CPU, which stands in what it writes.
+#[inline(always)]
+fn cpu() -> u64 {
+    // SAFETY: takes no argument.
+    u64::from(unsafe { bpf_get_smp_processor_id() }) & 1
+}
+
+/// Claims a key that nobody had, as the next or the last but one to run does, on whatever CPU.
+#[inline(always)]
+pub fn claim_next() {
+    let Some(word) = TURN.get_ptr_mut(0) else { return };
+    // SAFETY: it is a word, and shared as such.
+    let word = unsafe { &*word.cast::<Shared>() };
+    let mut turn = word.load();
+    for _ in 0..64 {
+        let found = word.exchange(turn, turn + 1);
+        if found == turn {
+            break;
+        }
+        turn = found;
+    }
+    let number = turn >> 1;
+    let key = key(number);
+    let places = Places { tag: 9, ..SEED.places(&key, MASK.load()) };
+    tell(buckets::claim(&TableV4, &key, places, &value(number & 0xff, turn), embryo(), HZ));
 }
 
 /// Enters the connections.
@@ -62,7 +91,7 @@ fn talk(number: u64, version: u64) {
     match buckets::find(&TableV4, &key, places(&key), &mut found) {
         Found::There(seen) => {
             check(number, &found);
-            if version & 15 == 0 {
+            if version >> 1 & 15 == 0 {
                 rewrite(number, seen, version);
             } else {
                 buckets::amend(&TableV4, seen, 0, 7);
@@ -106,6 +135,7 @@ fn check(number: u64, found: &[u64; VALUE]) {
     let own = value(number, *first >> 8 & 0xff_ffff_ffff);
     let is_whole = found.iter().zip(&own).fold(0, |odd, (found, own)| odd | (found ^ own)) == 0;
     add(if is_whole { count::FOUND } else { count::TORN }, 1);
+    add(count::FOREIGN, (*first >> 8 ^ cpu()) & 1);
 }
 
 #[inline(never)]

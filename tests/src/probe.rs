@@ -10,7 +10,7 @@ use aya::{
 };
 use flow_table::bucket::Seed;
 use nix::{sched, unistd::Pid};
-use probe_ebpf::contract::{V4, count};
+use probe_ebpf::contract::V4;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probe.bpf.o"));
 
@@ -42,15 +42,19 @@ impl Probe {
         for (map, count) in [("TABLE_V4", buckets), ("TABLE_V6", buckets), ("LRU_V4", entries), ("LRU_V6", entries)] {
             loader.map_max_entries(map, count);
         }
-        let mut object = loader.load(OBJECT)?;
-        for (_, program) in object.programs_mut() {
-            let program: &mut Xdp = program.try_into()?;
-            program.load()?;
-        }
-        Ok(Self(object))
+        Ok(Self(loader.load(OBJECT)?))
     }
 
-    /// A program. Several threads may run it.
+    /// Has programs verified.
+    pub fn with(mut self, names: &[&str]) -> Result<Self> {
+        for name in names {
+            let program = self.0.program_mut(name).with_context(|| format!("no program {name}"))?;
+            TryInto::<&mut Xdp>::try_into(program)?.load()?;
+        }
+        Ok(self)
+    }
+
+    /// A program that was verified. Several threads may run it.
     pub fn program(&self, name: &str) -> Result<&Xdp> {
         Ok(self.0.program(name).with_context(|| format!("no program {name}"))?.try_into()?)
     }
@@ -61,7 +65,7 @@ impl Probe {
         for (index, key) in (0..).zip(keys) {
             map.set(index, key, 0)?;
         }
-        self.array("NEXT")?.set(0, [0, keys.len() as u32], 0)?;
+        self.array::<[u32; 2]>("NEXT")?.set(0, [0, keys.len() as u32], 0)?;
         Ok(())
     }
 
@@ -75,11 +79,6 @@ impl Probe {
     pub fn buckets(&mut self, count: u32) -> Result<Vec<Bucket>> {
         let map: Array<_, Bucket> = self.array("TABLE_V4")?;
         (0..count).map(|index| Ok(map.get(&index, 0)?)).collect()
-    }
-
-    /// Everything that was counted, for people.
-    pub fn tell(&mut self) -> Result<Vec<Vec<u64>>> {
-        (0..count::ALL as u32).map(|index| self.counted(index)).collect()
     }
 
     fn array<T: Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, T>> {
