@@ -88,7 +88,8 @@ const _: () =
 pub(crate) fn add(index: u32, amount: u64) {
     if let Some(count) = COUNTS.get_ptr_mut(index) {
         // SAFETY: the pointer is to this CPU's own value, which stays as long as the map.
-        unsafe { *count = (*count).wrapping_add(amount) };
+        let count = unsafe { &mut *count };
+        *count = count.wrapping_add(amount);
     }
 }
 

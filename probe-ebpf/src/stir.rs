@@ -39,7 +39,7 @@ pub fn run() {
     add(count::ACTS, 1);
     let chance = random();
     let version = chance >> 8 << 1 | cpu();
-    if chance & 3 == 0 {
+    if chance.is_multiple_of(4) {
         talk(random() % CONNECTIONS, version);
     } else {
         act(CONNECTIONS + random() % (KEYS - CONNECTIONS), chance >> 2 & 7, version);
@@ -91,7 +91,7 @@ fn talk(number: u64, version: u64) {
     match buckets::find(&TableV4, &key, places(&key), &mut found) {
         Found::There(seen) => {
             check(number, &found);
-            if version >> 1 & 15 == 0 {
+            if (version >> 1).is_multiple_of(16) {
                 rewrite(number, seen, version);
             } else {
                 buckets::amend(&TableV4, seen, 0, 7);

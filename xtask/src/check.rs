@@ -9,7 +9,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     workspace.cargo(&["fmt", "--all", "--check"]).run().context("run `cargo fmt --all`")?;
     shipped::check(workspace)?;
     workspace.cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny=warnings"]).run()?;
-    for package in ["proxy-ebpf", "bench-ebpf"] {
+    for package in ["proxy-ebpf", "flow-table", "bench-ebpf", "probe-ebpf"] {
         bpf_clippy(workspace, package)?;
     }
     workspace.cargo(&["doc", "--no-deps", "--workspace"]).env("RUSTDOCFLAGS", "-Dwarnings").run()?;
