@@ -32,8 +32,8 @@ fn row(name: &str, keys: u32, [nothing, lru, table]: [Duration; 3]) {
 
 /// Medians. Keys are found in another order than they were entered; new ones are other ones in each round.
 fn cost(programs: [&str; 3], family: &str, keys: u32, are_found: bool) -> Result<[Duration; 3]> {
-    let named = |name: &str| format!("{name}_{family}");
-    let names: Vec<String> = programs.into_iter().chain(["enter_lru", "enter_table"]).map(named).collect();
+    let of_family = |name: &str| format!("{name}_{family}");
+    let names: Vec<String> = programs.into_iter().chain(["enter_lru", "enter_table"]).map(of_family).collect();
     let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
     let entering = [names[3], names[4]];
     names.sort_unstable();
@@ -55,7 +55,7 @@ fn cost(programs: [&str; 3], family: &str, keys: u32, are_found: bool) -> Result
                 probe.set_keys(&list(keys, 10 + round, 1))?;
             }
             let times = if are_found { 200_000 } else { keys };
-            took.push(repeat(probe.program(&named(program))?, 64, times)?);
+            took.push(repeat(probe.program(&of_family(program))?, 64, times)?);
         }
     }
     Ok(took.map(|mut took| {
