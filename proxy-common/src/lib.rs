@@ -11,6 +11,7 @@ pub mod filter;
 pub mod flow;
 pub mod fragment;
 pub mod lifetime;
+pub mod names;
 pub mod node;
 pub mod outcome;
 pub mod service;

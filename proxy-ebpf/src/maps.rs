@@ -12,6 +12,7 @@ use proxy_common::{
     filter::Filter,
     flow::{Draft, Flow, TIERS, Turnover},
     fragment::{Fragmented, Ports},
+    names::{Agent, ServiceName},
     node::{Node, ServiceCidrs, Vlan},
     outcome,
     service::{Affinity, Client, Frontend, Service, Source},
@@ -68,6 +69,8 @@ pub(crate) type ServiceStats = Array<Stats, SERVICES>;
 pub(crate) type BackendStats = Array<Stats, BACKENDS>;
 /// Active flows by backend id. The agent counts anew now and then, because flows that end in silence are not seen.
 pub(crate) type Active = Array<u32, BACKENDS>;
+/// What Service ports are called, by index.
+pub(crate) type Names = HashMap<u32, ServiceName, SERVICES, NO_PREALLOC>;
 /// How often a Service port was picked from in turns, by its index. Of all CPUs together: a large node would have as many
 /// copies of it as it has CPUs.
 pub(crate) type Turns = Array<u64, SERVICES>;
@@ -168,3 +171,10 @@ pub(crate) static ACTIVE_V6: Active = Array::new();
 pub(crate) static TURNS_V4: Turns = Array::new();
 #[btf_map]
 pub(crate) static TURNS_V6: Turns = Array::new();
+/// Written by the agent for people, as what follows.
+#[btf_map]
+pub(crate) static NAMES_V4: Names = HashMap::new();
+#[btf_map]
+pub(crate) static NAMES_V6: Names = HashMap::new();
+#[btf_map]
+pub(crate) static AGENT: Array<Agent, 1> = Array::new();

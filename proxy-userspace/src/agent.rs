@@ -108,7 +108,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
 }
 
 /// The API server, if there is one, may be asked for more than objects.
-async fn start_source(config: &Config, sender: source::Sender) -> Result<Option<kube::Client>, AgentError> {
+pub(crate) async fn start_source(config: &Config, sender: source::Sender) -> Result<Option<kube::Client>, AgentError> {
     Ok(match &config.source {
         Source::Files(directory) => {
             source::file::start(directory.clone(), sender)?;

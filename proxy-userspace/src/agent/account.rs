@@ -4,12 +4,13 @@
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
+use proxy_common::names::ServiceName;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::{
     config::Config,
-    dataplane::{self, Dataplane, Observer},
+    dataplane::{self, Dataplane, Observer, Presence},
     desired::{NoLocal, Tables},
     diff::{KernelState, Plan},
     health,
@@ -35,6 +36,7 @@ pub(super) struct Account {
     metrics: Metrics,
     kernel: Arc<Kernel>,
     recorder: Recorder,
+    presence: Arc<Presence>,
     started: Timestamp,
     /// For load balancers that ask about Services.
     listeners: health::Listeners,
@@ -50,6 +52,8 @@ impl Account {
         let progress = Arc::new(Progress::new(health::patience(config.sync_period)));
         let metrics = Metrics::default();
         let kernel = Arc::new(Kernel::new(Observer::open(&config.dataplane.pin_path)?, config.metrics_per_backend));
+        let presence = Presence::begin(&config.dataplane.pin_path, &config.node.algorithm.to_string())?;
+        let presence = Arc::new(presence);
         if let Some(address) = config.healthz {
             let router = health::router(Arc::clone(&progress), metrics.clone());
             tokio::spawn(http::serve_at(address, "/healthz, /livez and /readyz", router));
@@ -60,7 +64,7 @@ impl Account {
             tokio::spawn(http::serve_at(address, "/metrics, /proxyMode and /configz", router));
         }
         tokio::spawn(recount(Arc::clone(&kernel)));
-        tokio::spawn(expire(Arc::clone(&kernel)));
+        tokio::spawn(expire(Arc::clone(&kernel), Arc::clone(&presence)));
         let recorder = Recorder::start(client, &config.node.name, metrics.clone());
         let listeners = health::Listeners::new(Arc::clone(&progress));
         Ok(Self {
@@ -68,6 +72,7 @@ impl Account {
             metrics,
             kernel,
             recorder,
+            presence,
             started: Timestamp::now(),
             listeners,
             has_news: true,
@@ -99,6 +104,16 @@ impl Account {
         v6.follow(&plan.v6, &port_v6, &self.kernel.counts(IpFamily::V6));
     }
 
+    /// What Service ports are called that have lately got an index, of IPv4 and of IPv6.
+    pub(super) fn unnamed(&self) -> [Vec<(u32, ServiceName)>; 2] {
+        IpFamily::ALL.map(|family| self.kernel.owners(family).unnamed())
+    }
+
+    /// That is in the kernel.
+    pub(super) fn note_named(&self) {
+        IpFamily::ALL.into_iter().for_each(|family| self.kernel.owners(family).forget_unnamed());
+    }
+
     /// A source has said something.
     pub(super) fn note(&mut self, event: &Event) {
         match event {
@@ -107,6 +122,7 @@ impl Account {
             Event::Nodes(_) | Event::Peers(_) | Event::ServiceCidrs(_) => {}
             Event::Defect(_) => return,
         }
+        self.presence.hear();
         self.note_news();
     }
 
@@ -146,6 +162,7 @@ impl Account {
     pub(super) fn note_failure(&mut self) {
         self.has_news = true;
         self.is_full = true;
+        say(self.presence.fail());
     }
 
     /// What is new is going to be written now, or waits for the next attempt.
@@ -182,6 +199,7 @@ impl Account {
                 self.progress.finish(family, now);
             }
             self.metrics.synced(took, is_full, now);
+            say(self.presence.sync());
         }
         self.progress.set_ready();
     }
@@ -189,6 +207,13 @@ impl Account {
     /// Whether load balancers may send traffic to this node.
     pub(super) fn set_node_eligible(&self, is_eligible: bool) {
         self.progress.set_node_eligible(is_eligible);
+    }
+}
+
+/// What people read is not worth another attempt: the next time is soon.
+fn say(said: Result<(), dataplane::Error>) {
+    if let Err(error) = said {
+        debug!("{error}");
     }
 }
 
@@ -203,10 +228,11 @@ async fn recount(kernel: Arc<Kernel>) {
     }
 }
 
-/// Takes flows out that are over when the flow table is nearly full, for as long as the agent runs.
-async fn expire(kernel: Arc<Kernel>) {
+/// Takes flows out that are over when the flow table is nearly full, and says that the agent is there, for as long as it runs.
+async fn expire(kernel: Arc<Kernel>, presence: Arc<Presence>) {
     loop {
         tokio::time::sleep(EXPIRE).await;
+        say(presence.live());
         let kernel = Arc::clone(&kernel);
         match tokio::task::spawn_blocking(move || kernel.expire()).await {
             Ok(Err(error)) => warn!("flows that are over could not be taken out: {error}"),

@@ -237,6 +237,10 @@ impl Agent {
             self.prune_at.get_or_insert(began + PRUNE_AFTER);
             debug!(writes = plan.len(), elapsed = ?began.elapsed(), "kernel follows");
         }
+        drop(plan);
+        let [v4, v6] = self.account.unnamed();
+        self.dataplane.put_names(&v4, &v6)?;
+        self.account.note_named();
         self.report(overflows);
         self.write_peers()
     }

@@ -5,11 +5,24 @@
 //! | 0 | done, or stopped by a signal |
 //! | 1 | failed; trying again may help |
 //! | 2 | the command line is wrong |
+//! | 3 | what was asked for is not there |
 //! | 78 | this node or its configuration must change before it can run Sluice |
 
+mod affinity;
+mod backend;
+mod bugreport;
+mod check;
 mod cleanup;
+mod completions;
+mod flow;
 mod logging;
+mod man;
+mod output;
 mod run;
+mod service;
+mod status;
+mod top;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -27,6 +40,28 @@ pub struct Cli {
 enum Command {
     /// Run the agent of this node. What it puts into the kernel stays there, and works on, when it ends.
     Run(Box<run::Arguments>),
+    /// How this node's dataplane is: who keeps it, what is attached, how full the maps are.
+    Status(status::Arguments),
+    /// Services, as the kernel has them.
+    Service(service::Arguments),
+    /// Whom Services lead to.
+    Backend(backend::Arguments),
+    /// Connections that are translated.
+    Flow(flow::Arguments),
+    /// Clients that stay with a backend.
+    Affinity(affinity::Arguments),
+    /// What goes on, as it happens.
+    Top(top::Arguments),
+    /// One archive for whoever is asked for help.
+    Bugreport(bugreport::Arguments),
+    /// Whether this node can run Sluice, what is missing, and what there is instead.
+    Check(check::Arguments),
+    /// Whether the kernel holds what the objects of the cluster ask for.
+    Verify(verify::Arguments),
+    /// A script that has a shell complete commands and flags.
+    Completions(completions::Arguments),
+    /// Manual pages, a file for each command.
+    Man(man::Arguments),
     /// Take everything out of the kernel that agents have put there, and nothing else.
     Cleanup(cleanup::Arguments),
 }
@@ -37,6 +72,17 @@ struct Failure {
     error: anyhow::Error,
     code: u8,
 }
+
+/// What the agent would run with, had it been started by these words.
+pub(crate) fn configuration<'a>(words: impl IntoIterator<Item = &'a str>) -> anyhow::Result<crate::config::Config> {
+    match Cli::try_parse_from(words)?.command {
+        Command::Run(arguments) => run::configuration(*arguments),
+        _ => anyhow::bail!("it is not `sluice run`"),
+    }
+}
+
+/// What was asked for is not there.
+const EX_NOT_FOUND: u8 = 3;
 
 /// `EX_CONFIG` of sysexits.h.
 const EX_CONFIG: u8 = 78;
@@ -53,6 +99,17 @@ impl Cli {
         let done = match self.command {
             Command::Run(arguments) => run::execute(*arguments),
             Command::Cleanup(arguments) => cleanup::execute(&arguments),
+            Command::Check(arguments) => check::execute(&arguments),
+            Command::Top(arguments) => top::execute(&arguments),
+            Command::Bugreport(arguments) => bugreport::execute(&arguments),
+            Command::Verify(arguments) => verify::execute(&arguments),
+            Command::Completions(arguments) => completions::execute(&arguments),
+            Command::Man(arguments) => man::execute(&arguments),
+            Command::Status(arguments) => status::execute(&arguments),
+            Command::Service(arguments) => service::execute(&arguments),
+            Command::Backend(arguments) => backend::execute(&arguments),
+            Command::Flow(arguments) => flow::execute(&arguments),
+            Command::Affinity(arguments) => affinity::execute(&arguments),
         };
         match done {
             Ok(()) => ExitCode::SUCCESS,
@@ -61,15 +118,6 @@ impl Cli {
                 code.into()
             }
         }
-    }
-}
-
-/// What the agent would run with, had it been started by these words.
-#[cfg(test)]
-pub(crate) fn configuration<'a>(words: impl IntoIterator<Item = &'a str>) -> anyhow::Result<crate::config::Config> {
-    match Cli::try_parse_from(words)?.command {
-        Command::Run(arguments) => run::configuration(*arguments),
-        Command::Cleanup(_) => anyhow::bail!("it is not run"),
     }
 }
 

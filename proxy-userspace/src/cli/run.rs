@@ -32,8 +32,8 @@ pub(super) fn execute(arguments: Arguments) -> Result<(), Failure> {
     })
 }
 
-/// What comes of the flags alone.
-#[cfg(test)]
+/// What comes of the flags and the file they name.
 pub(super) fn configuration(arguments: Arguments) -> anyhow::Result<crate::config::Config> {
-    Ok(arguments.into_config(KubeProxyConfiguration::default())?)
+    let file = arguments.config.as_deref().map(KubeProxyConfiguration::read).transpose()?;
+    Ok(arguments.into_config(file.unwrap_or_default())?)
 }

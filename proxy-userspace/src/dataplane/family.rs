@@ -11,6 +11,7 @@ use proxy_common::{
     backend::{Backend, BackendId, BackendState},
     filter::{Filter, Hashed},
     flow::{Direction, Flow},
+    names::ServiceName,
     service::{Frontend, Service, Source},
     tuple::{Stage, Tuple},
 };
@@ -31,6 +32,7 @@ pub(super) struct FamilyMaps<A> {
     local_addrs: Table<A, u32>,
     peer_addrs: Table<A, u32>,
     sources: Table<Key<Source<A>>, u32>,
+    names: Table<u32, ServiceName>,
     flows: [Table<Tuple<A>, Flow<A>>; 2],
 }
 
@@ -41,6 +43,7 @@ pub(super) struct Names {
     local_addrs: &'static str,
     peer_addrs: &'static str,
     sources: &'static str,
+    names: &'static str,
     flows: [&'static str; 2],
 }
 
@@ -51,6 +54,7 @@ pub(super) const V4: Names = Names {
     local_addrs: "LOCAL_ADDRS_V4",
     peer_addrs: "PEER_ADDRS_V4",
     sources: "SOURCES_V4",
+    names: "NAMES_V4",
     flows: ["FLOWS_V4", "EMBRYOS_V4"],
 };
 
@@ -61,8 +65,21 @@ pub(super) const V6: Names = Names {
     local_addrs: "LOCAL_ADDRS_V6",
     peer_addrs: "PEER_ADDRS_V6",
     sources: "SOURCES_V6",
+    names: "NAMES_V6",
     flows: ["FLOWS_V6", "EMBRYOS_V6"],
 };
+
+/// Where maps are found by name.
+pub(super) trait Maps {
+    /// The map of a name, typed.
+    fn table<K: Pod, V: Pod>(&self, name: &'static str) -> Result<Table<K, V>, OpenError>;
+}
+
+impl Maps for Ebpf {
+    fn table<K: Pod, V: Pod>(&self, name: &'static str) -> Result<Table<K, V>, OpenError> {
+        table(self, name)
+    }
+}
 
 /// The map of a name in the loaded object, typed.
 pub(super) fn table<K: Pod, V: Pod>(object: &Ebpf, name: &'static str) -> Result<Table<K, V>, OpenError> {
@@ -87,16 +104,17 @@ where
     Tuple<A>: Pod,
     Flow<A>: Pod,
 {
-    /// The maps in the loaded object.
-    pub(super) fn new(object: &Ebpf, names: &Names) -> Result<Self, OpenError> {
+    /// The maps, wherever they are.
+    pub(super) fn new(object: &impl Maps, names: &Names) -> Result<Self, OpenError> {
         let [flows, embryos] = names.flows;
         Ok(Self {
-            services: table(object, names.services)?,
-            backends: table(object, names.backends)?,
-            local_addrs: table(object, names.local_addrs)?,
-            peer_addrs: table(object, names.peer_addrs)?,
-            sources: table(object, names.sources)?,
-            flows: [table(object, flows)?, table(object, embryos)?],
+            services: object.table(names.services)?,
+            backends: object.table(names.backends)?,
+            local_addrs: object.table(names.local_addrs)?,
+            peer_addrs: object.table(names.peer_addrs)?,
+            sources: object.table(names.sources)?,
+            names: object.table(names.names)?,
+            flows: [object.table(flows)?, object.table(embryos)?],
         })
     }
 
@@ -134,6 +152,11 @@ where
             }
             None => Ok(()),
         })
+    }
+
+    /// Says what Service ports are called.
+    pub(super) fn put_names(&self, names: &[(u32, ServiceName)]) -> Result<(), Error> {
+        names.chunks(RUN).try_for_each(|run| put(&self.names, run.iter().copied()))
     }
 
     /// Makes the addresses of other nodes these.

@@ -125,7 +125,7 @@ fn is_over<A>(proto: Protocol, flow: &Flow<A>) -> bool {
 
 /// Seconds since a time in jiffies. The kernel's jiffies began five minutes before they overflowed (`INITIAL_JIFFIES` in
 /// include/linux/jiffies.h) and follow the monotonic clock since.
-pub(super) fn silence(last_seen: u32) -> u32 {
+pub fn silence(last_seen: u32) -> u32 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let frequency = jiffies_per_second();
     let (seconds, nanoseconds) = (now.tv_sec.cast_unsigned(), now.tv_nsec.cast_unsigned());
@@ -136,7 +136,7 @@ pub(super) fn silence(last_seen: u32) -> u32 {
 }
 
 /// Whether a flow counts as a connection: neither closed nor silent for longer than its state allows.
-pub(super) fn goes_on(proto: Protocol, bits: u8, silence: u32) -> bool {
+pub fn goes_on(proto: Protocol, bits: u8, silence: u32) -> bool {
     silence <= lifetime::seconds(proto, bits) && (proto == Protocol::Udp || !lifetime::is_closing(bits))
 }
 

@@ -210,6 +210,44 @@ pub(super) fn pins(directory: &Path) -> Result<Vec<(ProgramName, String, PathBuf
     Ok(pins)
 }
 
+/// A program that is attached, as the kernel has it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PinnedLink {
+    /// Which.
+    pub program: ProgramName,
+    /// Name of the device, or `cgroup`.
+    pub target: String,
+    /// The device's index, or the cgroup's id; 0 if it is gone.
+    pub target_id: u64,
+    /// Id of the link.
+    pub link: u32,
+    /// Id of the program.
+    pub program_id: u32,
+    /// `xdp`, `tcx`, `cgroup`, or the number of another kind of link.
+    pub mechanism: String,
+}
+
+/// What is attached by links that are pinned under a path, in order. Filters of a clsact qdisc have no pins.
+pub fn pinned_links(pin_path: &Path) -> Result<Vec<PinnedLink>, Error> {
+    let error = |path: &Path, source| Error::Links { path: path.into(), source };
+    let mut links = Vec::new();
+    for (program, target, path) in pins(&links_directory(pin_path))? {
+        let link = syscall::object(&path).map_err(|source| error(&path, source))?;
+        let info = syscall::link_info(link.as_fd()).map_err(|source| error(&path, source))?;
+        let mechanism = info.mechanism();
+        links.push(PinnedLink {
+            program,
+            target,
+            target_id: info.target(),
+            link: info.id,
+            program_id: info.program,
+            mechanism,
+        });
+    }
+    links.sort();
+    Ok(links)
+}
+
 #[cfg(test)]
 mod tests {
     use super::{ProgramName, Target, parse_pin_name, pin_name};

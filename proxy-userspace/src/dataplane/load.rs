@@ -30,7 +30,7 @@ use super::{
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice.bpf.o"));
 
 /// Directory of the pinned maps.
-pub(super) fn maps_directory(pin_path: &Path) -> PathBuf {
+pub fn maps_directory(pin_path: &Path) -> PathBuf {
     pin_path.join("maps")
 }
 
@@ -81,6 +81,17 @@ pub(super) fn load(options: &Options) -> Result<Ebpf, OpenError> {
     let mut object = loader.load(OBJECT)?;
     load_programs(&mut object, options)?;
     Ok(object)
+}
+
+/// Whether the kernel takes the programs: they are loaded over maps of their own, and gone with them. Returns how many there are.
+pub(super) fn rehearse(options: &Options) -> Result<usize, OpenError> {
+    let mut loader = EbpfLoader::new();
+    for (name, _) in &flow_table::MAPS {
+        loader.map_max_entries(name, 1_024);
+    }
+    let mut object = loader.load(OBJECT)?;
+    load_programs(&mut object, options)?;
+    Ok(options.programs().count())
 }
 
 /// The value of the object's constant `SOCKET_LB`.
@@ -182,12 +193,22 @@ fn check_layout(path: &Path) -> Result<(), OpenError> {
         return Ok(());
     }
     let difference = |difference: String| OpenError::IncompatiblePin { path: path.into(), difference };
-    let map = MapData::from_pin(path).map_err(|error| difference(format!("it cannot be opened: {error}")))?;
-    let node: Node = Table::new("NODE", &map)?.read(&0_u32)?;
-    match node.layout {
-        0 | LAYOUT => Ok(()),
-        other => Err(difference(format!("its layout is {other}, not {LAYOUT}"))),
+    match layout(path) {
+        Ok(0 | LAYOUT) => Ok(()),
+        Ok(other) => Err(difference(format!("its layout is {other}, not {LAYOUT}"))),
+        Err(error) => Err(difference(error.to_string())),
     }
+}
+
+fn layout(path: &Path) -> Result<u32, super::Error> {
+    let error = |source| super::Error::Map { operation: "open", map: "NODE", source: std::io::Error::other(source) };
+    let node: Node = Table::new("NODE", &MapData::from_pin(path).map_err(error)?)?.read(&0_u32)?;
+    Ok(node.layout)
+}
+
+/// The layout of the maps that are pinned under a path; 0 if nobody has written to them yet.
+pub fn pinned_layout(pin_path: &Path) -> Result<u32, super::Error> {
+    layout(&maps_directory(pin_path).join("NODE"))
 }
 
 fn load_programs(object: &mut Ebpf, options: &Options) -> Result<(), OpenError> {

@@ -6,6 +6,7 @@ mod attach;
 mod cleanup;
 mod clsact;
 mod error;
+mod examination;
 mod family;
 mod flow_table;
 mod links;
@@ -15,8 +16,11 @@ mod namespaces;
 pub mod netlink;
 mod observer;
 mod options;
+mod pinned;
 mod preflight;
+mod presence;
 mod program;
+mod reader;
 mod reserved_ports;
 mod select;
 mod sockets;
@@ -37,6 +41,7 @@ use proxy_common::{
     addr::{Address as _, Ipv4, Ipv6, Mac, Port},
     backend::BackendId,
     filter::Filter,
+    names::ServiceName,
     node::{FURTHER, LAYOUT, Node, ServiceCidrs, TUNNELS, Vlan, masquerade},
 };
 
@@ -55,12 +60,17 @@ pub use self::{
     attach::{AttachProblem, AttachReport, Attachment, Mechanism},
     cleanup::{Removed, cleanup},
     error::{Error, OpenError},
-    flow_table::FlowTableSize,
+    examination::{Finding, Verdict, examine},
+    flow_table::{FlowTableSize, goes_on, silence},
+    links::{PinnedLink, pinned_links},
     listeners::listeners,
-    load::OBJECT,
+    load::{OBJECT, maps_directory, pinned_layout},
     observer::{Active, FamilyObserver, Fill, KnownBackend, Observer, Survey},
     options::{ClassifierMode, DevicePattern, Options, PatternError, SocketLb, UplinkMode},
+    pinned::{Unfiltered, read_pinned, unfiltered},
+    presence::{Presence, seconds_since_boot},
     program::ProgramName,
+    reader::FamilyReader,
     sockets::Swept,
 };
 use crate::diff::{KernelState, Plan};
@@ -178,12 +188,7 @@ impl Dataplane {
 
     /// What the kernel holds.
     pub fn read(&self) -> Result<KernelState, Error> {
-        let (v4, v6) = (self.v4.read()?, self.v6.read()?);
-        let services = v4.services.values().chain(v6.services.values());
-        let ranges = services.flat_map(|service| [service.internal, service.external, service.local]);
-        let end = ranges.map(|range| range.first.saturating_add(range.count)).max().unwrap_or(0);
-        let service_cidrs = self.service_cidrs.read(&0)?;
-        Ok(KernelState { slots: self.slots.values(end as usize)?, v4, v6, service_cidrs })
+        read(&self.v4, &self.v6, &self.slots, &self.service_cidrs)
     }
 
     /// Carries out a plan, in order. After an error some of it is done: read again before the next.
@@ -206,6 +211,12 @@ impl Dataplane {
         let v6 = self.v6.apply(&self.slots, &plan.v6);
         v4.and(v6)?;
         plan.service_cidrs.map_or(Ok(()), |cidrs| self.service_cidrs.put(&0, &cidrs))
+    }
+
+    /// Says what Service ports of IPv4 and of IPv6 are called, by index.
+    pub fn put_names(&self, v4: &[(u32, ServiceName)], v6: &[(u32, ServiceName)]) -> Result<(), Error> {
+        self.v4.put_names(v4)?;
+        self.v6.put_names(v6)
     }
 
     /// Tells the programs about the node.
@@ -341,6 +352,20 @@ impl Dataplane {
     }
 }
 
+/// What maps hold, wherever they are.
+fn read(
+    v4: &FamilyMaps<Ipv4>,
+    v6: &FamilyMaps<Ipv6>,
+    slots: &Table<u32, BackendId>,
+    service_cidrs: &Table<u32, ServiceCidrs>,
+) -> Result<KernelState, Error> {
+    let (v4, v6) = (v4.read()?, v6.read()?);
+    let services = v4.services.values().chain(v6.services.values());
+    let ranges = services.flat_map(|service| [service.internal, service.external, service.local]);
+    let end = ranges.map(|range| range.first.saturating_add(range.count)).max().unwrap_or(0);
+    Ok(KernelState { slots: slots.values(end as usize)?, v4, v6, service_cidrs: service_cidrs.read(&0)? })
+}
+
 /// Makes the keys of a map these. New ones come first, so that who gets another address is known all the time.
 fn put_macs(table: &Table<Mac, u32>, wanted: &BTreeSet<Mac>) -> Result<(), Error> {
     let found: BTreeSet<Mac> = table.entries()?.into_iter().map(|(mac, _)| mac).collect();
@@ -368,6 +393,12 @@ fn as_v6(address: &IpAddr) -> Option<Ipv6> {
         IpAddr::V4(_) => None,
         IpAddr::V6(v6) => Some((*v6).into()),
     }
+}
+
+/// Whether an agent keeps what is pinned under a path. To find out, the lock is held for an instant, which a starting agent
+/// waits out.
+pub fn is_kept(pin_path: &Path) -> bool {
+    File::open(pin_path).is_ok_and(|pins| matches!(pins.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
 }
 
 /// Has the allocator give back what is free. For the start of an agent, before it has other threads.

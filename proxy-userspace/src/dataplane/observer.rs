@@ -11,6 +11,8 @@ use proxy_common::{
     addr::{Address, Ipv4, Ipv6},
     backend::{Backend, BackendState},
     flow::{Direction, Flow, TIERS, Tier, Turnover},
+    names::{Agent, ServiceName},
+    node::Node,
     outcome::{Hook, Outcome, counter},
     service::{Affinity, Client, Frontend, Pick, Service, Source},
     socket::{SocketPeer, SocketTarget, SocketWay},
@@ -31,6 +33,8 @@ pub struct Observer {
     turnover: PerCpuArray<MapData, Turnover>,
     expired: Table<u32, u64>,
     slots: Table<u32, u32>,
+    node: Table<u32, Node>,
+    agent: Table<u32, Agent>,
     v4: FamilyObserver<Ipv4>,
     v6: FamilyObserver<Ipv6>,
 }
@@ -43,15 +47,16 @@ impl Debug for Observer {
 
 /// Reads the maps of one family.
 pub struct FamilyObserver<A> {
-    services: Table<Frontend<A>, Service>,
-    backends: Table<u32, Backend<A>>,
+    pub(super) services: Table<Frontend<A>, Service>,
+    pub(super) backends: Table<u32, Backend<A>>,
     local_addrs: Table<A, u32>,
-    sources: Table<Key<Source<A>>, u32>,
-    affinity: Table<Client<A>, Affinity>,
-    flows: [Table<Tuple<A>, Flow<A>>; 2],
+    pub(super) sources: Table<Key<Source<A>>, u32>,
+    pub(super) affinity: Table<Client<A>, Affinity>,
+    pub(super) names: Table<u32, ServiceName>,
+    pub(super) flows: [Table<Tuple<A>, Flow<A>>; 2],
     sockets: Table<SocketPeer<A>, SocketTarget<A>>,
-    service_stats: Table<u32, Stats>,
-    backend_stats: Table<u32, Stats>,
+    pub(super) service_stats: Table<u32, Stats>,
+    pub(super) backend_stats: Table<u32, Stats>,
     active: Table<u32, u32>,
 }
 
@@ -99,7 +104,7 @@ pub struct KnownBackend {
     pub is_present: bool,
 }
 
-fn open<K: Pod, V: Pod>(directory: &Path, name: &'static str) -> Result<Table<K, V>, Error> {
+pub(super) fn open<K: Pod, V: Pod>(directory: &Path, name: &'static str) -> Result<Table<K, V>, Error> {
     Table::new(name, &pinned(directory, name)?)
 }
 
@@ -122,6 +127,8 @@ impl Observer {
             turnover: per_cpu(&directory, "TURNOVER")?,
             expired: open(&directory, "EXPIRED")?,
             slots: open(&directory, "SLOTS")?,
+            node: open(&directory, "NODE")?,
+            agent: open(&directory, "AGENT")?,
             v4: FamilyObserver::open(&directory, &V4)?,
             v6: FamilyObserver::open(&directory, &V6)?,
         })
@@ -152,6 +159,41 @@ impl Observer {
         Ok(unevicted)
     }
 
+    /// Takes entries of the flow table out, of IPv4 and of IPv6; returns how many there were.
+    pub fn remove_flows(&self, v4: &[(Tier, Tuple<Ipv4>)], v6: &[(Tier, Tuple<Ipv6>)]) -> Result<u64, Error> {
+        Ok(self.remove(&self.v4.flows, v4, false)? + self.remove(&self.v6.flows, v6, true)?)
+    }
+
+    fn remove<A>(
+        &self,
+        tables: &[Table<Tuple<A>, Flow<A>>; 2],
+        keys: &[(Tier, Tuple<A>)],
+        is_v6: bool,
+    ) -> Result<u64, Error>
+    where
+        Tuple<A>: Pod,
+        Flow<A>: Pod,
+    {
+        let mut sum = 0;
+        for (tier, table) in [Tier::Embryos, Tier::Flows].into_iter().zip(tables) {
+            let mut removed = 0;
+            for (_, key) in keys.iter().filter(|(of, _)| *of == tier) {
+                if table.read(key).is_ok() {
+                    table.remove(key)?;
+                    removed += 1;
+                }
+            }
+            self.note_expired(Turnover::index(tier, is_v6), removed)?;
+            sum += removed;
+        }
+        Ok(sum)
+    }
+
+    /// What was taken out was not evicted.
+    fn note_expired(&self, index: u32, count: u64) -> Result<(), Error> {
+        if count == 0 { Ok(()) } else { self.expired.put(&index, &(self.expired.read(&index)? + count)) }
+    }
+
     /// Takes flows out that are over, of maps that are nearly full; returns how many entries.
     pub fn expire(&self) -> Result<u64, Error> {
         let [embryos_v4, flows_v4] = &self.v4.flows;
@@ -162,17 +204,37 @@ impl Observer {
             (Turnover::index(Tier::Embryos, true), flow_table::expire(embryos_v6)?),
             (Turnover::index(Tier::Flows, true), flow_table::expire(flows_v6)?),
         ];
-        for (index, count) in removed.into_iter().filter(|(_, count)| *count > 0) {
-            self.expired.put(&index, &(self.expired.read(&index)? + count))?;
-        }
+        removed.into_iter().try_for_each(|(index, count)| self.note_expired(index, count))?;
         Ok(removed.iter().map(|(_, count)| count).sum())
     }
 
     /// How full the array of slots is.
     pub fn slots(&self) -> Result<Fill, Error> {
-        let slots = self.slots.values(self.slots.capacity() as usize)?;
+        let slots = self.slot_values()?;
         let entries = slots.iter().filter(|backend| **backend != 0).count();
         Ok(Fill { map: "SLOTS", entries, capacity: self.slots.capacity() })
+    }
+
+    /// `SLOTS`, as far as a Service leads there.
+    pub fn slot_values(&self) -> Result<Vec<u32>, Error> {
+        let mut end = 0;
+        let mut reach = |service: &Service| {
+            let ends = [service.internal, service.external, service.local];
+            end = ends.into_iter().map(|range| range.first.saturating_add(range.count)).fold(end, u32::max);
+        };
+        fill(&self.v4.services, |_, service| reach(service))?;
+        fill(&self.v6.services, |_, service| reach(service))?;
+        self.slots.values(end as usize)
+    }
+
+    /// What the programs know of the node.
+    pub fn node(&self) -> Result<Node, Error> {
+        self.node.read(&0)
+    }
+
+    /// What the agent says of itself.
+    pub fn agent(&self) -> Result<Agent, Error> {
+        self.agent.read(&0)
     }
 
     /// The maps of IPv4.
@@ -192,6 +254,7 @@ struct Names {
     backends: &'static str,
     local_addrs: &'static str,
     sources: &'static str,
+    names: &'static str,
     affinity: &'static str,
     flows: [&'static str; 2],
     sockets: &'static str,
@@ -204,6 +267,7 @@ const V4: Names = Names {
     backends: "BACKENDS_V4",
     local_addrs: "LOCAL_ADDRS_V4",
     sources: "SOURCES_V4",
+    names: "NAMES_V4",
     affinity: "AFFINITY_V4",
     flows: ["EMBRYOS_V4", "FLOWS_V4"],
     sockets: "SOCKETS_V4",
@@ -216,6 +280,7 @@ const V6: Names = Names {
     backends: "BACKENDS_V6",
     local_addrs: "LOCAL_ADDRS_V6",
     sources: "SOURCES_V6",
+    names: "NAMES_V6",
     affinity: "AFFINITY_V6",
     flows: ["EMBRYOS_V6", "FLOWS_V6"],
     sockets: "SOCKETS_V6",
@@ -243,6 +308,7 @@ where
             backends: open(directory, names.backends)?,
             local_addrs: open(directory, names.local_addrs)?,
             sources: open(directory, names.sources)?,
+            names: open(directory, names.names)?,
             affinity: open(directory, names.affinity)?,
             // Embryos first: a flow that moves on meanwhile is seen twice rather than not at all.
             flows: [open(directory, embryos)?, open(directory, flows)?],

@@ -10,7 +10,7 @@ use rustix::mount::MountFlags;
 
 use super::{error::OpenError, options::Options, options::SocketLb};
 
-const BTF: &str = "/sys/kernel/btf/vmlinux";
+pub(super) const BTF: &str = "/sys/kernel/btf/vmlinux";
 /// Where the kernel makes a directory for a BPF file system.
 const BPF_FS: &str = "/sys/fs/bpf";
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
@@ -19,7 +19,7 @@ const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
 /// Checks everything, mounts the BPF file system where it is missing, and returns the cgroup to attach to; none when no
 /// sockets are balanced.
 pub(super) fn check(options: &Options) -> Result<Option<PathBuf>, OpenError> {
-    kernel(&rustix::system::uname().release().to_string_lossy())?;
+    kernel(&release())?;
     capabilities()?;
     if !Path::new(BTF).exists() {
         return Err(OpenError::NoBtf { path: BTF.into() });
@@ -33,11 +33,16 @@ pub(super) fn check(options: &Options) -> Result<Option<PathBuf>, OpenError> {
 
 /// Whether the running kernel is at least this one.
 pub(super) fn kernel_is_at_least(version: (u32, u32)) -> bool {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    parse_release(&release).is_some_and(|running| running >= version)
+    parse_release(&release()).is_some_and(|running| running >= version)
 }
 
-fn kernel(release: &str) -> Result<(), OpenError> {
+/// What the running kernel calls itself.
+pub(super) fn release() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+/// Whether it is recent enough.
+pub(super) fn kernel(release: &str) -> Result<(), OpenError> {
     match parse_release(release) {
         Some(version) if version >= (6, 1) => Ok(()),
         _ => Err(OpenError::Kernel { release: release.into() }),
@@ -59,13 +64,17 @@ pub(crate) const CAPABILITIES: [Capability; 3] = [
 ];
 
 fn capabilities() -> Result<(), OpenError> {
-    let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
-    // The kernel takes SYS_ADMIN for BPF and PERFMON, as it did before there were such capabilities.
-    let is_covered = |capability| capability != Capability::CAP_NET_ADMIN && has(Capability::CAP_SYS_ADMIN);
-    match CAPABILITIES.into_iter().find(|capability| !has(*capability) && !is_covered(*capability)) {
+    match CAPABILITIES.into_iter().find(|capability| !has(*capability)) {
         Some(capability) => Err(OpenError::NoCapability { capability }),
         None => Ok(()),
     }
+}
+
+/// Whether the kernel lets this process do what the capability is for. It takes SYS_ADMIN for BPF and PERFMON, as it did before there
+/// were such capabilities.
+pub(super) fn has(capability: Capability) -> bool {
+    let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
+    has(capability) || capability != Capability::CAP_NET_ADMIN && has(Capability::CAP_SYS_ADMIN)
 }
 
 fn is_on(path: &Path, magic: i64) -> io::Result<bool> {
@@ -76,22 +85,30 @@ fn is_on(path: &Path, magic: i64) -> io::Result<bool> {
 /// and only while that is empty: a mistyped path must not cover somebody's directory.
 fn bpf_file_system(pin_path: &Path) -> Result<(), OpenError> {
     let error = |reason: String| OpenError::NoBpfFileSystem { path: pin_path.into(), reason };
+    let Some(place) = find_bpf_file_system(pin_path)? else { return Ok(()) };
+    rustix::mount::mount("bpf", &place, "bpf", MountFlags::empty(), None)
+        .map_err(|source| error(format!("mounting one on {} failed: {source}", place.display())))?;
+    tracing::info!(path = %place.display(), "mounted a BPF file system");
+    Ok(())
+}
+
+/// Where a BPF file system is to be mounted for the pin path; none if it is on one.
+pub(super) fn find_bpf_file_system(pin_path: &Path) -> Result<Option<PathBuf>, OpenError> {
+    let error = |reason: String| OpenError::NoBpfFileSystem { path: pin_path.into(), reason };
     let ancestor =
         pin_path.ancestors().find(|path| path.is_dir()).ok_or_else(|| error("no directory above it exists".into()))?;
     if is_on(ancestor, BPF_FS_MAGIC).map_err(|source| error(source.to_string()))? {
-        return Ok(());
+        return Ok(None);
     }
     let is_empty = fs::read_dir(ancestor).is_ok_and(|mut entries| entries.next().is_none());
     if ancestor != Path::new(BPF_FS) || !is_empty {
         return Err(error(format!("{} is an ordinary directory", ancestor.display())));
     }
-    rustix::mount::mount("bpf", ancestor, "bpf", MountFlags::empty(), None)
-        .map_err(|source| error(format!("mounting one on {} failed: {source}", ancestor.display())))?;
-    tracing::info!(path = %ancestor.display(), "mounted a BPF file system");
-    Ok(())
+    Ok(Some(ancestor.into()))
 }
 
-fn cgroup(given: Option<&Path>) -> Result<PathBuf, OpenError> {
+/// The cgroup whose sockets are balanced.
+pub(super) fn cgroup(given: Option<&Path>) -> Result<PathBuf, OpenError> {
     let Some(path) = given else {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         return find_cgroup2(&mounts).ok_or(OpenError::NoCgroup);

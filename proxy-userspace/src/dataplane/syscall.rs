@@ -331,6 +331,16 @@ impl LinkInfo {
     /// `BPF_LINK_TYPE_CGROUP`
     const CGROUP: u32 = 3;
 
+    /// How its program is attached, by `enum bpf_link_type`.
+    pub(super) fn mechanism(&self) -> String {
+        match self.kind {
+            Self::CGROUP => "cgroup".into(),
+            6 => "xdp".into(),
+            11 => "tcx".into(),
+            other => format!("kind {other}"),
+        }
+    }
+
     /// The interface index of the device, 0 when that is gone; the id of the cgroup.
     pub(super) fn target(&self) -> u64 {
         let [low, high, ..] = self.details;

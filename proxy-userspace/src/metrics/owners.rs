@@ -3,13 +3,14 @@
 //! carried out. Out: names and differences.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use proxy_common::{
     addr::Address,
     backend::{Backend, BackendState},
+    names::ServiceName,
     service::{Frontend, Service},
     stats::Stats,
 };
@@ -31,6 +32,8 @@ struct State {
     services: BTreeMap<u32, Owner>,
     /// By id: the generation they are for and where that one began. Those that began with nothing are not in here.
     backends: HashMap<u32, (u32, Stats)>,
+    /// Indexes that have got an owner and whose names are not written yet.
+    unnamed: BTreeSet<u32>,
 }
 
 #[derive(Debug)]
@@ -101,6 +104,7 @@ impl Owners {
         let mut state = self.state();
         if state.services.get(&service.index).is_none_or(|owner| owner.port != port) {
             state.services.insert(service.index, Owner { port, base: counts.service(service.index) });
+            state.unnamed.insert(service.index);
         }
     }
 
@@ -111,6 +115,18 @@ impl Owners {
             return;
         }
         state.backends.insert(id, (backend.generation, counts.backend(id)));
+    }
+
+    /// Names to be written, by index.
+    pub fn unnamed(&self) -> Vec<(u32, ServiceName)> {
+        let state = self.state();
+        let named = |index: &u32| Some((*index, state.services.get(index)?.port.as_ref().into()));
+        state.unnamed.iter().filter_map(named).collect()
+    }
+
+    /// They are written.
+    pub fn forget_unnamed(&self) {
+        self.state().unnamed.clear();
     }
 
     /// Whose an index is, and what was counted for it.

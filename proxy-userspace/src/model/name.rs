@@ -3,7 +3,10 @@
 use std::{fmt, sync::Arc};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use proxy_common::addr::Protocol;
+use proxy_common::{
+    addr::Protocol,
+    names::{ServiceName, Text},
+};
 
 /// Namespace and name of an object. Cheap to clone: it stands in many places.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,6 +56,16 @@ pub struct ServicePortName {
     pub port: String,
     /// Its protocol.
     pub protocol: Protocol,
+}
+
+impl From<&ServicePortName> for ServiceName {
+    fn from(port: &ServicePortName) -> Self {
+        Self {
+            namespace: Text::new(&port.service.namespace),
+            name: Text::new(&port.service.name),
+            port: Text::new(&port.port),
+        }
+    }
 }
 
 impl fmt::Display for ServicePortName {

@@ -39,20 +39,28 @@ fn default(argument: &Arg) -> String {
     defaults.join(", ")
 }
 
-fn section(command: &Command) -> String {
+/// A command that does something, and its name: those that only hold others have no section.
+fn commands(command: &Command, name: &str) -> Vec<(String, Command)> {
+    let inner = command.get_subcommands().filter(|inner| inner.get_name() != "help");
+    let inner: Vec<_> = inner.flat_map(|inner| commands(inner, &format!("{name} {}", inner.get_name()))).collect();
+    if inner.is_empty() { vec![(name.to_owned(), command.clone())] } else { inner }
+}
+
+fn section((name, command): &(String, Command)) -> String {
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
-    let mut text =
-        format!("\n## `sluice {}`\n\n{about}\n\n| flag | default | what |\n|---|---|---|\n", command.get_name());
-    for argument in command.get_arguments().filter(|argument| !argument.is_hide_set() && argument.get_id() != "help") {
-        let _ = writeln!(text, "| {} | {} | {} |", flag(argument), default(argument), meaning(argument));
+    let mut text = format!("\n## `{name}`\n\n{about}\n\n| flag | default | what |\n|---|---|---|\n");
+    let shown = |argument: &&Arg| !argument.is_hide_set() && argument.get_id() != "help";
+    for argument in command.get_arguments().filter(shown) {
+        let name = if argument.is_positional() { format!("`{argument}`") } else { flag(argument) };
+        let _ = writeln!(text, "| {name} | {} | {} |", default(argument), meaning(argument));
     }
     text
 }
 
 /// Every flag there is, as `--name`.
 pub(super) fn all() -> Vec<String> {
-    let command = Cli::command();
-    let arguments = command.get_subcommands().flat_map(Command::get_arguments);
+    let commands = commands(&Cli::command(), "sluice");
+    let arguments = commands.iter().flat_map(|(_, command)| command.get_arguments());
     let longs = arguments.flat_map(|argument| argument.get_long_and_visible_aliases().unwrap_or_default());
     longs.chain(["help", "version"]).map(|long| format!("--{long}")).collect()
 }
@@ -61,6 +69,6 @@ pub(super) fn all() -> Vec<String> {
 fn the_page_of_flags_is_what_the_command_line_knows() {
     let mut command = Cli::command();
     command.build();
-    let sections = command.get_subcommands().filter(|command| command.get_name() != "help").map(section);
-    assert_is_current("reference/flags.md", &(HEAD.to_owned() + &sections.collect::<String>()));
+    let sections: String = commands(&command, "sluice").iter().map(section).collect();
+    assert_is_current("reference/flags.md", &(HEAD.to_owned() + &sections));
 }

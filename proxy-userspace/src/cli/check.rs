@@ -1,0 +1,55 @@
+//! `sluice check`: whether this node can run Sluice.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{
+    EX_CONFIG, Failure,
+    output::{Target, columns},
+};
+use crate::dataplane::{DevicePattern, Finding, Options, Verdict, examine, netlink};
+
+/// What to look at.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit status 78 means that the node must change before an agent can start.\n\nExamples:\n  sluice check\n  sluice check --uplinks eth0 -o json"
+)]
+pub(super) struct Arguments {
+    /// Devices that lead out of the node, as for `sluice run`.
+    #[arg(long, value_name = "PATTERN,…", value_delimiter = ',')]
+    uplinks: Vec<DevicePattern>,
+    /// Devices that lead to pods, as for `sluice run`.
+    #[arg(long, value_name = "PATTERN,…", value_delimiter = ',')]
+    pod_devices: Vec<DevicePattern>,
+    /// Directory of the cgroup whose sockets are to be balanced, as for `sluice run`.
+    #[arg(long, value_name = "DIR")]
+    cgroup: Option<PathBuf>,
+    #[command(flatten)]
+    target: Target,
+}
+
+pub(super) fn execute(arguments: &Arguments) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::new(error, 1))?;
+    let network = runtime.block_on(netlink::snapshot()).map_err(|error| error.to_string());
+    let mut options = Options::new(&arguments.target.pin_path);
+    options.uplinks.clone_from(&arguments.uplinks);
+    options.pod_devices.clone_from(&arguments.pod_devices);
+    options.cgroup.clone_from(&arguments.cgroup);
+    let findings = examine(&options, network.as_ref().map_err(Clone::clone));
+    arguments.target.show(&findings, |findings| describe(findings))?;
+    match findings.iter().filter(|finding| finding.verdict == Verdict::Missing).count() {
+        0 => Ok(()),
+        1 => Err(Failure::new(anyhow::anyhow!("1 thing is missing: an agent would not start"), EX_CONFIG)),
+        count => Err(Failure::new(anyhow::anyhow!("{count} things are missing: an agent would not start"), EX_CONFIG)),
+    }
+}
+
+fn describe(findings: &[Finding]) -> String {
+    let row = |finding: &Finding| {
+        let advice = if finding.advice.is_empty() { String::new() } else { format!(" ({})", finding.advice) };
+        [finding.subject.to_owned(), finding.verdict.name().to_owned(), format!("{}{advice}", finding.found)]
+    };
+    columns(&["WHAT", "IS", "FOUND"], findings.iter().map(row), "")
+}

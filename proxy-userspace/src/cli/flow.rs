@@ -1,0 +1,164 @@
+//! `sluice flow`: connections that are translated.
+
+use clap::{Args, Subcommand, ValueEnum};
+use ipnet::IpNet;
+use proxy_common::addr;
+
+use super::{
+    Failure,
+    output::{Target, ago, columns},
+};
+use crate::inspect::{Flow, FlowFilter};
+
+/// What to do with flows.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// One line for each connection, the latest first.
+    #[command(
+        after_help = "Examples:\n  sluice flow list --service default/web\n  sluice flow list --address 10.244.1.0/24 --protocol udp\n  sluice flow list --stale -o json"
+    )]
+    List(List),
+    /// Forget connections. What comes next of one is given a backend like any other, which breaks a TCP connection unless it is
+    /// given the same one.
+    #[command(
+        after_help = "Examples:\n  sluice flow flush --address 10.244.1.7 --protocol udp\n  sluice flow flush --stale\n  sluice flow flush --all"
+    )]
+    Flush(Flush),
+}
+
+#[derive(Debug, Args)]
+struct Filter {
+    /// Of a Service: NAME, NAMESPACE/NAME or NAMESPACE/NAME:PORT.
+    #[arg(short, long, value_name = "SERVICE")]
+    service: Option<String>,
+    /// With an end in a network, or at an address, before or after translation.
+    #[arg(short, long, value_name = "NETWORK", value_parser = network)]
+    address: Option<IpNet>,
+    /// With that port at one end.
+    #[arg(short, long, value_name = "PORT")]
+    port: Option<u16>,
+    /// Of a protocol.
+    #[arg(long, value_enum)]
+    protocol: Option<Protocol>,
+    /// Whose backend does not serve any more.
+    #[arg(long)]
+    stale: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+#[derive(Debug, Args)]
+struct List {
+    #[command(flatten)]
+    filter: Filter,
+    /// Every entry: replies, and the second steps of masqueraded flows, too.
+    #[arg(long)]
+    halves: bool,
+    #[command(flatten)]
+    target: Target,
+}
+
+#[derive(Debug, Args)]
+struct Flush {
+    #[command(flatten)]
+    filter: Filter,
+    /// Every one.
+    #[arg(long)]
+    all: bool,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// An address is a network of one.
+fn network(text: &str) -> Result<IpNet, String> {
+    let address = text.parse().map(|address: std::net::IpAddr| IpNet::from(address));
+    address
+        .or_else(|_| text.parse())
+        .map_err(|_: ipnet::AddrParseError| "expected an address or NETWORK/BITS".to_owned())
+}
+
+impl Filter {
+    fn filter(&self, halves: bool) -> FlowFilter {
+        FlowFilter {
+            service: self.service.clone(),
+            address: self.address,
+            port: self.port,
+            protocol: self.protocol.map(|protocol| match protocol {
+                Protocol::Tcp => addr::Protocol::Tcp,
+                Protocol::Udp => addr::Protocol::Udp,
+                Protocol::Sctp => addr::Protocol::Sctp,
+            }),
+            stale: self.stale,
+            halves,
+        }
+    }
+}
+
+pub(super) fn execute(arguments: &Arguments) -> Result<(), Failure> {
+    match &arguments.verb {
+        Verb::List(List { filter, halves, target }) => {
+            let flows = target.inspector()?.flows(&filter.filter(*halves))?;
+            target.show(&flows, |flows| list(flows))
+        }
+        Verb::Flush(flush) => flush.execute(),
+    }
+}
+
+impl Flush {
+    fn execute(&self) -> Result<(), Failure> {
+        let filter = self.filter.filter(true);
+        if filter.is_all() != self.all {
+            let error =
+                anyhow::anyhow!("say which flows: by --service, --address, --port, --protocol or --stale; or --all");
+            return Err(Failure::new(error, 2));
+        }
+        let removed = self.target.inspector()?.flush(&filter)?;
+        self.target.show(&serde_json::json!({ "removed_entries": removed }), |_| format!("{removed} entries are out"))
+    }
+}
+
+fn list(flows: &[Flow]) -> String {
+    let headings = ["PROTOCOL", "CLIENT", "DESTINATION", "BECOMES", "SERVICE", "AT", "PHASE", "IDLE"];
+    let row = |flow: &Flow| {
+        // The source matters where it is replaced.
+        let source = if flow.new_source == flow.client { String::new() } else { format!("{} ", flow.new_source) };
+        [
+            flow.protocol.clone(),
+            flow.client.to_string(),
+            flow.destination.to_string(),
+            format!("{source}> {}", flow.new_destination),
+            flow.service.to_string(),
+            flow.stage.to_owned(),
+            phase(flow),
+            ago(flow.idle_seconds.into()),
+        ]
+    };
+    columns(&headings, flows.iter().map(row), "No flow is known.")
+}
+
+fn phase(flow: &Flow) -> String {
+    if flow.goes_on { flow.phase.to_owned() } else { format!("{}, over", flow.phase) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::network;
+
+    #[test]
+    fn an_address_is_a_network_of_one() {
+        assert_eq!(network("192.0.2.1").unwrap().to_string(), "192.0.2.1/32");
+        assert_eq!(network("2001:db8::/32").unwrap().to_string(), "2001:db8::/32");
+        assert!(network("192.0.2").unwrap_err().contains("NETWORK/BITS"));
+    }
+}

@@ -1,0 +1,104 @@
+//! `sluice status`: how the node's dataplane is, at a glance.
+
+use std::collections::BTreeMap;
+
+use clap::Args;
+
+use super::{
+    Failure,
+    output::{Target, ago, columns, word},
+};
+use crate::inspect::{AgentStatus, Attached, Status};
+
+/// What to show.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  sluice status\n  sluice status -v\n  sluice status -o json | jq .agent.is_running"
+)]
+pub(super) struct Arguments {
+    /// Every program and every map.
+    #[arg(short, long)]
+    verbose: bool,
+    #[command(flatten)]
+    target: Target,
+}
+
+pub(super) fn execute(arguments: &Arguments) -> Result<(), Failure> {
+    let status = arguments.target.inspector()?.status()?;
+    arguments.target.show(&status, |status| describe(status, arguments.verbose))
+}
+
+fn describe(status: &Status, verbose: bool) -> String {
+    let node = &status.node;
+    let addresses: Vec<String> = node.masquerade_addresses.iter().map(ToString::to_string).collect();
+    let mut rows = agent(&status.agent);
+    rows.extend([
+        ["Maps".into(), format!("layout {}, pinned under {}", status.layout, status.pin_path)],
+        ["Masquerades as".into(), if addresses.is_empty() { "nobody".into() } else { addresses.join(" ") }],
+        ["NodePorts".into(), span(node.node_ports)],
+        ["Source ports".into(), span(node.source_ports)],
+    ]);
+    rows.extend(devices(&status.attached).into_iter().map(|(target, programs)| [target, programs]));
+    let mut text: String = rows.iter().map(|[name, value]| format!("{:<18}{value}\n", format!("{name}:"))).collect();
+    if verbose {
+        text += "\n";
+        text += &programs(&status.attached);
+    }
+    text += "\n";
+    text += &maps(status, verbose);
+    text
+}
+
+fn span([first, last]: [u16; 2]) -> String {
+    format!("{first}-{last}")
+}
+
+fn agent(agent: &AgentStatus) -> Vec<[String; 2]> {
+    let since =
+        |seconds: Option<u64>| seconds.map_or_else(|| "never".into(), |seconds| format!("{} ago", ago(seconds)));
+    let running = if agent.is_running {
+        format!("running (pid {}, version {}, started {})", agent.pid, agent.version, since(agent.started_seconds_ago))
+    } else {
+        format!("not running: traffic goes on as the maps say; last seen {}", since(agent.alive_seconds_ago))
+    };
+    let synced = match agent.failures {
+        0 => since(agent.synced_seconds_ago),
+        failures => format!("{}; {failures} attempts have failed since: see its log", since(agent.synced_seconds_ago)),
+    };
+    vec![
+        ["Agent".into(), running],
+        ["Last news".into(), since(agent.heard_seconds_ago)],
+        ["In the kernel".into(), synced],
+        ["Algorithm".into(), agent.algorithm.clone()],
+    ]
+}
+
+/// Programs by device, in one line each.
+fn devices(attached: &[Attached]) -> Vec<(String, String)> {
+    let mut devices: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for Attached { target, program, mechanism, .. } in attached {
+        // Of a cgroup there are eleven, always the same.
+        let shown = if target == "cgroup" { program.clone() } else { format!("{program} ({mechanism})") };
+        devices.entry(target).or_default().push(shown);
+    }
+    devices.into_iter().map(|(target, programs)| (target.to_owned(), programs.join(" "))).collect()
+}
+
+fn programs(attached: &[Attached]) -> String {
+    let headings = ["TARGET", "PROGRAM", "MECHANISM", "PROGRAM ID", "LINK ID", "DEVICE GONE"];
+    let row = |link: &Attached| {
+        let Attached { target, program, mechanism, program_id, link_id, is_dead } = link;
+        let (program_id, link_id) = (program_id.to_string(), link_id.to_string());
+        [target.clone(), program.clone(), mechanism.clone(), program_id, link_id, word(*is_dead)]
+    };
+    columns(&headings, attached.iter().map(row), "Nothing is attached.")
+}
+
+fn maps(status: &Status, verbose: bool) -> String {
+    let headings = ["MAP", "ENTRIES", "CAPACITY", "FULL"];
+    let shown = status.maps.iter().filter(|map| verbose || map.entries > 0).map(|map| {
+        let percent = map.entries as f64 * 100.0 / f64::from(map.capacity.max(1));
+        [map.map.clone(), map.entries.to_string(), map.capacity.to_string(), format!("{percent:.0} %")]
+    });
+    columns(&headings, shown, "All maps are empty.")
+}

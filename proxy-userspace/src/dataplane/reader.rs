@@ -1,0 +1,95 @@
+//! The entries of a family's maps as they are, for whoever shows them to people.
+
+use std::{collections::HashMap, net::IpAddr};
+
+use aya::{Pod, maps::lpm_trie::Key};
+use proxy_common::{
+    addr::Address,
+    backend::Backend,
+    flow::{Flow, Tier},
+    names::ServiceName,
+    service::{Affinity, Client, Frontend, Service, Source},
+    stats::Stats,
+    tuple::Tuple,
+};
+
+use super::{error::Error, observer::FamilyObserver};
+
+/// Reads the maps of one family, whichever.
+pub trait FamilyReader {
+    /// Its addresses.
+    type Addr: Address + Into<IpAddr>;
+
+    /// `SERVICES_*`
+    fn services(&self) -> Result<Vec<(Frontend<Self::Addr>, Service)>, Error>;
+    /// `BACKENDS_*`: the index is the id.
+    fn all_backends(&self) -> Result<Vec<Backend<Self::Addr>>, Error>;
+    /// `NAMES_*`
+    fn names(&self) -> Result<HashMap<u32, ServiceName>, Error>;
+    /// `EMBRYOS_*` and then `FLOWS_*`: a flow that moves on meanwhile is seen twice rather than not at all.
+    fn visit_flows(&self, each: &mut dyn FnMut(Tier, &Tuple<Self::Addr>, &Flow<Self::Addr>)) -> Result<(), Error>;
+    /// `AFFINITY_*`
+    fn affinities(&self) -> Result<Vec<(Client<Self::Addr>, Affinity)>, Error>;
+    /// `SOURCES_*`: index of a Service port, prefix, and its length.
+    fn sources(&self) -> Result<Vec<(u32, Self::Addr, u32)>, Error>;
+    /// `SERVICE_STATS_*`, below an index.
+    fn service_counts(&self, end: u32) -> Result<Vec<Stats>, Error>;
+    /// `BACKEND_STATS_*`, below an id.
+    fn backend_counts(&self, end: u32) -> Result<Vec<Stats>, Error>;
+}
+
+impl<A> FamilyReader for FamilyObserver<A>
+where
+    A: Address + Pod + Into<IpAddr>,
+    Frontend<A>: Pod,
+    Backend<A>: Pod,
+    Source<A>: Pod,
+    Client<A>: Pod,
+    Tuple<A>: Pod,
+    Flow<A>: Pod,
+{
+    type Addr = A;
+
+    fn services(&self) -> Result<Vec<(Frontend<A>, Service)>, Error> {
+        self.services.entries()
+    }
+
+    fn all_backends(&self) -> Result<Vec<Backend<A>>, Error> {
+        self.backends.values(self.backends.capacity() as usize)
+    }
+
+    fn names(&self) -> Result<HashMap<u32, ServiceName>, Error> {
+        Ok(self.names.entries()?.into_iter().collect())
+    }
+
+    fn visit_flows(&self, each: &mut dyn FnMut(Tier, &Tuple<A>, &Flow<A>)) -> Result<(), Error> {
+        for (tier, table) in [Tier::Embryos, Tier::Flows].into_iter().zip(&self.flows) {
+            table.visit(|key, flow| {
+                each(tier, &key, &flow);
+                true
+            })?;
+        }
+        Ok(())
+    }
+
+    fn affinities(&self) -> Result<Vec<(Client<A>, Affinity)>, Error> {
+        self.affinity.entries()
+    }
+
+    fn sources(&self) -> Result<Vec<(u32, A, u32)>, Error> {
+        let entries = self.sources.entries()?;
+        let prefix = |key: &Key<Source<A>>| {
+            let source = key.data();
+            (source.service, source.addr, key.prefix_len().saturating_sub(Source::<A>::BITS))
+        };
+        Ok(entries.iter().map(|(key, _)| prefix(key)).collect())
+    }
+
+    fn service_counts(&self, end: u32) -> Result<Vec<Stats>, Error> {
+        self.service_stats.values(end as usize)
+    }
+
+    fn backend_counts(&self, end: u32) -> Result<Vec<Stats>, Error> {
+        self.backend_stats.values(end as usize)
+    }
+}

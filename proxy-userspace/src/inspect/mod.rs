@@ -1,0 +1,165 @@
+//! What the kernel's maps say, in people's words. In: the pins of an agent, which need not run any more. Out: plain data, to be
+//! shown as a table, JSON or YAML. Nothing here changes anything but [`Inspector::flush`].
+
+mod affinity;
+mod backend;
+mod flow;
+mod names;
+mod rates;
+mod service;
+mod status;
+
+use std::{
+    io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use proxy_common::node::LAYOUT;
+use serde::Serialize;
+
+pub use self::{
+    affinity::Affinity,
+    backend::{Backend, State},
+    flow::{Flow, FlowFilter},
+    names::{Names, PortName},
+    rates::{Counts, Rate, Rates},
+    service::{Empty, Frontend, Kind, Range, ServicePort, Share},
+    status::{AgentStatus, Attached, Status},
+};
+use crate::dataplane::{self, Observer};
+
+/// Why the maps cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum InspectError {
+    /// No pins.
+    #[error(
+        "nothing of Sluice is pinned under {path}: no agent has run on this node since it was booted or cleaned up; start one, or name its --pin-path", path = .path.display()
+    )]
+    NothingPinned {
+        /// Where pins were looked for.
+        path: PathBuf,
+    },
+    /// Not allowed to.
+    #[error("the pins under {path} cannot be opened: run as root, or with the capabilities BPF and NET_ADMIN", path = .path.display())]
+    NotAllowed {
+        /// Where they are.
+        path: PathBuf,
+    },
+    /// Other types.
+    #[error(
+        "the maps have layout {found}, and this version reads {LAYOUT}: use the `sluice` of the agent that made them"
+    )]
+    Layout {
+        /// What they have.
+        found: u32,
+    },
+    /// The kernel.
+    #[error(transparent)]
+    Access(#[from] dataplane::Error),
+}
+
+impl InspectError {
+    /// The exit code of a command that ends with this error.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::NothingPinned { .. } | Self::NotAllowed { .. } | Self::Layout { .. } => 78,
+            Self::Access(_) => 1,
+        }
+    }
+}
+
+/// An address family, in words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
+}
+
+impl Family {
+    fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::Ipv4 } else { Self::Ipv6 }
+    }
+}
+
+/// Reads the maps.
+#[derive(Debug)]
+pub struct Inspector {
+    observer: Observer,
+    pin_path: PathBuf,
+}
+
+impl Inspector {
+    /// Opens what is pinned under a path.
+    pub fn open(pin_path: &Path) -> Result<Self, InspectError> {
+        let maps = dataplane::maps_directory(pin_path);
+        match maps.join("NODE").symlink_metadata() {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(InspectError::NotAllowed { path: pin_path.into() });
+            }
+            Err(_) => return Err(InspectError::NothingPinned { path: pin_path.into() }),
+            Ok(_) => {}
+        }
+        let found = dataplane::pinned_layout(pin_path)?;
+        if found != LAYOUT {
+            return Err(InspectError::Layout { found });
+        }
+        Ok(Self { observer: Observer::open(pin_path)?, pin_path: pin_path.into() })
+    }
+
+    /// Every port of every Service, by name.
+    pub fn services(&self) -> Result<Vec<ServicePort>, InspectError> {
+        let slots = self.observer.slot_values()?;
+        let mut ports = service::ports(self.observer.v4(), &slots)?;
+        ports.extend(service::ports(self.observer.v6(), &slots)?);
+        ports.sort();
+        Ok(ports)
+    }
+
+    /// Every backend, by address.
+    pub fn backends(&self) -> Result<Vec<Backend>, InspectError> {
+        let slots = self.observer.slot_values()?;
+        let mut backends = backend::all(self.observer.v4(), &slots)?;
+        backends.extend(backend::all(self.observer.v6(), &slots)?);
+        backends.sort();
+        Ok(backends)
+    }
+
+    /// The flows that a filter lets through, the latest first.
+    pub fn flows(&self, filter: &FlowFilter) -> Result<Vec<Flow>, InspectError> {
+        let mut flows = flow::all(self.observer.v4(), filter)?;
+        flows.extend(flow::all(self.observer.v6(), filter)?);
+        flows.sort_by_key(|flow| (flow.idle_seconds, flow.client, flow.destination));
+        Ok(flows)
+    }
+
+    /// Takes those out of the kernel, both halves of each; returns how many entries that were. Their connections are unknown
+    /// from then on: what comes next of a TCP connection is given a backend like any other.
+    pub fn flush(&self, filter: &FlowFilter) -> Result<u64, InspectError> {
+        let filter = FlowFilter { halves: true, ..filter.clone() };
+        let v4 = flow::chosen(self.observer.v4(), &filter)?;
+        let v6 = flow::chosen(self.observer.v6(), &filter)?;
+        Ok(self.observer.remove_flows(&v4, &v6)?)
+    }
+
+    /// Clients that stay with a backend, by Service.
+    pub fn affinities(&self) -> Result<Vec<Affinity>, InspectError> {
+        let mut affinities = affinity::all(self.observer.v4())?;
+        affinities.extend(affinity::all(self.observer.v6())?);
+        affinities.sort();
+        Ok(affinities)
+    }
+
+    /// How the node's dataplane is.
+    pub fn status(&self) -> Result<Status, InspectError> {
+        status::read(&self.observer, &self.pin_path)
+    }
+
+    /// The maps themselves.
+    pub fn observer(&self) -> &Observer {
+        &self.observer
+    }
+}
