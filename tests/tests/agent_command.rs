@@ -462,6 +462,9 @@ fn fill(sandbox: &Sandbox, count: u32) -> Result<()> {
     })?
 }
 
+/// Milliseconds. What is built without optimisation takes two or three times as long as what is shipped.
+const LIMIT: u64 = if cfg!(debug_assertions) { 500 } else { 200 };
+
 /// Of those that have ended.
 fn processor_time_of_children() -> Result<Duration> {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
@@ -492,7 +495,7 @@ fn each_verb_answers_within_200_ms_with_10_000_services() -> Result<()> {
         let times = (0..5).map(time).collect::<Result<Vec<_>>>()?;
         let best = times.into_iter().min().unwrap_or_default();
         println!("{words:?}: {best:?}");
-        ensure!(best < patience(Duration::from_millis(200)), "{words:?} takes {best:?}");
+        ensure!(best < patience(Duration::from_millis(LIMIT)), "{words:?} takes {best:?}");
     }
     Ok(())
 }

@@ -288,6 +288,9 @@ const V6: Names = Names {
     active: "ACTIVE_V6",
 };
 
+/// Entries of `BACKENDS_*` that nobody has written, one after the other: behind them are no others.
+const UNUSED: usize = 4_096;
+
 impl<A> FamilyObserver<A>
 where
     A: Address + Pod + Into<std::net::IpAddr>,
@@ -401,8 +404,7 @@ where
 
     /// Every backend that has an id.
     pub fn backends(&self) -> Result<Vec<KnownBackend>, Error> {
-        let entries = self.backends.values(self.backends.capacity() as usize)?;
-        let used = (0_u32..).zip(entries).filter(|(_, backend)| backend.state != BackendState::Free);
+        let used = (0_u32..).zip(self.backend_entries()?).filter(|(_, backend)| backend.state != BackendState::Free);
         Ok(used
             .map(|(id, backend)| KnownBackend {
                 id,
@@ -411,6 +413,18 @@ where
                 is_present: backend.state != BackendState::Gone,
             })
             .collect())
+    }
+
+    /// `BACKENDS_*` as far as ids were ever given out: the smallest one that is free comes next, so that behind a long run of
+    /// entries nobody has written there are no others.
+    pub(super) fn backend_entries(&self) -> Result<Vec<Backend<A>>, Error> {
+        let (mut entries, mut unused) = (Vec::new(), 0);
+        self.backends.visit(|_, backend| {
+            unused = if backend == Backend::default() { unused + 1 } else { 0 };
+            entries.push(backend);
+            unused < UNUSED
+        })?;
+        Ok(entries)
     }
 
     fn backends_end(&self) -> Result<usize, Error> {

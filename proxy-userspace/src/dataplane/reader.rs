@@ -9,6 +9,7 @@ use proxy_common::{
     flow::{Flow, Tier},
     names::ServiceName,
     service::{Affinity, Client, Frontend, Service, Source},
+    socket::{SocketPeer, SocketTarget},
     stats::Stats,
     tuple::Tuple,
 };
@@ -42,11 +43,13 @@ impl<A> FamilyReader for FamilyObserver<A>
 where
     A: Address + Pod + Into<IpAddr>,
     Frontend<A>: Pod,
-    Backend<A>: Pod,
+    Backend<A>: Pod + Default + PartialEq,
     Source<A>: Pod,
     Client<A>: Pod,
     Tuple<A>: Pod,
     Flow<A>: Pod,
+    SocketPeer<A>: Pod,
+    SocketTarget<A>: Pod,
 {
     type Addr = A;
 
@@ -55,7 +58,7 @@ where
     }
 
     fn all_backends(&self) -> Result<Vec<Backend<A>>, Error> {
-        self.backends.values(self.backends.capacity() as usize)
+        self.backend_entries()
     }
 
     fn names(&self) -> Result<HashMap<u32, ServiceName>, Error> {
