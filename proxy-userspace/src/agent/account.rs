@@ -111,7 +111,9 @@ impl Account {
 
     /// That is in the kernel.
     pub(super) fn note_named(&self) {
-        IpFamily::ALL.into_iter().for_each(|family| self.kernel.owners(family).forget_unnamed());
+        for family in IpFamily::ALL {
+            self.kernel.owners(family).forget_unnamed();
+        }
     }
 
     /// A source has said something.

@@ -29,10 +29,12 @@ pub(super) struct Arguments {
 pub(super) fn execute(arguments: &Arguments) -> Result<(), Failure> {
     let files = collect(arguments);
     archive(&arguments.to, &files).map_err(|error| Failure::new(error, 1))?;
-    let names: String = files.iter().map(|(name, content)| format!("  {name} ({} bytes)\n", content.len())).collect();
+    let names: Vec<String> =
+        files.iter().map(|(name, content)| format!("  {name} ({} bytes)", content.len())).collect();
     print(&format!(
-        "{} holds:\n{names}Look at it before you give it away: it names Services, addresses and devices.",
-        arguments.to.display()
+        "{} holds:\n{}\nLook at it before you give it away: it names Services, addresses and devices.",
+        arguments.to.display(),
+        names.join("\n")
     ))
 }
 

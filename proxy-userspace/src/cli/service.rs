@@ -1,5 +1,7 @@
 //! `sluice service`: what is served.
 
+use std::fmt::Write as _;
+
 use clap::{Args, Subcommand};
 
 use super::{
@@ -108,7 +110,7 @@ fn describe(port: &ServicePort) -> String {
         affinity(port)
     );
     for frontend in &port.frontends {
-        text += &format!("  {}{}\n", short(frontend), remarks(frontend));
+        let _ = writeln!(text, "  {}{}", short(frontend), remarks(frontend));
         if frontend.internal == frontend.external {
             text += &range("all clients", &frontend.internal);
         } else {
@@ -142,7 +144,7 @@ fn range(clients: &str, range: &Range) -> String {
     let mut text = format!("    {clients}:\n");
     for share in &range.backends {
         let percent = f64::from(share.slots) * 100.0 / f64::from(range.slots.max(1));
-        text += &format!("      {}   {}   {percent:.1} %\n", share.address, share.state.name());
+        let _ = writeln!(text, "      {}   {}   {percent:.1} %", share.address, share.state.name());
     }
     text
 }

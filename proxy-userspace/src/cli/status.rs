@@ -1,6 +1,6 @@
 //! `sluice status`: how the node's dataplane is, at a glance.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use clap::Args;
 
@@ -39,7 +39,10 @@ fn describe(status: &Status, verbose: bool) -> String {
         ["Source ports".into(), span(node.source_ports)],
     ]);
     rows.extend(devices(&status.attached).into_iter().map(|(target, programs)| [target, programs]));
-    let mut text: String = rows.iter().map(|[name, value]| format!("{:<18}{value}\n", format!("{name}:"))).collect();
+    let mut text = String::new();
+    for [name, value] in &rows {
+        let _ = writeln!(text, "{:<18}{value}", format!("{name}:"));
+    }
     if verbose {
         text += "\n";
         text += &programs(&status.attached);
@@ -97,8 +100,8 @@ fn programs(attached: &[Attached]) -> String {
 fn maps(status: &Status, verbose: bool) -> String {
     let headings = ["MAP", "ENTRIES", "CAPACITY", "FULL"];
     let shown = status.maps.iter().filter(|map| verbose || map.entries > 0).map(|map| {
-        let percent = map.entries as f64 * 100.0 / f64::from(map.capacity.max(1));
-        [map.map.clone(), map.entries.to_string(), map.capacity.to_string(), format!("{percent:.0} %")]
+        let percent = map.entries as u64 * 100 / u64::from(map.capacity.max(1));
+        [map.name.clone(), map.entries.to_string(), map.capacity.to_string(), format!("{percent} %")]
     });
     columns(&headings, shown, "All maps are empty.")
 }

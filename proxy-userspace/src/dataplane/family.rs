@@ -43,7 +43,7 @@ pub(super) struct Names {
     local_addrs: &'static str,
     peer_addrs: &'static str,
     sources: &'static str,
-    names: &'static str,
+    called: &'static str,
     flows: [&'static str; 2],
 }
 
@@ -54,7 +54,7 @@ pub(super) const V4: Names = Names {
     local_addrs: "LOCAL_ADDRS_V4",
     peer_addrs: "PEER_ADDRS_V4",
     sources: "SOURCES_V4",
-    names: "NAMES_V4",
+    called: "NAMES_V4",
     flows: ["FLOWS_V4", "EMBRYOS_V4"],
 };
 
@@ -65,7 +65,7 @@ pub(super) const V6: Names = Names {
     local_addrs: "LOCAL_ADDRS_V6",
     peer_addrs: "PEER_ADDRS_V6",
     sources: "SOURCES_V6",
-    names: "NAMES_V6",
+    called: "NAMES_V6",
     flows: ["FLOWS_V6", "EMBRYOS_V6"],
 };
 
@@ -113,7 +113,7 @@ where
             local_addrs: object.table(names.local_addrs)?,
             peer_addrs: object.table(names.peer_addrs)?,
             sources: object.table(names.sources)?,
-            names: object.table(names.names)?,
+            names: object.table(names.called)?,
             flows: [object.table(flows)?, object.table(embryos)?],
         })
     }

@@ -70,7 +70,7 @@ pub use self::{
     pinned::{Unfiltered, read_pinned, unfiltered},
     presence::{Presence, seconds_since_boot},
     program::ProgramName,
-    reader::FamilyReader,
+    reader::{FamilyReader, FlowVisitor},
     sockets::Swept,
 };
 use crate::diff::{KernelState, Plan};

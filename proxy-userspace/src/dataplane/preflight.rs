@@ -70,7 +70,7 @@ fn capabilities() -> Result<(), OpenError> {
     }
 }
 
-/// Whether the kernel lets this process do what the capability is for. It takes SYS_ADMIN for BPF and PERFMON, as it did before there
+/// Whether the kernel lets this process do what the capability is for. It takes `SYS_ADMIN` for BPF and PERFMON, as it did before there
 /// were such capabilities.
 pub(super) fn has(capability: Capability) -> bool {
     let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);

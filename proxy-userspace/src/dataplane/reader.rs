@@ -16,21 +16,27 @@ use proxy_common::{
 
 use super::{error::Error, observer::FamilyObserver};
 
+/// Entries of a map, by key.
+type Entries<K, V> = Result<Vec<(K, V)>, Error>;
+
+/// Is shown entries of the flow table.
+pub type FlowVisitor<'a, A> = dyn FnMut(Tier, &Tuple<A>, &Flow<A>) + 'a;
+
 /// Reads the maps of one family, whichever.
 pub trait FamilyReader {
     /// Its addresses.
     type Addr: Address + Into<IpAddr>;
 
     /// `SERVICES_*`
-    fn services(&self) -> Result<Vec<(Frontend<Self::Addr>, Service)>, Error>;
+    fn services(&self) -> Entries<Frontend<Self::Addr>, Service>;
     /// `BACKENDS_*`: the index is the id.
     fn all_backends(&self) -> Result<Vec<Backend<Self::Addr>>, Error>;
     /// `NAMES_*`
     fn names(&self) -> Result<HashMap<u32, ServiceName>, Error>;
     /// `EMBRYOS_*` and then `FLOWS_*`: a flow that moves on meanwhile is seen twice rather than not at all.
-    fn visit_flows(&self, each: &mut dyn FnMut(Tier, &Tuple<Self::Addr>, &Flow<Self::Addr>)) -> Result<(), Error>;
+    fn visit_flows(&self, each: &mut FlowVisitor<'_, Self::Addr>) -> Result<(), Error>;
     /// `AFFINITY_*`
-    fn affinities(&self) -> Result<Vec<(Client<Self::Addr>, Affinity)>, Error>;
+    fn affinities(&self) -> Entries<Client<Self::Addr>, Affinity>;
     /// `SOURCES_*`: index of a Service port, prefix, and its length.
     fn sources(&self) -> Result<Vec<(u32, Self::Addr, u32)>, Error>;
     /// `SERVICE_STATS_*`, below an index.
@@ -53,7 +59,7 @@ where
 {
     type Addr = A;
 
-    fn services(&self) -> Result<Vec<(Frontend<A>, Service)>, Error> {
+    fn services(&self) -> Entries<Frontend<A>, Service> {
         self.services.entries()
     }
 
@@ -65,7 +71,7 @@ where
         Ok(self.names.entries()?.into_iter().collect())
     }
 
-    fn visit_flows(&self, each: &mut dyn FnMut(Tier, &Tuple<A>, &Flow<A>)) -> Result<(), Error> {
+    fn visit_flows(&self, each: &mut FlowVisitor<'_, A>) -> Result<(), Error> {
         for (tier, table) in [Tier::Embryos, Tier::Flows].into_iter().zip(&self.flows) {
             table.visit(|key, flow| {
                 each(tier, &key, &flow);
@@ -75,7 +81,7 @@ where
         Ok(())
     }
 
-    fn affinities(&self) -> Result<Vec<(Client<A>, Affinity)>, Error> {
+    fn affinities(&self) -> Entries<Client<A>, Affinity> {
         self.affinity.entries()
     }
 

@@ -98,11 +98,11 @@ pub(super) fn all<R: FamilyReader>(maps: &R, filter: &FlowFilter) -> Result<Vec<
     Ok(flows)
 }
 
+/// Tiers and keys.
+type Keys<A> = Vec<(Tier, Tuple<A>)>;
+
 /// Their tiers and keys.
-pub(super) fn chosen<R: FamilyReader>(
-    maps: &R,
-    filter: &FlowFilter,
-) -> Result<Vec<(Tier, Tuple<R::Addr>)>, InspectError> {
+pub(super) fn chosen<R: FamilyReader>(maps: &R, filter: &FlowFilter) -> Result<Keys<R::Addr>, InspectError> {
     let mut keys = Vec::new();
     visit(maps, filter, |tier, key, _| keys.push((tier, *key)))?;
     Ok(keys)

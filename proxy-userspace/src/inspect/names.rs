@@ -67,9 +67,9 @@ mod tests {
 
     #[test]
     fn a_port_is_called_as_its_service_or_by_its_index() {
-        let named =
+        let called =
             |name, port| ServiceName { namespace: Text::new("default"), name: Text::new(name), port: Text::new(port) };
-        let names = Names(HashMap::from([(1, named("web", "http")), (2, named("w\x1b[1m", ""))]));
+        let names = Names(HashMap::from([(1, called("web", "http")), (2, called("w\x1b[1m", ""))]));
         assert_eq!(names.of(1).to_string(), "default/web:http");
         assert_eq!(names.of(2).to_string(), "default/w\\u{1b}[1m");
         assert_eq!(names.of(3).to_string(), "#3");

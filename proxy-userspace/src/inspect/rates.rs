@@ -112,7 +112,7 @@ fn sorted(rates: impl Iterator<Item = Rate>) -> Vec<Rate> {
 impl Rate {
     /// None where nothing has gone on.
     fn between(name: String, then: &Stats, now: &Stats, seconds: f64) -> Option<Self> {
-        let rate = |count: fn(&Stats) -> u64| count(now).wrapping_sub(count(then)) as f64 / seconds;
+        let rate = |count: fn(&Stats) -> u64| per_second(count(now).wrapping_sub(count(then)), seconds);
         (then != now).then(|| Self {
             name,
             opened: rate(|stats| stats.opened),
@@ -127,6 +127,11 @@ impl Rate {
     fn load(&self) -> f64 {
         self.packets + self.reply_packets + self.opened
     }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people, who read three digits of it")]
+fn per_second(count: u64, seconds: f64) -> f64 {
+    count as f64 / seconds
 }
 
 #[cfg(test)]

@@ -37,6 +37,7 @@ pub struct ServicePort {
 
 /// What a packet is addressed to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a field of the answer, and none excludes another")]
 pub struct Frontend {
     /// What kind of address.
     pub kind: Kind,
@@ -135,7 +136,9 @@ pub(super) fn ports(maps: &impl FamilyReader, slots: &[u32]) -> Result<Vec<Servi
         port.frontends.push(room.frontend(&frontend, &service));
     }
     let mut ports: Vec<_> = ports.into_values().collect();
-    ports.iter_mut().for_each(|port| port.frontends.sort());
+    for port in &mut ports {
+        port.frontends.sort();
+    }
     Ok(ports)
 }
 
@@ -171,7 +174,9 @@ impl<A: proxy_common::addr::Address + Into<IpAddr>> Room<'_, A> {
         let first = range.first as usize;
         let ids = self.slots.get(first..first + range.count as usize).unwrap_or_default();
         let mut counts: BTreeMap<u32, u32> = BTreeMap::new();
-        ids.iter().for_each(|id| *counts.entry(*id).or_default() += 1);
+        for id in ids {
+            *counts.entry(*id).or_default() += 1;
+        }
         let mut backends: Vec<Share> = counts.into_iter().filter_map(|(id, slots)| self.share(id, slots)).collect();
         backends.sort();
         let when_empty = match when_empty {

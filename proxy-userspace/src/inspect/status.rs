@@ -3,7 +3,7 @@
 use std::{net::IpAddr, path::Path};
 
 use proxy_common::{
-    addr::{Address as _, Ipv4, Ipv6},
+    addr::{Address as _, Ipv4, Ipv6, Port},
     node::{Node, TUNNELS, masquerade},
 };
 use serde::Serialize;
@@ -90,8 +90,9 @@ pub struct Attached {
 /// How full a map is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MapFill {
-    /// Its name.
-    pub map: String,
+    /// The map.
+    #[serde(rename = "map")]
+    pub name: String,
     /// Entries in use.
     pub entries: usize,
     /// Entries that fit.
@@ -137,8 +138,8 @@ fn describe(node: &Node) -> NodeStatus {
     let v6 = v6.filter(|address| *address != Ipv6::ANY).map(IpAddr::from);
     NodeStatus {
         masquerade_addresses: v4.chain(v6).collect(),
-        node_ports: [node.node_port_first, node.node_port_last].map(|port| port.number()),
-        source_ports: [node.source_port_first, node.source_port_last].map(|port| port.number()),
+        node_ports: [node.node_port_first, node.node_port_last].map(Port::number),
+        source_ports: [node.source_port_first, node.source_port_last].map(Port::number),
         masquerades_all: node.flags & masquerade::ALL != 0,
         masquerades_local_backends: node.flags & masquerade::LOCAL_BACKENDS != 0,
         has_tunnels: node.flags & TUNNELS != 0,
@@ -167,6 +168,6 @@ impl From<PinnedLink> for Attached {
 
 impl From<Fill> for MapFill {
     fn from(fill: Fill) -> Self {
-        Self { map: fill.map.into(), entries: fill.entries, capacity: fill.capacity }
+        Self { name: fill.map.into(), entries: fill.entries, capacity: fill.capacity }
     }
 }
