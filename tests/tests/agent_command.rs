@@ -420,7 +420,7 @@ fn top_tells_rates_of_what_was_counted_meanwhile() -> Result<()> {
         });
         let answer = node.ask(&["top", "--once", "-o", "json"]);
         done.store(true, Ordering::Relaxed);
-        counting.join().map_err(|_| anyhow::anyhow!("counting has panicked"))??;
+        counting.join().map_err(|_panic| anyhow::anyhow!("counting has panicked"))??;
         answer
     })?;
     let rates: serde_json::Value = serde_json::from_str(&answer)?;
