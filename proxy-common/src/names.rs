@@ -37,10 +37,26 @@ pub struct Agent {
     pub pid: u32,
     /// How often in a row the kernel could not be made to hold what it should.
     pub failures: u32,
+    /// What it has given up: bits of [`confined`].
+    pub confined: u32,
+    /// Zero.
+    pub pad: u32,
     /// Its version.
     pub version: Text,
     /// The algorithm of Services that ask for none.
     pub algorithm: Text,
+}
+
+/// Bits of [`Agent::confined`].
+pub mod confined {
+    /// It has only capabilities that it needs.
+    pub const CAPABILITIES: u32 = 1;
+    /// Nothing it executes gains any.
+    pub const NO_NEW_PRIVILEGES: u32 = 2;
+    /// System calls that it has no use for fail.
+    pub const SYSTEM_CALLS: u32 = 4;
+    /// It writes to its pins and to settings of the network, and to no other file.
+    pub const FILES: u32 = 8;
 }
 
 impl Text {
@@ -72,6 +88,8 @@ impl Agent {
         synced: 0,
         pid: 0,
         failures: 0,
+        confined: 0,
+        pad: 0,
         version: Text::EMPTY,
         algorithm: Text::EMPTY,
     };
@@ -79,7 +97,7 @@ impl Agent {
 
 crate::no_padding!(Text: [u8; 64]);
 crate::no_padding!(ServiceName: Text, Text, Text);
-crate::no_padding!(Agent: u64, u64, u64, u64, u32, u32, Text, Text);
+crate::no_padding!(Agent: u64, u64, u64, u64, u32, u32, u32, u32, Text, Text);
 crate::map_type!(Text, ServiceName, Agent);
 
 #[cfg(test)]

@@ -52,7 +52,8 @@ impl Account {
         let progress = Arc::new(Progress::new(health::patience(config.sync_period)));
         let metrics = Metrics::default();
         let kernel = Arc::new(Kernel::new(Observer::open(&config.dataplane.pin_path)?, config.metrics_per_backend));
-        let presence = Presence::begin(&config.dataplane.pin_path, &config.node.algorithm.to_string())?;
+        let presence =
+            Presence::begin(&config.dataplane.pin_path, &config.node.algorithm.to_string(), config.confined)?;
         let presence = Arc::new(presence);
         if let Some(address) = config.healthz {
             let router = health::router(Arc::clone(&progress), metrics.clone());

@@ -3,7 +3,7 @@
 mod arguments;
 
 use super::{EX_CONFIG, Failure, cleanup, logging};
-use crate::{agent, config::KubeProxyConfiguration, dataplane};
+use crate::{agent, config::KubeProxyConfiguration, confine, dataplane};
 
 pub(super) use self::arguments::Arguments;
 
@@ -19,7 +19,13 @@ pub(super) fn execute(arguments: Arguments) -> Result<(), Failure> {
     for note in file.notes.drain(..) {
         tracing::warn!("{note}");
     }
-    let config = arguments.into_config(file).map_err(|error| Failure::new(error, EX_CONFIG))?;
+    let confines = arguments.confines();
+    let mut config = arguments.into_config(file).map_err(|error| Failure::new(error, EX_CONFIG))?;
+    if confines {
+        // What only has to be done once, before.
+        dataplane::mount_bpf_file_system(&config.dataplane.pin_path);
+        config.confined = confine::confine(&config.dataplane.pin_path);
+    }
     dataplane::keep_little_free_memory();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new(error, 1))?;

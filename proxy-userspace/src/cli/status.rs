@@ -73,6 +73,7 @@ fn agent(agent: &AgentStatus) -> Vec<[String; 2]> {
         ["Last news".into(), since(agent.heard_seconds_ago)],
         ["In the kernel".into(), synced],
         ["Algorithm".into(), agent.algorithm.clone()],
+        ["Confined".into(), if agent.confined.is_empty() { "no".into() } else { agent.confined.join(", ") }],
     ]
 }
 

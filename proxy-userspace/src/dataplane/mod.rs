@@ -68,6 +68,7 @@ pub use self::{
     observer::{Active, FamilyObserver, Fill, KnownBackend, Observer, Survey},
     options::{ClassifierMode, DevicePattern, Options, PatternError, SocketLb, UplinkMode},
     pinned::{Unfiltered, read_pinned, unfiltered},
+    preflight::{mount_bpf_file_system, pin_root},
     presence::{Presence, seconds_since_boot},
     program::ProgramName,
     reader::{FamilyReader, FlowVisitor},

@@ -92,6 +92,18 @@ fn bpf_file_system(pin_path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
+/// Mounts a BPF file system for the pin path, if that is for us to do and possible; [`check`] tells what is wrong if not.
+pub fn mount_bpf_file_system(pin_path: &Path) {
+    let _ = bpf_file_system(pin_path);
+}
+
+/// The BPF file system that the pin path is on: its topmost directory above the path. The path itself, where there is none.
+pub fn pin_root(pin_path: &Path) -> PathBuf {
+    let existing = pin_path.ancestors().skip_while(|path| !path.is_dir());
+    let on_it = existing.take_while(|path| is_on(path, BPF_FS_MAGIC).unwrap_or(false));
+    on_it.last().unwrap_or(pin_path).into()
+}
+
 /// Where a BPF file system is to be mounted for the pin path; none if it is on one.
 pub(super) fn find_bpf_file_system(pin_path: &Path) -> Result<Option<PathBuf>, OpenError> {
     let error = |reason: String| OpenError::NoBpfFileSystem { path: pin_path.into(), reason };

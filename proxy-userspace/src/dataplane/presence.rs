@@ -23,14 +23,16 @@ impl std::fmt::Debug for Presence {
 }
 
 impl Presence {
-    /// Says that an agent has started, over the maps pinned under a path.
-    pub fn begin(pin_path: &Path, algorithm: &str) -> Result<Self, Error> {
+    /// Says that an agent has started, over the maps pinned under a path, and what it has given up: bits of
+    /// [`proxy_common::names::confined`].
+    pub fn begin(pin_path: &Path, algorithm: &str, confined: u32) -> Result<Self, Error> {
         let table = observer::open(&maps_directory(pin_path), "AGENT")?;
         let now = seconds_since_boot();
         let said = Agent {
             started: now,
             alive: now,
             pid: std::process::id(),
+            confined,
             version: Text::new(env!("CARGO_PKG_VERSION")),
             algorithm: Text::new(algorithm),
             ..Agent::NONE

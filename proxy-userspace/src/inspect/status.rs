@@ -9,7 +9,10 @@ use proxy_common::{
 use serde::Serialize;
 
 use super::InspectError;
-use crate::dataplane::{self, Fill, Observer, PinnedLink};
+use crate::{
+    confine,
+    dataplane::{self, Fill, Observer, PinnedLink},
+};
 
 /// The node's dataplane.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -49,6 +52,8 @@ pub struct AgentStatus {
     pub failures: u32,
     /// The algorithm of Services that ask for none.
     pub algorithm: String,
+    /// What it has given up.
+    pub confined: Vec<&'static str>,
 }
 
 /// What programs know of the node.
@@ -128,6 +133,7 @@ fn agent(observer: &Observer, pin_path: &Path) -> Result<AgentStatus, InspectErr
         synced_seconds_ago: ago(agent.synced),
         failures: agent.failures,
         algorithm: agent.algorithm.as_str().to_owned(),
+        confined: confine::describe(agent.confined),
     })
 }
 

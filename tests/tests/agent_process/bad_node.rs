@@ -21,7 +21,7 @@ use super::{filled, service, write};
 pub(super) const NODE_MUST_CHANGE: i32 = 78;
 
 /// Starts an agent from a thread of its own, which first spoils what the agent inherits.
-fn start_where(
+pub(super) fn start_where(
     spoil: impl FnOnce() -> Result<()> + Send,
     start: impl FnOnce() -> Result<Agent> + Send,
 ) -> Result<Agent> {
@@ -32,6 +32,14 @@ fn start_where(
 /// What root loses when it executes a program.
 fn lose(capabilities: &[Capability]) -> Result<()> {
     capabilities.iter().try_for_each(|one| Ok(caps::drop(None, CapSet::Bounding, *one)?))
+}
+
+/// What root has when it executes a program, and nothing else.
+pub(super) fn only(kept: &[Capability]) -> Result<()> {
+    let others = caps::all().into_iter().filter(|one| !kept.contains(one));
+    // Unknown to an older kernel is as good as lost.
+    let known: Vec<_> = others.filter(|one| caps::has_cap(None, CapSet::Bounding, *one).is_ok()).collect();
+    lose(&known)
 }
 
 /// Mounts of the calling thread's own from now on.
@@ -107,17 +115,10 @@ fn the_capabilities_that_the_advice_names_are_enough() -> Result<()> {
     let services = tempfile::tempdir()?;
     write(services.path(), "good.yaml", &[service("a", "10.96.0.1")])?;
     let source = format!("file:{}", services.path().display());
-    let others = || {
-        let named = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN, Capability::CAP_PERFMON];
-        // Kept because the agent's binary may lie in a directory that only another user may enter.
-        let kept = [&named[..], &[Capability::CAP_DAC_READ_SEARCH]].concat();
-        let others: Vec<_> = caps::all().into_iter().filter(|one| !kept.contains(one)).collect();
-        // Unknown to an older kernel is as good as lost.
-        let known: Vec<_> =
-            others.into_iter().filter(|one| caps::has_cap(None, CapSet::Bounding, *one).is_ok()).collect();
-        lose(&known)
-    };
-    let agent = start_where(others, || sandbox.agent(&["--source", &source]))?;
+    let named = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN, Capability::CAP_PERFMON];
+    // Kept because the agent's binary may lie in a directory that only another user may enter.
+    let kept = [&named[..], &[Capability::CAP_DAC_READ_SEARCH]].concat();
+    let agent = start_where(|| only(&kept), || sandbox.agent(&["--source", &source]))?;
     agent.wait_for("in sync")?;
     sandbox.wait_for_services("the Service", |services| services.len() == 1)?;
     Ok(())

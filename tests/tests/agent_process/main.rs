@@ -1,6 +1,7 @@
 //! The agent as a process, with the real kernel: what it writes, what it leaves alone, and what it says. Needs root.
 
 mod bad_node;
+mod confined;
 mod healing;
 
 use std::{fs, path::Path, time::Duration};

@@ -26,6 +26,7 @@ const SYNC_PERIOD: Duration = Duration::from_secs(30);
 
 /// The agent's flags.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(in crate::cli) struct Arguments {
     /// A `KubeProxyConfiguration` (v1alpha1); flags decide before it
     #[arg(long, value_name = "FILE")]
@@ -123,6 +124,9 @@ pub(in crate::cli) struct Arguments {
     /// Whether each backend has metrics of its own, of which there may be very many
     #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, default_value_t = true)]
     metrics_per_backend: bool,
+    /// Give up, before anything else is done, capabilities, system calls and files that the agent has no use for
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, default_value_t = true)]
+    confine: bool,
     /// Take everything out of the kernel that agents have put there, and end: the same as the command `cleanup`
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(super) cleanup: Option<bool>,
@@ -230,7 +234,13 @@ impl Arguments {
             },
             node_ports: self.node_port_range,
             source_ports: self.source_port_range,
+            confined: 0,
         })
+    }
+
+    /// Whether it gives up what it has no use for.
+    pub(in crate::cli) fn confines(&self) -> bool {
+        self.confine
     }
 
     fn healthz(&self, file: &KubeProxyConfiguration) -> Option<SocketAddr> {
