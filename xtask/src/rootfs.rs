@@ -76,10 +76,14 @@ impl<'a> Rootfs<'a> {
         self.libraries(path)
     }
 
-    /// The Services of the demonstration, at the path they have here.
-    pub(crate) fn examples(&mut self) -> Result<()> {
-        let examples = self.workspace.root.join("examples");
-        if examples.exists() { self.tree(&examples) } else { Ok(()) }
+    /// What tests read, at the paths it has here: the Services of the demonstration, and what commands have printed.
+    pub(crate) fn read_by_tests(&mut self) -> Result<()> {
+        for directory in ["examples", "tests/tests/snapshots"].map(|path| self.workspace.root.join(path)) {
+            if directory.exists() {
+                self.tree(&directory)?;
+            }
+        }
+        Ok(())
     }
 
     /// A directory of this machine, at the same path.

@@ -89,7 +89,7 @@ impl Lab {
         let mut rootfs = Rootfs::new(workspace)?;
         rootfs.program(&self.program)?;
         rootfs.program(&self.agent)?;
-        rootfs.examples()?;
+        rootfs.read_by_tests()?;
         rootfs.job(&self.job(workspace));
         let guest = Guest::new(workspace, &kernel, &rootfs, Accelerator::find(workspace, &kernel)?)?;
         println!("run: booting kernel {}; to leave it by force, kill qemu", kernel.name);

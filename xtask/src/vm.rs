@@ -79,7 +79,7 @@ fn kernels(workspace: &Workspace, arguments: &Arguments) -> Result<Vec<Kernel>> 
 fn command(workspace: &Workspace, rootfs: &mut Rootfs<'_>, words: &[String]) -> Result<()> {
     let agent = test::build_agent(workspace)?;
     rootfs.program(&agent)?;
-    rootfs.examples()?;
+    rootfs.read_by_tests()?;
     let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
     rootfs.job(&format!("{}{}\n", prelude(workspace, &agent), words.join(" ")));
     Ok(())
@@ -90,7 +90,7 @@ fn tests(workspace: &Workspace, rootfs: &mut Rootfs<'_>, arguments: &Arguments) 
     let (named, only) = (arguments.suites.as_slice(), &arguments.programs);
     let agent = test::build_agent(workspace)?;
     rootfs.program(&agent)?;
-    rootfs.examples()?;
+    rootfs.read_by_tests()?;
     let mut script = prelude(workspace, &agent) + "failed=0\n";
     let (mut suites, mut found) = (Vec::new(), Vec::new());
     for suite in if named.is_empty() { &USUAL } else { named } {
@@ -131,11 +131,13 @@ fn one_program(suite: Suite, name: &str, path: &Path) -> String {
 
 /// What cargo would have set for a test, and the agent in the path.
 fn prelude(workspace: &Workspace, agent: &Path) -> String {
+    let root = quoted_path(&workspace.root);
     let tests = quoted_path(&workspace.root.join("tests"));
     let lab = quoted_path(&agent.with_file_name("lab"));
     let agent = quoted_path(agent);
     format!(
         "export {}={agent} SLUICE_LAB={lab} SLUICE_TEST_SLOWNESS={SLOWNESS} RUST_BACKTRACE=1\n\
+         export INSTA_WORKSPACE_ROOT={root} INSTA_UPDATE=no\n\
          ln -s {agent} /usr/local/bin/sluice\n\
          mkdir -p {tests} && cd {tests}\n",
         test::AGENT
