@@ -4,6 +4,7 @@
 mod affinity;
 mod backend;
 mod flow;
+pub mod meaning;
 mod names;
 mod rates;
 mod service;
