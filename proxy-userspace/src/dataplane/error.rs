@@ -58,6 +58,12 @@ pub enum OpenError {
         /// What differs.
         difference: String,
     },
+    /// There is no such pin.
+    #[error("no map is pinned at {path}: start an agent of this version, or name the --pin-path of the one that runs", path = .path.display())]
+    NotPinned {
+        /// Where it should be.
+        path: PathBuf,
+    },
     /// A size for a map that does not exist.
     #[error("there is no map `{map}` whose size could be set")]
     UnknownMap {
@@ -83,6 +89,14 @@ pub enum OpenError {
         /// What the verifier said.
         source: aya::programs::ProgramError,
     },
+    /// A program that was to be tried.
+    #[error("program {program} could not be run over a packet: {source}")]
+    Run {
+        /// Its name.
+        program: &'static str,
+        /// What the kernel said.
+        source: aya::programs::ProgramError,
+    },
     /// Not in the object.
     #[error("the BPF object has no {what} {name}: the build is broken")]
     Missing {
@@ -101,7 +115,7 @@ impl OpenError {
     /// change, 1 when trying again may help.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::InUse { .. } | Self::Object(_) | Self::Program { .. } | Self::Access(_) => 1,
+            Self::InUse { .. } | Self::Object(_) | Self::Program { .. } | Self::Run { .. } | Self::Access(_) => 1,
             _ => 78,
         }
     }

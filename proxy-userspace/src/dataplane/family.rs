@@ -38,12 +38,12 @@ pub(super) struct FamilyMaps<A> {
 
 /// The names of one family's maps.
 pub(super) struct Names {
-    services: &'static str,
-    backends: &'static str,
-    local_addrs: &'static str,
+    pub(super) services: &'static str,
+    pub(super) backends: &'static str,
+    pub(super) local_addrs: &'static str,
     peer_addrs: &'static str,
     sources: &'static str,
-    called: &'static str,
+    pub(super) called: &'static str,
     flows: [&'static str; 2],
 }
 

@@ -22,6 +22,7 @@ use super::{
     error::OpenError,
     flow_table::{self, FlowTableSize},
     options::{Options, SocketLb},
+    program::ProgramName,
     syscall,
     table::Table,
 };
@@ -212,19 +213,21 @@ pub fn pinned_layout(pin_path: &Path) -> Result<u32, super::Error> {
 }
 
 fn load_programs(object: &mut Ebpf, options: &Options) -> Result<(), OpenError> {
-    for program in options.programs() {
-        let name = program.as_str();
-        let loaded = object.program_mut(name).ok_or(OpenError::Missing { what: "program", name })?;
-        match loaded {
-            Program::Xdp(loaded) => loaded.load(),
-            Program::SchedClassifier(loaded) => loaded.load(),
-            Program::CgroupSockAddr(loaded) => loaded.load(),
-            Program::CgroupSock(loaded) => loaded.load(),
-            _ => return Err(OpenError::Missing { what: "program of the right type called", name }),
-        }
-        .map_err(|source| OpenError::Program { program: name, source })?;
+    options.programs().try_for_each(|program| load_program(object, program))
+}
+
+/// Has the kernel verify a program.
+pub(super) fn load_program(object: &mut Ebpf, program: ProgramName) -> Result<(), OpenError> {
+    let name = program.as_str();
+    let loaded = object.program_mut(name).ok_or(OpenError::Missing { what: "program", name })?;
+    match loaded {
+        Program::Xdp(loaded) => loaded.load(),
+        Program::SchedClassifier(loaded) => loaded.load(),
+        Program::CgroupSockAddr(loaded) => loaded.load(),
+        Program::CgroupSock(loaded) => loaded.load(),
+        _ => return Err(OpenError::Missing { what: "program of the right type called", name }),
     }
-    Ok(())
+    .map_err(|source| OpenError::Program { program: name, source })
 }
 
 /// How many jiffies make a second. The resolution of the coarse clocks is one jiffy
@@ -232,6 +235,29 @@ fn load_programs(object: &mut Ebpf, options: &Options) -> Result<(), OpenError> 
 pub(super) fn jiffies_per_second() -> u32 {
     let jiffy = rustix::time::clock_getres(rustix::time::ClockId::MonotonicCoarse).tv_nsec.max(1);
     u32::try_from((1_000_000_000 + jiffy / 2) / jiffy).unwrap_or(u32::MAX)
+}
+
+/// How many entries each pinned map has room for, if all that this version has are there and are of its shapes.
+pub(super) fn pinned_sizes(pin_path: &Path) -> Result<BTreeMap<String, u32>, OpenError> {
+    let directory = maps_directory(pin_path);
+    let mut shapes = shapes(&Options::new(pin_path))?;
+    for (name, shape) in &mut shapes {
+        let path = directory.join(name);
+        if !path.exists() {
+            return Err(OpenError::NotPinned { path });
+        }
+        // One that cannot be examined is told of with the others.
+        shape.max_entries = pinned_shape(&path).map_or(shape.max_entries, |pinned| pinned.max_entries);
+    }
+    check_pins(&directory, &shapes)?;
+    check_layout(&directory.join("NODE"))?;
+    Ok(shapes.into_iter().map(|(name, shape)| (name, shape.max_entries)).collect())
+}
+
+/// The names of the object's maps.
+#[cfg(test)]
+pub(super) fn map_names(options: &Options) -> Result<std::collections::BTreeSet<String>, OpenError> {
+    Ok(shapes(options)?.into_keys().collect())
 }
 
 /// The pins of this version's maps that exist.

@@ -3,6 +3,7 @@
 
 mod address_filter;
 mod attach;
+mod attached;
 mod cleanup;
 mod clsact;
 mod error;
@@ -21,6 +22,7 @@ mod preflight;
 mod presence;
 mod program;
 mod reader;
+mod rehearsal;
 mod reserved_ports;
 mod select;
 mod sockets;
@@ -58,6 +60,7 @@ use self::{
 };
 pub use self::{
     attach::{AttachProblem, AttachReport, Attachment, Mechanism},
+    attached::{Attached, attached},
     cleanup::{Removed, cleanup},
     error::{Error, OpenError},
     examination::{Finding, Verdict, examine},
@@ -72,6 +75,9 @@ pub use self::{
     presence::{Presence, seconds_since_boot},
     program::ProgramName,
     reader::{FamilyReader, FlowVisitor},
+    rehearsal::{
+        Action, AnyCall, Call, Moment, Place, Rehearsal, SeenAffinity, SeenBackend, SeenFlow, SeenService, rehearse,
+    },
     sockets::Swept,
 };
 use crate::diff::{KernelState, Plan};

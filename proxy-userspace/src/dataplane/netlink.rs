@@ -3,6 +3,7 @@
 
 mod messages;
 mod peers;
+mod route;
 pub(super) mod sockets;
 pub mod tunnels;
 mod watcher;
@@ -12,6 +13,7 @@ use proxy_common::node::Vlan;
 
 pub use self::{
     peers::{LinkLayerAddress, Reach, watch_peers},
+    route::device_towards,
     watcher::{snapshot, watch},
 };
 

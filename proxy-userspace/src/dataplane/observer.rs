@@ -104,6 +104,7 @@ pub struct KnownBackend {
     pub is_present: bool,
 }
 
+/// Opens a pinned map.
 pub(super) fn open<K: Pod, V: Pod>(directory: &Path, name: &'static str) -> Result<Table<K, V>, Error> {
     Table::new(name, &pinned(directory, name)?)
 }

@@ -23,7 +23,7 @@ use super::{
 use crate::diff::{FamilyState, KernelState};
 
 /// A directory of pinned maps.
-struct Pins(PathBuf);
+pub(super) struct Pins(pub(super) PathBuf);
 
 impl Maps for Pins {
     fn table<K: Pod, V: Pod>(&self, name: &'static str) -> Result<Table<K, V>, OpenError> {

@@ -63,7 +63,8 @@ pub(crate) const CAPABILITIES: [Capability; 3] = [
     Capability::CAP_PERFMON,
 ];
 
-fn capabilities() -> Result<(), OpenError> {
+/// Whether the process may load programs and read maps.
+pub(super) fn capabilities() -> Result<(), OpenError> {
     match CAPABILITIES.into_iter().find(|capability| !has(*capability)) {
         Some(capability) => Err(OpenError::NoCapability { capability }),
         None => Ok(()),

@@ -56,6 +56,15 @@ impl<K: Pod, V: Pod> Table<K, V> {
         syscall::lookup(self.fd.as_fd(), key).map_err(|source| self.error("read", source))
     }
 
+    /// Reads an entry; none if there is none.
+    pub(super) fn find(&self, key: &K) -> Result<Option<V>, Error> {
+        match syscall::lookup(self.fd.as_fd(), key) {
+            Ok(value) => Ok(Some(value)),
+            Err(source) if source.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(source) => Err(self.error("read", source)),
+        }
+    }
+
     /// Writes an entry.
     pub(super) fn put(&self, key: &K, value: &V) -> Result<(), Error> {
         syscall::update(self.fd.as_fd(), key, value).map_err(|source| self.error("write to", source))
