@@ -10,6 +10,7 @@ mod confine;
 pub mod dataplane;
 pub mod desired;
 pub mod diff;
+pub mod explain;
 pub mod health;
 pub mod health_check;
 mod http;

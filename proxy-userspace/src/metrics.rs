@@ -27,7 +27,8 @@ use prometheus_client::{
 };
 
 #[cfg(test)]
-pub(crate) use self::kernel::{hook_name, named};
+pub(crate) use self::kernel::hook_name;
+pub(crate) use self::kernel::named;
 use self::labels::{CodeLabel, FamilyLabel, OutcomeLabel, PolicyLabel};
 pub use self::{
     kernel::{Kernel, PerBackend},

@@ -14,6 +14,7 @@ mod bugreport;
 mod check;
 mod cleanup;
 mod completions;
+mod explain;
 mod flow;
 mod logging;
 mod man;
@@ -50,6 +51,8 @@ enum Command {
     Flow(flow::Arguments),
     /// Clients that stay with a backend.
     Affinity(affinity::Arguments),
+    /// What would become of a packet, and why: which Service, which backend, by which rule.
+    Explain(explain::Arguments),
     /// What goes on, as it happens.
     Top(top::Arguments),
     /// One archive for whoever is asked for help.
@@ -110,6 +113,7 @@ impl Cli {
             Command::Backend(arguments) => backend::execute(&arguments),
             Command::Flow(arguments) => flow::execute(&arguments),
             Command::Affinity(arguments) => affinity::execute(&arguments),
+            Command::Explain(arguments) => explain::execute(&arguments),
         };
         match done {
             Ok(()) => ExitCode::SUCCESS,

@@ -28,6 +28,7 @@ pub use self::{
     service::{Empty, Frontend, Kind, Range, ServicePort, Share},
     status::{AgentStatus, Attached, Status},
 };
+pub(crate) use self::{flow::phase, service::algorithm};
 use crate::dataplane::{self, Observer};
 
 /// Why the maps cannot be read.
@@ -86,6 +87,22 @@ impl Family {
     }
 }
 
+/// Whether there are maps of this version's under a path.
+pub(crate) fn check(pin_path: &Path) -> Result<(), InspectError> {
+    let maps = dataplane::maps_directory(pin_path);
+    match maps.join("NODE").symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(InspectError::NotAllowed { path: pin_path.into() });
+        }
+        Err(_) => return Err(InspectError::NothingPinned { path: pin_path.into() }),
+        Ok(_) => {}
+    }
+    match dataplane::pinned_layout(pin_path)? {
+        LAYOUT => Ok(()),
+        found => Err(InspectError::Layout { found }),
+    }
+}
+
 /// Reads the maps.
 #[derive(Debug)]
 pub struct Inspector {
@@ -96,18 +113,7 @@ pub struct Inspector {
 impl Inspector {
     /// Opens what is pinned under a path.
     pub fn open(pin_path: &Path) -> Result<Self, InspectError> {
-        let maps = dataplane::maps_directory(pin_path);
-        match maps.join("NODE").symlink_metadata() {
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                return Err(InspectError::NotAllowed { path: pin_path.into() });
-            }
-            Err(_) => return Err(InspectError::NothingPinned { path: pin_path.into() }),
-            Ok(_) => {}
-        }
-        let found = dataplane::pinned_layout(pin_path)?;
-        if found != LAYOUT {
-            return Err(InspectError::Layout { found });
-        }
+        check(pin_path)?;
         Ok(Self { observer: Observer::open(pin_path)?, pin_path: pin_path.into() })
     }
 

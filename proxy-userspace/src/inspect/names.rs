@@ -40,6 +40,14 @@ impl From<&ServiceName> for PortName {
     }
 }
 
+impl PortName {
+    /// What an index is called that has this name, or none.
+    pub(crate) fn of_index(index: u32, name: Option<&ServiceName>) -> Self {
+        let unnamed = || Self { namespace: String::new(), name: format!("#{index}"), port: String::new() };
+        name.map_or_else(unnamed, Self::from)
+    }
+}
+
 /// The names of one family's Service ports, by index.
 #[derive(Debug)]
 pub struct Names(HashMap<u32, ServiceName>);
@@ -52,8 +60,7 @@ impl Names {
 
     /// What an index is called.
     pub fn of(&self, index: u32) -> PortName {
-        let unnamed = || PortName { namespace: String::new(), name: format!("#{index}"), port: String::new() };
-        self.0.get(&index).map_or_else(unnamed, PortName::from)
+        PortName::of_index(index, self.0.get(&index))
     }
 }
 

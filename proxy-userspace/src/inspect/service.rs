@@ -194,7 +194,7 @@ impl<A: proxy_common::addr::Address + Into<IpAddr>> Room<'_, A> {
 }
 
 /// How a backend is chosen. Maglev's and source-hash's tables are made alike, and read by different hashes.
-fn algorithm(pick: Pick) -> &'static str {
+pub(crate) fn algorithm(pick: Pick) -> &'static str {
     match pick {
         Pick::Random => "random",
         Pick::Hash => "maglev",

@@ -15,10 +15,11 @@ use proxy_common::stats::Stats;
 use tracing::warn;
 
 #[cfg(test)]
+pub(crate) use self::reading::hook_name;
+pub(crate) use self::reading::named;
+#[cfg(test)]
 pub(super) use self::reading::sample;
 use self::reading::{Reading, Used};
-#[cfg(test)]
-pub(crate) use self::reading::{hook_name, named};
 use super::owners::{Counts, Owners};
 use crate::{
     dataplane::{self, Fill, KnownBackend, Observer, Survey},
