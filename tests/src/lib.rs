@@ -3,6 +3,7 @@
 pub mod api;
 pub mod bench;
 pub mod between;
+pub mod dump;
 pub mod fragments;
 pub mod frame;
 pub mod fuzz;
