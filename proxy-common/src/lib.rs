@@ -7,6 +7,7 @@
 
 pub mod addr;
 pub mod backend;
+pub mod event;
 pub mod filter;
 pub mod flow;
 pub mod fragment;

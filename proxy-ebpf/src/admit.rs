@@ -18,8 +18,7 @@ use proxy_common::{
 use crate::{
     choose::{self, is_internal},
     claim::{Claimed, claim, source_port},
-    counters::count,
-    dispatch,
+    dispatch, event,
     family::Family,
     filter, flow, kernel, output, service,
     way::{Place, Way, mask_stage, way},
@@ -55,7 +54,7 @@ pub(crate) fn admit<F: Family>(hook: Hook, key: &Tuple<F::Addr>, context: *mut c
             return refused;
         }
     }
-    count(hook, Outcome::Opened);
+    event::drafted::<F>(hook, Outcome::Opened, key, ifindex);
     Admission::Admitted
 }
 
@@ -69,7 +68,7 @@ fn pair<F: Family>(hook: Hook, key: &Tuple<F::Addr>, context: *mut c_void, ifind
     match claim::<F, false>(key) {
         Claimed::Nothing => return Admission::Refused(Outcome::DropNoPort),
         Claimed::AsDrafted => {}
-        Claimed::WithAnotherPort => count(hook, Outcome::PortChanged),
+        Claimed::WithAnotherPort => event::drafted::<F>(hook, Outcome::PortChanged, key, ifindex),
     }
     if !mask::<F>(context, ifindex) {
         flow::forget_key::<F>(key);

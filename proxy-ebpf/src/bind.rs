@@ -15,6 +15,7 @@ use proxy_common::{
 
 use crate::{
     counters::count,
+    event,
     family::{Family, V4, V6},
     kernel::HOST_NETNS_COOKIE,
     peer::{load, load6, mapped_address},
@@ -28,7 +29,8 @@ const EADDRINUSE: i32 = 98;
 #[inline(always)]
 pub fn post_bind4(context: &SockContext) -> Answer {
     let Some((port, protocol)) = candidate(context) else { return Answer::GoOn };
-    answer(is_taken::<V4>(address4(context), port, protocol))
+    let address = address4(context);
+    if is_taken::<V4>(address, port, protocol) { refuse::<V4>(address, port, protocol) } else { Answer::GoOn }
 }
 
 /// A socket bound to an IPv6 address. One bound to every address takes IPv4 as well, unless it is told not to, which cannot
@@ -37,12 +39,13 @@ pub fn post_bind4(context: &SockContext) -> Answer {
 pub fn post_bind6(context: &SockContext) -> Answer {
     let Some((port, protocol)) = candidate(context) else { return Answer::GoOn };
     let address = address6(context);
-    answer(match mapped_address(&address) {
+    let is_taken = match mapped_address(&address) {
         Some(address) => is_taken::<V4>(address, port, protocol),
         None => {
             is_taken::<V6>(address, port, protocol) || address == Ipv6::ANY && is_taken::<V4>(Ipv4::ANY, port, protocol)
         }
-    })
+    };
+    if is_taken { refuse::<V6>(address, port, protocol) } else { Answer::GoOn }
 }
 
 /// Port and protocol of a socket of the node's own, if a `NodePort` can have them.
@@ -75,11 +78,9 @@ fn is_taken<F: Family>(address: F::Addr, port: Port, protocol: Protocol) -> bool
 }
 
 #[inline(always)]
-fn answer(is_taken: bool) -> Answer {
-    if !is_taken {
-        return Answer::GoOn;
-    }
+fn refuse<F: Family>(address: F::Addr, port: Port, protocol: Protocol) -> Answer {
     count(Hook::PostBind, Outcome::RefuseBind);
+    event::unserved::<F>(Hook::PostBind, Outcome::RefuseBind, address, port, protocol);
     // SAFETY: takes a number.
     unsafe { helpers::bpf_set_retval(-EADDRINUSE) };
     Answer::Refuse

@@ -28,6 +28,7 @@ use crate::{
     admit::Admission,
     counters::count,
     datapath::{self, TCP, UDP},
+    event,
     family::{Family, V4, V6},
     filter,
     flow::{self, Advance, Entry},
@@ -56,6 +57,7 @@ pub fn run(hook: Hook, packet: &mut Skb) -> i32 {
         Ok(action) => action,
         Err(reason) => {
             count(hook, reason);
+            event::packet::<Skb>(hook, reason, packet.context());
             TC_ACT_SHOT
         }
     }
@@ -89,19 +91,20 @@ fn internet<F: Wire>(hook: Hook, packet: &mut Skb) -> Answer {
     }
     let payload = match F::payload(header) {
         Ok(payload) if packet.holds(ETHERNET + size_of::<F::Header>() + usize::from(payload.length)) => payload,
-        Ok(_) => return pass(hook, Outcome::PassMalformed),
-        Err(reason) => return pass(hook, reason),
+        Ok(_) => return pass(hook, packet, Outcome::PassMalformed),
+        Err(reason) => return pass(hook, packet, reason),
     };
     match payload.protocol {
         TCP => transport::<F, Tcp>(hook, packet, saddr, daddr, payload.length),
         UDP => transport::<F, Udp>(hook, packet, saddr, daddr, payload.length),
-        _ => pass(hook, Outcome::PassProtocol),
+        _ => pass(hook, packet, Outcome::PassProtocol),
     }
 }
 
 #[inline(always)]
-fn pass(hook: Hook, reason: Outcome) -> Answer {
+fn pass(hook: Hook, packet: &Skb, reason: Outcome) -> Answer {
     count(hook, reason);
+    event::packet::<Skb>(hook, reason, packet.context());
     PASS
 }
 
@@ -109,9 +112,9 @@ fn pass(hook: Hook, reason: Outcome) -> Answer {
 #[inline(always)]
 fn transport<F: Wire, L: Summed>(hook: Hook, packet: &mut Skb, saddr: Ipv6, daddr: Ipv6, payload: u16) -> Answer {
     let offset = ETHERNET + size_of::<F::Header>();
-    let Some(header) = packet.at::<L::Header>(offset) else { return pass(hook, Outcome::PassMalformed) };
+    let Some(header) = packet.at::<L::Header>(offset) else { return pass(hook, packet, Outcome::PassMalformed) };
     if !L::is_sound(packet, header, offset, payload) {
-        return pass(hook, Outcome::PassMalformed);
+        return pass(hook, packet, Outcome::PassMalformed);
     }
     let (sport, dport) = L::ports(header);
     let flags = L::flags(packet, header, offset);

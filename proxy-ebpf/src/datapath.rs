@@ -14,7 +14,7 @@ use proxy_common::{
 use crate::{
     admit::{self, Admission},
     counters::count,
-    dispatch,
+    dispatch, event,
     family::{Family, V4, V6},
     filter,
     flow::{self, Advance, Entry},
@@ -38,13 +38,13 @@ pub(crate) const SCTP: u8 = Protocol::Sctp as u8;
 #[inline(always)]
 pub fn run<P: Packet>(hook: Hook, stage: Stage, packet: &mut P) -> Result<Verdict, Outcome> {
     packet.linearize(P::NETWORK + HEADERS);
-    let Some(ethernet) = packet.at::<Ethernet>(0) else { return pass(hook, Outcome::PassMalformed) };
+    let Some(ethernet) = packet.at::<Ethernet>(0) else { return pass(hook, packet, Outcome::PassMalformed) };
     let mut ethertype = ethernet.ethertype;
     packet.forget_tags(ethernet);
     if vlan::is_tag(ethertype) || (is_way_in(stage) && packet.has_hidden_tag()) {
         let behind = vlan::enter(packet);
         if behind >> 16 != 0 {
-            return pass(hook, Outcome::PassVlan);
+            return pass(hook, packet, Outcome::PassVlan);
         }
         ethertype = behind as u16;
         packet.linearize(P::NETWORK + HEADERS);
@@ -61,7 +61,7 @@ pub fn run<P: Packet>(hook: Hook, stage: Stage, packet: &mut P) -> Result<Verdic
 #[inline(always)]
 pub fn run_bare<P: Packet>(hook: Hook, stage: Stage, packet: &mut P) -> Result<Verdict, Outcome> {
     packet.linearize(P::NETWORK + HEADERS);
-    let Some(first) = packet.at::<u8>(P::NETWORK) else { return pass(hook, Outcome::PassMalformed) };
+    let Some(first) = packet.at::<u8>(P::NETWORK) else { return pass(hook, packet, Outcome::PassMalformed) };
     match *first >> 4 {
         4 => internet::<P, V4>(hook, stage, packet),
         6 => internet::<P, V6>(hook, stage, packet),
@@ -77,7 +77,7 @@ fn is_way_in(stage: Stage) -> bool {
 
 #[inline(always)]
 fn internet<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P) -> Result<Verdict, Outcome> {
-    let Some(header) = packet.at::<F::Header>(P::NETWORK) else { return pass(hook, Outcome::PassMalformed) };
+    let Some(header) = packet.at::<F::Header>(P::NETWORK) else { return pass(hook, packet, Outcome::PassMalformed) };
     let (saddr, daddr) = F::addresses(header);
     let is_way_in = is_way_in(stage);
     if is_way_in && (saddr.is_loopback() || daddr.is_loopback()) {
@@ -97,13 +97,13 @@ fn internet<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P) -> R
     }
     let (protocol, extent) = match F::payload(header) {
         Ok(payload) if !packet.holds(P::NETWORK + size_of::<F::Header>() + payload.length as usize) => {
-            return pass(hook, Outcome::PassMalformed);
+            return pass(hook, packet, Outcome::PassMalformed);
         }
         Ok(Payload { protocol, length }) => {
             let bytes = size_of::<F::Header>() as u32 + u32::from(length);
             (protocol, Extent { offset: P::NETWORK + size_of::<F::Header>(), payload: length, bytes })
         }
-        Err(Outcome::PassMalformed) => return pass(hook, Outcome::PassMalformed),
+        Err(Outcome::PassMalformed) => return pass(hook, packet, Outcome::PassMalformed),
         Err(_) => match headers::run::<P, F>(hook, stage, packet)? {
             ControlFlow::Continue(found) => found,
             ControlFlow::Break(verdict) => return Ok(verdict),
@@ -113,7 +113,7 @@ fn internet<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P) -> R
         TCP => transport::<P, F, Tcp>(hook, stage, packet, saddr, daddr, extent),
         UDP => transport::<P, F, Udp>(hook, stage, packet, saddr, daddr, extent),
         SCTP => transport::<P, F, Sctp>(hook, stage, packet, saddr, daddr, extent),
-        _ => pass(hook, Outcome::PassProtocol),
+        _ => pass(hook, packet, Outcome::PassProtocol),
     }
 }
 
@@ -139,10 +139,10 @@ pub(crate) fn transport<P: Packet, F: Family, L: Transport>(
 ) -> Result<Verdict, Outcome> {
     let Extent { offset, payload, bytes } = extent;
     let Some(header) = packet.at::<L::Header>(offset) else {
-        return pass(hook, Outcome::PassMalformed);
+        return pass(hook, packet, Outcome::PassMalformed);
     };
     if !L::is_sound(packet, header, offset, payload) {
-        return pass(hook, Outcome::PassMalformed);
+        return pass(hook, packet, Outcome::PassMalformed);
     }
     let (sport, dport) = L::ports(header);
     let flags = L::flags(packet, header, offset);
@@ -171,7 +171,7 @@ pub(crate) fn transport<P: Packet, F: Family, L: Transport>(
     }
     // Only of what nobody knows yet: a flow is entered for frames of this host alone.
     if matches!(stage, Stage::UplinkIn) && host::is_another::<P>(packet.context()) {
-        return pass(hook, Outcome::PassOtherHost);
+        return pass(hook, packet, Outcome::PassOtherHost);
     }
     if known == Advance::Gone {
         return reject::refuse::<P, F, L>(hook, packet.context(), flags, Outcome::ResetGone);
@@ -211,6 +211,7 @@ pub(crate) fn advance<F: Family, L: Transport>(
         && !service::still_serves::<F>(flow.backend, flow.backend_generation)
     {
         count(hook, Outcome::Moved);
+        event::flow::<F>(hook, Outcome::Moved, key, flow, 0);
         known = Advance::Afresh;
     }
     if known != Advance::Keep {
@@ -222,7 +223,8 @@ pub(crate) fn advance<F: Family, L: Transport>(
 
 #[inline(always)]
 #[expect(clippy::unnecessary_wraps, reason = "it is what the story returns")]
-fn pass(hook: Hook, reason: Outcome) -> Result<Verdict, Outcome> {
+fn pass<P: Packet>(hook: Hook, packet: &P, reason: Outcome) -> Result<Verdict, Outcome> {
     count(hook, reason);
+    event::packet::<P>(hook, reason, packet.context());
     Ok(Verdict::PASS)
 }

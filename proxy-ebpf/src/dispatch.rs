@@ -18,8 +18,7 @@ use proxy_common::{
 };
 
 use crate::{
-    active,
-    counters::count,
+    active, event,
     family::Family,
     flow::{self, Entry},
     kernel,
@@ -114,7 +113,8 @@ pub(crate) fn enter<F: Family>(hook: Hook, key: &Tuple<F::Addr>, context: *mut c
         return false;
     }
     let is_sent = send_off::<F>(key, context, ifindex);
-    count(hook, if is_sent { Outcome::Dispatched } else { Outcome::NotDispatched });
+    let outcome = if is_sent { Outcome::Dispatched } else { Outcome::NotDispatched };
+    event::drafted::<F>(hook, outcome, key, ifindex);
     is_sent
 }
 

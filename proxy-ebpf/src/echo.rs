@@ -11,6 +11,7 @@ use proxy_common::{
 use crate::{
     checksum,
     counters::count,
+    event,
     family::Family,
     host::GROUP,
     output::Verdict,
@@ -37,6 +38,7 @@ pub(crate) fn answer<P: Packet, F: Family>(hook: Hook, context: *mut c_void) -> 
         }
         mem::swap(&mut ethernet.dmac, &mut ethernet.smac);
     }
+    event::packet::<P>(hook, Outcome::Echoed, context);
     // What is swapped sums up to the same.
     F::set_addresses(ip, frontend, client, 0);
     let change = F::renew_hop_limit(ip);

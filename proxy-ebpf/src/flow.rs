@@ -12,7 +12,7 @@ use proxy_common::{
 };
 
 use crate::{
-    active, checksum, clock::silence, counters::count, family::Family, kernel, parse::tcp, service, stats, table,
+    active, checksum, clock::silence, counters::count, event, family::Family, kernel, parse::tcp, service, stats, table,
 };
 
 /// An entry of a flow table. The kernel may give the memory to another flow after an eviction, which takes the least
@@ -445,6 +445,7 @@ fn refresh<F: Family>(
     };
     if is_rebuilt {
         count(hook, Outcome::Repaired);
+        event::flow::<F>(hook, Outcome::Repaired, key, flow, 0);
     }
     Advance::Keep
 }
@@ -504,6 +505,7 @@ pub(crate) fn hatch<F: Family>(hook: Hook, key: &Tuple<F::Addr>, entry: Entry<F:
     }
     table::leave::<F>(Tier::Embryos, key);
     count(hook, Outcome::Confirmed);
+    event::flow::<F>(hook, Outcome::Confirmed, key, &draft.flow, 0);
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use crate::{
     checksum,
     counters::count,
     datapath::{self, Extent},
-    dispatch,
+    dispatch, event,
     family::Family,
     filter, flow,
     output::{self, Verdict},
@@ -98,8 +98,9 @@ impl Sorted {
 }
 
 #[inline(always)]
-fn pass(hook: Hook, reason: Outcome) -> Sorted {
+fn pass<P: Packet>(hook: Hook, packet: &P, reason: Outcome) -> Sorted {
     count(hook, reason);
+    event::packet::<P>(hook, reason, packet.context());
     Sorted::PASS
 }
 
@@ -107,15 +108,15 @@ fn pass(hook: Hook, reason: Outcome) -> Sorted {
 #[inline(never)]
 fn sort<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P, at: usize) -> Sorted {
     let (Some(header), Some(fragment)) = (packet.at::<F::Header>(P::NETWORK), F::fragment(packet, at)) else {
-        return pass(hook, Outcome::PassMalformed);
+        return pass(hook, packet, Outcome::PassMalformed);
     };
     if !packet.holds(fragment.end) {
-        return pass(hook, Outcome::PassMalformed);
+        return pass(hook, packet, Outcome::PassMalformed);
     }
     let proto = match fragment.protocol {
         datapath::TCP => Protocol::Tcp,
         datapath::UDP => Protocol::Udp,
-        _ => return pass(hook, Outcome::PassProtocol),
+        _ => return pass(hook, packet, Outcome::PassProtocol),
     };
     let (saddr, daddr) = F::addresses(header);
     let key = Fragmented { saddr, daddr, id: fragment.id, proto, stage, pad: [0; 2] };
@@ -125,7 +126,7 @@ fn sort<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P, at: usiz
     // TCP has its ports where UDP has them.
     let transport = at + F::FRAGMENT_HEADER;
     let (Some(first), Some(length)) = (packet.at::<UdpHeader>(transport), fragment.end.checked_sub(transport)) else {
-        return pass(hook, Outcome::PassMalformed);
+        return pass(hook, packet, Outcome::PassMalformed);
     };
     // One without a whole transport header is not understood, and the others do not follow it (RFC 1858 §3).
     let is_sound = if fragment.protocol == datapath::TCP {
@@ -134,7 +135,7 @@ fn sort<P: Packet, F: Family>(hook: Hook, stage: Stage, packet: &mut P, at: usiz
         length >= size_of::<UdpHeader>() && Udp::is_sound(packet, first, transport, ANY_LENGTH)
     };
     if !is_sound {
-        return pass(hook, Outcome::PassMalformed);
+        return pass(hook, packet, Outcome::PassMalformed);
     }
     let ports = Ports { sport: first.sport, dport: first.dport, length: length as u16, pad: 0 };
     let _ = F::fragments().insert(&key, &ports, u64::from(BPF_ANY));
@@ -156,12 +157,12 @@ fn follow<P: Packet, F: Family>(
             Stage::UplinkOut => filter::may_be_reply(&key.saddr),
             _ => is_for_service::<F>(key),
         };
-        return if is_lost { Sorted::dropped(DROP_FRAGMENT) } else { pass(hook, Outcome::PassFragment) };
+        return if is_lost { Sorted::dropped(DROP_FRAGMENT) } else { pass(hook, packet, Outcome::PassFragment) };
     };
     let tuple = Tuple::new(key.saddr, key.daddr, ports.sport, ports.dport, key.proto, key.stage);
     let Some(entry) = flow::half::<F>(&tuple) else {
         let is_lost = is_for_service::<F>(key);
-        return if is_lost { Sorted::dropped(DROP_FRAGMENT) } else { pass(hook, Outcome::PassFragment) };
+        return if is_lost { Sorted::dropped(DROP_FRAGMENT) } else { pass(hook, packet, Outcome::PassFragment) };
     };
     if fragment.offset < ports.length {
         return Sorted::dropped(DROP_OVERLAP);

@@ -12,6 +12,7 @@ use proxy_common::{
 use crate::{
     counters::count,
     datapath::Extent,
+    event,
     family::Family,
     fragment,
     kernel::forgotten,
@@ -101,6 +102,7 @@ fn walk<P: Packet, F: Family>(hook: Hook, packet: &mut P) -> Found {
         Err(reason) => reason,
     };
     count(hook, reason);
+    event::packet::<P>(hook, reason, packet.context());
     Found { is_passed: 1, protocol: 0, offset: 0, payload: 0, bytes: 0 }
 }
 

@@ -13,7 +13,7 @@ use proxy_common::{
 use crate::{
     checksum,
     counters::count,
-    datapath, dispatch, echo,
+    datapath, dispatch, echo, event,
     family::Family,
     flow::{self, Entry},
     host,
@@ -161,6 +161,7 @@ fn translate<P: Packet, F: Family>(
     let is_own = change.is_own && (leaves || flow.output != Output::Forward);
     let saddr = if is_own { to.saddr } else { reporter };
     let outer = checksum::delta(reporter.sum() + addressee.sum(), saddr.sum() + to.daddr.sum());
+    event::packet::<P>(hook, Outcome::Related, context);
     F::set_addresses(ip, saddr, to.daddr, outer);
     // In IPv6 the addresses of the error count, in its pseudo-header.
     let change = change.sum + if F::IS_V6 { u32::from(outer) } else { 0 };
@@ -184,6 +185,7 @@ fn dispatch_on<P: Packet, F: Family>(hook: Hook, packet: &mut P, may_leave: bool
     match dispatch::forward::<P, F>(packet, flow) {
         Ok(verdict) => {
             count(hook, Outcome::Related);
+            event::packet::<P>(hook, Outcome::Related, packet.context());
             verdict
         }
         Err(_) => Verdict::PASS,

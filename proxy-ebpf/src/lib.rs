@@ -27,6 +27,7 @@ mod dispatch;
 #[cfg(not(target_arch = "bpf"))]
 pub mod dissect;
 mod echo;
+pub mod event;
 mod family;
 mod filter;
 mod flow;

@@ -17,9 +17,9 @@ use proxy_common::{
 use proxy_ebpf::{
     bind,
     counters::count,
-    cross, datapath, kernel,
+    cross, datapath, event, kernel,
     output::Verdict,
-    packet::{ETHERNET, Packet as _, TcPacket, XdpPacket},
+    packet::{ETHERNET, Packet, TcPacket, XdpPacket},
     socket::{self, Answer},
 };
 
@@ -34,6 +34,7 @@ fn uplink_xdp(context: XdpContext) -> u32 {
         Ok(verdict) => (unsafe { bpf_redirect(verdict.ifindex, 0) }) as u32,
         Err(reason) => {
             count(Hook::UplinkXdp, reason);
+            event::packet::<XdpPacket>(Hook::UplinkXdp, reason, packet.context());
             xdp_action::XDP_DROP
         }
     }
@@ -94,22 +95,27 @@ fn cross_pod_in(context: TcContext) -> i32 {
 /// What goes on its way is left to whoever stands behind us in the chain.
 #[inline(always)]
 fn classify(hook: Hook, stage: Stage, context: TcContext) -> i32 {
-    act(hook, datapath::run(hook, stage, &mut TcPacket::<ETHERNET>::new(context)))
+    let mut packet = TcPacket::<ETHERNET>::new(context);
+    let verdict = datapath::run(hook, stage, &mut packet);
+    act(hook, &packet, verdict)
 }
 
 #[inline(always)]
 fn classify_bare(hook: Hook, stage: Stage, context: TcContext) -> i32 {
-    act(hook, datapath::run_bare(hook, stage, &mut TcPacket::<0>::new(context)))
+    let mut packet = TcPacket::<0>::new(context);
+    let verdict = datapath::run_bare(hook, stage, &mut packet);
+    act(hook, &packet, verdict)
 }
 
 #[inline(always)]
-fn act(hook: Hook, verdict: Result<Verdict, Outcome>) -> i32 {
+fn act<P: Packet>(hook: Hook, packet: &P, verdict: Result<Verdict, Outcome>) -> i32 {
     match verdict {
         Ok(Verdict::PASS) => TC_ACT_UNSPEC,
         // SAFETY: takes two numbers.
         Ok(verdict) => (unsafe { bpf_redirect(verdict.ifindex, 0) }) as i32,
         Err(reason) => {
             count(hook, reason);
+            event::packet::<P>(hook, reason, packet.context());
             TC_ACT_SHOT
         }
     }

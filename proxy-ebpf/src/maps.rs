@@ -3,12 +3,13 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
 use proxy_common::{
     addr::{Ipv4, Ipv6, Mac},
     backend::{Backend, BackendId},
+    event::{self, Event},
     filter::Filter,
     flow::{Draft, Flow, TIERS, Turnover},
     fragment::{Fragmented, Ports},
@@ -139,6 +140,12 @@ pub(crate) static PEER_ADDRS_V6: PeerAddrs<Ipv6> = HashMap::new();
 pub(crate) static LOCAL_MACS: HashMap<Mac, u32, LOCAL_MACS_, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 pub(crate) static COUNTERS: PerCpuArray<u64, { outcome::COUNTERS as usize }> = PerCpuArray::new();
+/// What whoever watches is told.
+#[btf_map]
+pub(crate) static EVENTS: RingBuf<Event, { event::ROOM }> = RingBuf::new();
+/// By the constants of [`event::watch`].
+#[btf_map]
+pub(crate) static WATCH: Array<u32, { event::watch::ENTRIES }> = Array::new();
 /// By [`Turnover::index`].
 #[btf_map]
 pub(crate) static TURNOVER: PerCpuArray<Turnover, { TIERS as usize }> = PerCpuArray::new();

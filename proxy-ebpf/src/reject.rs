@@ -17,6 +17,7 @@ use crate::{
     checksum::{self, fold, half},
     counters::count,
     datapath::{TCP, UDP},
+    event,
     family::Family,
     output::Verdict,
     packet::Packet,
@@ -40,6 +41,8 @@ pub(crate) fn refuse<P: Packet, F: Family, L: Transport>(
     if !is_told(reason) || !deserves_answer::<P, F>(&packet, flags) {
         return Err(reason);
     }
+    // Before it becomes its own answer.
+    event::packet::<P>(hook, reason, context);
     let is_built = match L::PROTOCOL {
         Protocol::Tcp => reset::<P, F>(context),
         Protocol::Sctp => sctp::abort::<P, F>(context),
@@ -63,11 +66,16 @@ pub(crate) fn too_long<P: Packet, F: Family>(context: *mut c_void, mtu: u16) -> 
         UDP => UDP_CSUM,
         _ => return Err(REASON),
     };
-    // What is too long has more than a TCP header.
-    if !deserves_answer::<P, F>(&packet, 0) || !quote::<P, F, TCP_WORDS>(context, F::TOO_LONG, mtu, field) {
+    if !deserves_answer::<P, F>(&packet, 0) {
         return Err(REASON);
     }
-    count(if P::IS_FRAME { Hook::UplinkXdp } else { Hook::UplinkIn }, REASON);
+    let hook = if P::IS_FRAME { Hook::UplinkXdp } else { Hook::UplinkIn };
+    event::packet::<P>(hook, REASON, context);
+    // What is too long has more than a TCP header.
+    if !quote::<P, F, TCP_WORDS>(context, F::TOO_LONG, mtu, field) {
+        return Err(REASON);
+    }
+    count(hook, REASON);
     Ok(Verdict::redirect(packet.ifindex()))
 }
 

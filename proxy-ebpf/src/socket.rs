@@ -22,6 +22,7 @@ use crate::{
     choose::choose,
     connection,
     counters::count,
+    event,
     family::{Family, V4, V6},
     kernel::{self, HOST_NETNS_COOKIE, SOCKET_LB},
     peer::{self, Peer, load, mapped, peer4, peer6, set_mapped_peer, set_peer4, set_peer6, source4, source6},
@@ -151,7 +152,8 @@ fn translate<F: Family>(
 ) -> Answer {
     let peer = peer.meant();
     let Some(service) = service::find::<F>(peer.addr, peer.port, caller.protocol) else {
-        return service::refusal::<F>(&peer.addr).map_or_else(|| leave(context, hook), |reason| refuse(hook, reason));
+        return service::refusal::<F>(&peer.addr)
+            .map_or_else(|| leave(context, hook), |reason| refuse::<F>(hook, reason, peer, caller.protocol));
     };
     // What crosses the families does so packet by packet.
     if service.flags & flag::CROSS != 0 || !caller.is_node && takes_packets(service) {
@@ -160,11 +162,11 @@ fn translate<F: Family>(
     let Some(key) = question::<F>(&peer, caller.protocol) else { return leave(context, hook) };
     let (id, chosen) = match choose::<F>(service, &key) {
         Ok(chosen) => chosen,
-        Err(reason) => return refuse(hook, reason),
+        Err(reason) => return refuse::<F>(hook, reason, peer, caller.protocol),
     };
     // The kernel would say EINVAL to such an IPv4 socket, and let the packets of an IPv6 one out for others to drop.
     if caller.is_node && source(context).is_loopback() && !service::is_of_node::<F>(&chosen.addr) {
-        return refuse(hook, Outcome::DropMartian);
+        return refuse::<F>(hook, Outcome::DropMartian, peer, caller.protocol);
     }
     let cookie = cookie(context);
     if matches!(hook, Hook::Connect) {
@@ -193,6 +195,7 @@ fn translate<F: Family>(
     }
     set_peer(context, Peer { addr: backend.addr, port: backend.port });
     count(hook, Outcome::Opened);
+    event::socket::<F>(hook, Outcome::Opened, &frontend);
     stats::opened::<F>(service.index, id);
     GO_ON
 }
@@ -242,6 +245,8 @@ fn translate_datagram<F: Family>(
             return GO_ON;
         }
         count(Hook::Sendmsg, Outcome::Moved);
+        let left = SocketTarget { addr: peer.addr, port: peer.port, ..*known };
+        event::socket::<F>(Hook::Sendmsg, Outcome::Moved, &left);
         let _ = F::sockets().remove(&key);
     }
     translate::<F>(context, Hook::Sendmsg, caller, peer, source, set_peer)
@@ -258,8 +263,9 @@ fn name_peer<F: Family>(context: &SockAddrContext, peer: Peer<F::Addr>, set_peer
 }
 
 #[inline(always)]
-fn refuse(hook: Hook, reason: Outcome) -> Answer {
+fn refuse<F: Family>(hook: Hook, reason: Outcome, peer: Peer<F::Addr>, protocol: Protocol) -> Answer {
     count(hook, reason);
+    event::unserved::<F>(hook, reason, peer.addr, peer.port, protocol);
     let error = match reason {
         Outcome::RejectNoEndpoint | Outcome::RejectNoPort => ECONNREFUSED,
         Outcome::DropMartian => EADDRNOTAVAIL,

@@ -2,6 +2,7 @@
 //! own: an uplink with a router and another node behind it, and no agent.
 
 mod clients;
+mod events;
 mod here;
 mod objects;
 mod peers;
@@ -30,7 +31,7 @@ use proxy_userspace::dataplane::OBJECT;
 
 use objects::Lent;
 
-pub use self::peers::Kind;
+pub use self::{events::told, peers::Kind};
 use crate::{
     frame::{Frame, Host, MACS},
     netns::Namespace,

@@ -18,7 +18,7 @@ use tests::{
     patience::wait_until,
     testbed::{
         CLIENT, CROSS_PORTS, NODE, NODE_PORT, OTHER_NODE_MAC, POD, PORT, REMOTE, ROUTER_MAC, SERVICE, TARGET, Testbed,
-        UNRESOLVED, UPLINK_MAC, action,
+        UNRESOLVED, UPLINK_MAC, action, told,
     },
 };
 
@@ -126,7 +126,11 @@ fn any(family: Family) -> IpAddr {
 fn a_tcp_connection_crosses_the_families_and_its_replies_come_from_the_frontend() -> Result<()> {
     for family in Family::BOTH {
         let mut crossing = Crossing::new(family, Protocol::Tcp)?;
+        crossing.bed.watch()?;
         let opened = crossing.ask(Transport::Tcp(Flags::SYN))?;
+        let first = crossing.bed.events()?[0];
+        assert_eq!(IpAddr::from(first.daddr.octets), mixed(crossing.frontend.0), "{family:?}");
+        assert_eq!((first.outcome, first.family, first.backend), (Outcome::Opened as u8, 6, crossing.id));
         crossing.answer(opened.source, Transport::Tcp(Flags::SYN_ACK))?;
         for flags in [Flags::ACK, Flags::FIN] {
             assert_eq!(crossing.ask(Transport::Tcp(flags))?.source, opened.source, "{family:?}");
@@ -134,6 +138,7 @@ fn a_tcp_connection_crosses_the_families_and_its_replies_come_from_the_frontend(
         }
         assert_eq!(crossing.bed.counter(UPLINK, Outcome::Opened)?, 1);
         assert_eq!(crossing.bed.counter(UPLINK, Outcome::Confirmed)?, 1);
+        assert_eq!(told(&crossing.bed.events()?), [(UPLINK, Outcome::Confirmed, 1)]);
         assert_eq!(crossing.bed.flows_v6("FLOWS_V6")?.len(), 2, "{family:?}");
         assert!(crossing.bed.flows("FLOWS_V4")?.is_empty() && crossing.bed.flows("EMBRYOS_V4")?.is_empty());
     }

@@ -13,7 +13,7 @@ use proxy_common::{
 };
 use tests::{
     frame::{ETHERNET, Family, Flags, Frame, MACS, Transport},
-    testbed::{CLIENT, NODE, NODE_PORT, Nature, OTHER_NODE_MAC, REMOTE, ROUTER_MAC, TARGET, Testbed, action},
+    testbed::{self, CLIENT, NODE, NODE_PORT, Nature, OTHER_NODE_MAC, REMOTE, ROUTER_MAC, TARGET, Testbed, action},
 };
 
 const UPLINK: Hook = Hook::CrossUplinkIn;
@@ -167,6 +167,7 @@ fn an_error_about_a_request_is_told_to_the_client_in_its_own_family() -> Result<
     for family in Family::BOTH {
         for kind in TRANSPORTS {
             let mut crossing = Crossing::new(family, kind)?;
+            crossing.bed.watch()?;
             let sent = crossing.ask()?;
             for (said, meant) in errors(other(family)) {
                 for quoted in [8, 20, 2_000] {
@@ -180,6 +181,8 @@ fn an_error_about_a_request_is_told_to_the_client_in_its_own_family() -> Result<
                 }
             }
             assert_eq!(crossing.bed.counter(UPLINK, Outcome::Related)?, 9);
+            let events = crossing.bed.events()?;
+            assert_eq!(testbed::told(&events), crossing.bed.counters()?);
         }
     }
     Ok(())

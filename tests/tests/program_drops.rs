@@ -19,7 +19,7 @@ use tests::{
     fragments::{cut, fragment},
     frame::{Chunk, Family, Flags, Frame, Transport},
     patience::wait_until,
-    testbed::{CLIENT, NODE, NODE_PORT, Nature, POD, POD2, PORT, REMOTE, SERVICE, Testbed, action},
+    testbed::{CLIENT, NODE, NODE_PORT, Nature, POD, POD2, PORT, REMOTE, SERVICE, Testbed, action, told},
 };
 
 /// What leads to an outcome: the map sizes it needs, and what is done to a bed whose last packet must be counted so.
@@ -107,12 +107,18 @@ fn every_reason_to_drop_or_to_refuse_is_reached_by_a_packet() -> Result<()> {
 
 fn reach(outcome: Outcome, (entries, act): Case) -> Result<()> {
     let mut bed = Testbed::with_entries(entries)?;
+    bed.watch()?;
+    let mut events = Vec::new();
     for (family, count) in Family::BOTH.into_iter().zip(1..) {
         let (hook, action) = act(&mut bed, family)?;
         ensure!(bed.counter(hook, outcome)? == count, "{family:?}: counted was {:?}", bed.counters()?);
         let dropped = if hook == Hook::UplinkXdp { action::XDP_DROP } else { action::TC_DROP };
         let is_drop = format!("{outcome:?}").starts_with("Drop");
         ensure!((action == dropped) == is_drop, "{family:?}: the program answered {action}");
+        events.extend(bed.events()?);
+        // Of an answer that cannot be made it was told before that it is to be made.
+        events.retain(|event| outcome != Outcome::DropNotWritable || event.outcome == outcome as u8);
+        ensure!(told(&events) == bed.counters()?, "{family:?}: told was {:?}", told(&events));
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ use tests::{
     frame::{Chunk, ETHERNET, Family, Flags, Frame, Host, MACS, Transport},
     testbed::{
         CLIENT, Kind, NODE, NODE_PORT, OTHER_NODE_MAC, POD, PORT, REMOTE, ROUTER_MAC, SERVICE, TARGET, Testbed,
-        UNRESOLVED, UPLINK_MAC, action,
+        UNRESOLVED, UPLINK_MAC, action, told,
     },
 };
 
@@ -86,6 +86,7 @@ fn what_is_for_a_backend_of_a_neighbour_goes_there_as_it_came() -> Result<()> {
     for family in Family::BOTH {
         for (hook, sent_out, _) in WAYS_IN {
             let mut bed = Testbed::new()?;
+            bed.watch()?;
             let backend = bed.add_backend_of(REMOTE.address(family), OTHER_NODE.address(family))?;
             let requests = requests(family, NODE);
             for (request, frontend, proto) in &requests {
@@ -99,6 +100,7 @@ fn what_is_for_a_backend_of_a_neighbour_goes_there_as_it_came() -> Result<()> {
             let count = requests.len() as u64;
             assert_eq!(bed.counter(hook, Outcome::Opened)?, count);
             assert_eq!(bed.counter(hook, Outcome::Dispatched)?, count);
+            assert_eq!(told(&bed.events()?), bed.counters()?);
             let kind = |state| Kind {
                 stage: Stage::UplinkIn,
                 output: Output::Dispatch,

@@ -12,7 +12,7 @@ use proxy_common::{
 };
 use tests::{
     frame::{ETHERNET, Family, Host, MACS},
-    testbed::{CLIENT, NODE, OTHER_SERVICE, POD, REMOTE, SERVICE, Testbed, action},
+    testbed::{CLIENT, NODE, OTHER_SERVICE, POD, REMOTE, SERVICE, Testbed, action, told},
 };
 
 /// Who asks where; and what becomes of a packet that is answered, let go, dropped.
@@ -80,6 +80,7 @@ fn bed(family: Family) -> Result<Testbed> {
 fn a_ping_to_an_address_of_a_service_is_answered_where_it_comes_in() -> Result<()> {
     for family in Family::BOTH {
         let mut bed = bed(family)?;
+        bed.watch()?;
         for (hook, client, [answered, ..]) in HOOKS {
             for frontend in [SERVICE, OTHER_SERVICE] {
                 for hop_limit in [1, 64, 255] {
@@ -92,6 +93,14 @@ fn a_ping_to_an_address_of_a_service_is_answered_where_it_comes_in() -> Result<(
             }
             assert_eq!(bed.counter(hook, Outcome::Echoed)?, 6, "{hook:?} {family:?}");
         }
+        let events = bed.events()?;
+        assert_eq!(told(&events), bed.counters()?);
+        // As they came, and not as they left.
+        let frontends = [SERVICE, OTHER_SERVICE].map(|host| match host.address(family) {
+            IpAddr::V4(address) => Ipv6::mapped(address.into()),
+            IpAddr::V6(address) => address.into(),
+        });
+        assert!(events.iter().all(|event| frontends.contains(&event.daddr)), "{events:?}");
     }
     Ok(())
 }

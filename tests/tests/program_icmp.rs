@@ -16,6 +16,7 @@ use tests::{
     frame::{ETHERNET, Family, Flags, Frame, Host, MACS, Transport},
     testbed::{
         CLIENT, NODE, NODE_PORT, POD, POD2, PORT, REMOTE, ROUTER_MAC, SERVICE, TARGET, Testbed, UNRESOLVED, action,
+        told,
     },
 };
 
@@ -144,6 +145,7 @@ fn for_each_error(test: impl FnMut(&str, Error, usize) -> Result<()>) -> Result<
 fn a_pod_learns_of_an_error_behind_a_service() -> Result<()> {
     for_each_kind(|family, transport, proto| {
         let mut bed = Testbed::new()?;
+        bed.watch()?;
         let backend = bed.add_backend(REMOTE.address(family), false)?;
         bed.add_service(SERVICE.address(family), PORT, proto, &[backend])?;
         let request = Frame::new((POD.address(family), 4_000), (SERVICE.address(family), PORT), transport);
@@ -160,6 +162,7 @@ fn a_pod_learns_of_an_error_behind_a_service() -> Result<()> {
             Ok(())
         })?;
         assert_eq!(bed.counter(Hook::PodOut, Outcome::Related)?, 24);
+        assert_eq!(told(&bed.events()?), bed.counters()?);
         Ok(())
     })
 }

@@ -17,7 +17,7 @@ use crate::{
     admit::Admission,
     choose,
     claim::{Claimed, claim, source_port},
-    counters::count,
+    event,
     family::V6,
     flow, kernel, service,
 };
@@ -38,9 +38,9 @@ pub(super) fn admit(hook: Hook, key: &Tuple<Ipv6>, context: *mut c_void, ifindex
     match claim::<V6, true>(key) {
         Claimed::Nothing => return Admission::Refused(Outcome::DropNoPort),
         Claimed::AsDrafted => {}
-        Claimed::WithAnotherPort => count(hook, Outcome::PortChanged),
+        Claimed::WithAnotherPort => event::drafted::<V6>(hook, Outcome::PortChanged, key, ifindex),
     }
-    count(hook, Outcome::Opened);
+    event::drafted::<V6>(hook, Outcome::Opened, key, ifindex);
     Admission::Admitted
 }
 

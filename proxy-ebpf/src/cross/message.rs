@@ -18,6 +18,7 @@ use crate::{
     checksum::{self, fold, half},
     counters::count,
     datapath::{TCP, UDP},
+    event,
     family::{Family, V6},
     flow::{self, Entry},
     packet::{ETHERNET, Packet},
@@ -60,6 +61,7 @@ pub(super) fn relate<F: Wire>(hook: Hook, packet: &mut Skb) -> Answer {
     if !next_hop::is_known(packet, Protocol::Udp, entry, node) {
         return Err(Outcome::DropNotCrossed);
     }
+    event::packet::<Skb>(hook, Outcome::Related, packet.context());
     if !translate::<F>(packet.context(), flow) {
         return Err(Outcome::DropNotWritable);
     }
@@ -153,6 +155,7 @@ fn finish<F: Wire>(icmp: &mut IcmpHeader, message: Message, saddr: &Ipv6, daddr:
 #[inline(always)]
 pub(super) fn tell<F: Wire, L: Summed>(hook: Hook, context: *mut c_void, message: Message) -> Answer {
     let packet = Skb::from_context(context);
+    event::packet::<Skb>(hook, Outcome::Returned, context);
     if !answer::<F, L>(context, message.word(), u32::from(message.rest[1])) {
         return Err(Outcome::DropNotWritable);
     }

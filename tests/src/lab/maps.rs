@@ -6,11 +6,12 @@ use std::net::IpAddr;
 use anyhow::{Context as _, Result};
 use aya::{
     Pod,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
 };
 use proxy_common::{
     addr,
     backend::{Backend, BackendState},
+    event::{Event, watch},
     node,
     outcome::{self, Hook, Outcome},
     service::{Affinity, Client, Frontend, Service},
@@ -25,6 +26,21 @@ impl Node {
     pub fn counted(&self, hook: Hook, outcome: Outcome) -> Result<u64> {
         let counters = PerCpuArray::<_, u64>::try_from(Map::PerCpuArray(self.map("COUNTERS")?))?;
         Ok(counters.get(&outcome::counter(hook, outcome), 0)?.iter().sum())
+    }
+
+    /// Jiffies until which the programs tell of what happens.
+    pub fn watched_until(&self) -> Result<u32> {
+        Ok(Array::<_, u32>::try_from(Map::Array(self.map("WATCH")?))?.get(&watch::UNTIL, 0)?)
+    }
+
+    /// What they have told that nobody has taken.
+    pub fn events(&self) -> Result<Vec<Event>> {
+        let mut records = RingBuf::try_from(Map::RingBuf(self.map("EVENTS")?))?;
+        let mut events = Vec::new();
+        while let Some(record) = records.next() {
+            events.extend(Event::read(&record));
+        }
+        Ok(events)
     }
 
     /// Changes the entry of a frontend, or adds one.

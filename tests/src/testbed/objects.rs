@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Map, MapData},
+    maps::{Map, MapData, RingBuf},
     util::nr_cpus,
 };
 
@@ -109,6 +109,7 @@ fn load(entries: &Entries) -> Result<Ebpf> {
 fn clear(object: &mut Ebpf) -> Result<()> {
     for (name, map) in object.maps_mut() {
         match map {
+            Map::RingBuf(_) => drain(map)?,
             // Constants, which the kernel keeps from being written, and what the compiler put beside them.
             Map::Array(_) if name.starts_with('.') => {}
             Map::Array(data) => zero(data, 1)?,
@@ -119,6 +120,13 @@ fn clear(object: &mut Ebpf) -> Result<()> {
             _ => anyhow::bail!("{name} is of a kind that nobody knows how to empty"),
         }
     }
+    Ok(())
+}
+
+/// Takes every record out of a ring buffer.
+fn drain(map: &mut Map) -> Result<()> {
+    let mut records = RingBuf::try_from(map)?;
+    while records.next().is_some() {}
     Ok(())
 }
 
