@@ -26,8 +26,6 @@ use prometheus_client::{
     registry::Registry,
 };
 
-#[cfg(test)]
-pub(crate) use self::kernel::hook_name;
 pub(crate) use self::kernel::named;
 use self::labels::{CodeLabel, FamilyLabel, OutcomeLabel, PolicyLabel};
 pub use self::{

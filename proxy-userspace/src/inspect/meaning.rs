@@ -1,7 +1,29 @@
-//! What an outcome means, for people. In: what a program has counted. Out: a sentence that says what happened, and what to do
-//! where something is wrong.
+//! What hooks and outcomes are called, and what an outcome means. In: what a program has counted. Out: a name, or a sentence that
+//! says what happened, and what to do where something is wrong.
 
-use proxy_common::outcome::Outcome;
+use proxy_common::outcome::{Hook, Outcome};
+
+/// `pod_in`
+pub fn hook_name(hook: Hook) -> String {
+    snake(&format!("{hook:?}"))
+}
+
+/// `reject_no_endpoint`
+pub fn outcome_name(outcome: Outcome) -> String {
+    snake(&format!("{outcome:?}"))
+}
+
+/// `NoEndpoint` → `no_endpoint`
+pub(crate) fn snake(camel: &str) -> String {
+    let mut snake = String::new();
+    for (index, letter) in camel.char_indices() {
+        if letter.is_ascii_uppercase() && index > 0 {
+            snake.push('_');
+        }
+        snake.push(letter.to_ascii_lowercase());
+    }
+    snake
+}
 
 /// What happened, and what to do about it if anything is wrong. One sentence, without a full stop.
 pub const fn meaning(outcome: Outcome) -> &'static str {

@@ -14,8 +14,6 @@ use prometheus_client::{collector::Collector, encoding::DescriptorEncoder};
 use proxy_common::stats::Stats;
 use tracing::warn;
 
-#[cfg(test)]
-pub(crate) use self::reading::hook_name;
 pub(crate) use self::reading::named;
 #[cfg(test)]
 pub(super) use self::reading::sample;

@@ -12,7 +12,10 @@ use proxy_common::{
     stats::Stats,
 };
 
-use crate::dataplane::Fill;
+use crate::{
+    dataplane::Fill,
+    inspect::meaning::{hook_name, snake},
+};
 
 /// Series of one name.
 type Series<L> = Vec<(L, u64)>;
@@ -130,23 +133,6 @@ pub(crate) fn named(outcome: Outcome) -> (&'static str, &'static str, String) {
     let family = OUTCOMES.iter().find_map(|(word, name, _)| Some((*name, whole.strip_prefix(word)?)));
     let (name, rest) = family.unwrap_or(("sluice_events", &whole));
     (name, if name == "sluice_events" { "event" } else { "reason" }, snake(rest))
-}
-
-/// The value of the label `hook`.
-pub(crate) fn hook_name(hook: Hook) -> String {
-    snake(&format!("{hook:?}"))
-}
-
-/// `NoEndpoint` → `no_endpoint`
-fn snake(camel: &str) -> String {
-    let mut snake = String::new();
-    for (index, letter) in camel.char_indices() {
-        if letter.is_ascii_uppercase() && index > 0 {
-            snake.push('_');
-        }
-        snake.push(letter.to_ascii_lowercase());
-    }
-    snake
 }
 
 fn put_counters(encoder: &mut DescriptorEncoder, name: &str, help: &str, series: &[(Labels, u64)]) -> fmt::Result {

@@ -56,7 +56,12 @@ fn the_page_of_metrics_is_what_the_agent_serves() {
     }
     text += HOOKS;
     for hook in Hook::ALL {
-        let _ = writeln!(text, "| `{}` | {} |", crate::metrics::hook_name(hook), cell(&hooks[&format!("{hook:?}")]));
+        let _ = writeln!(
+            text,
+            "| `{}` | {} |",
+            crate::inspect::meaning::hook_name(hook),
+            cell(&hooks[&format!("{hook:?}")])
+        );
     }
     assert_is_current("reference/metrics.md", &text);
 }
