@@ -54,7 +54,7 @@ struct Filter {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Protocol {
+pub(super) enum Protocol {
     Tcp,
     Udp,
     Sctp,
@@ -82,8 +82,18 @@ struct Flush {
     target: Target,
 }
 
+impl From<Protocol> for addr::Protocol {
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Tcp => Self::Tcp,
+            Protocol::Udp => Self::Udp,
+            Protocol::Sctp => Self::Sctp,
+        }
+    }
+}
+
 /// An address is a network of one.
-fn network(text: &str) -> Result<IpNet, AddrParseError> {
+pub(super) fn network(text: &str) -> Result<IpNet, AddrParseError> {
     match text.parse::<IpAddr>() {
         Ok(address) => Ok(address.into()),
         Err(_) => text.parse(),
@@ -96,11 +106,7 @@ impl Filter {
             service: self.service.clone(),
             address: self.address,
             port: self.port,
-            protocol: self.protocol.map(|protocol| match protocol {
-                Protocol::Tcp => addr::Protocol::Tcp,
-                Protocol::Udp => addr::Protocol::Udp,
-                Protocol::Sctp => addr::Protocol::Sctp,
-            }),
+            protocol: self.protocol.map(Into::into),
             stale: self.stale,
             halves,
         }

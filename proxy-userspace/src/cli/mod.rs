@@ -18,6 +18,7 @@ mod explain;
 mod flow;
 mod logging;
 mod man;
+mod monitor;
 mod output;
 mod run;
 mod service;
@@ -55,6 +56,8 @@ enum Command {
     Explain(explain::Arguments),
     /// What goes on, as it happens.
     Top(top::Arguments),
+    /// A line for each thing that happens to connections and packets, as it happens: opened, rejected, dropped, …
+    Monitor(monitor::Arguments),
     /// One archive for whoever is asked for help.
     Bugreport(bugreport::Arguments),
     /// Whether this node can run Sluice, what is missing, and what there is instead.
@@ -104,6 +107,7 @@ impl Cli {
             Command::Cleanup(arguments) => cleanup::execute(&arguments),
             Command::Check(arguments) => check::execute(&arguments),
             Command::Top(arguments) => top::execute(&arguments),
+            Command::Monitor(arguments) => monitor::execute(&arguments),
             Command::Bugreport(arguments) => bugreport::execute(&arguments),
             Command::Verify(arguments) => verify::execute(&arguments),
             Command::Completions(arguments) => completions::execute(&arguments),

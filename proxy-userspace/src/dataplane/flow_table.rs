@@ -123,16 +123,21 @@ fn is_over<A>(proto: Protocol, flow: &Flow<A>) -> bool {
     silence(flow.last_seen) > lifetime::seconds_to_be_over(proto, flow.state)
 }
 
-/// Seconds since a time in jiffies. The kernel's jiffies began five minutes before they overflowed (`INITIAL_JIFFIES` in
-/// include/linux/jiffies.h) and follow the monotonic clock since.
+/// Seconds since a time in jiffies.
 pub fn silence(last_seen: u32) -> u32 {
+    let passed = jiffies().wrapping_sub(last_seen);
+    // A flow seen a moment ago may seem to lie ahead: the clocks began a moment apart.
+    if passed > u32::MAX / 2 { 0 } else { passed / jiffies_per_second() }
+}
+
+/// The low 32 bits of the kernel's jiffies, which began five minutes before they overflowed (`INITIAL_JIFFIES` in
+/// include/linux/jiffies.h) and follow the monotonic clock since.
+pub(super) fn jiffies() -> u32 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let frequency = jiffies_per_second();
     let (seconds, nanoseconds) = (now.tv_sec.cast_unsigned(), now.tv_nsec.cast_unsigned());
     let ticks = seconds * u64::from(frequency) + nanoseconds * u64::from(frequency) / 1_000_000_000;
-    let passed = (ticks as u32).wrapping_sub(300 * frequency).wrapping_sub(last_seen);
-    // A flow seen a moment ago may seem to lie ahead: the clocks began a moment apart.
-    if passed > u32::MAX / 2 { 0 } else { passed / frequency }
+    (ticks as u32).wrapping_sub(300 * frequency)
 }
 
 /// Whether a flow counts as a connection: neither closed nor silent for longer than its state allows.

@@ -6,7 +6,9 @@ mod attach;
 mod attached;
 mod cleanup;
 mod clsact;
+mod devices;
 mod error;
+mod events;
 mod examination;
 mod family;
 mod flow_table;
@@ -62,7 +64,9 @@ pub use self::{
     attach::{AttachProblem, AttachReport, Attachment, Mechanism},
     attached::{Attached, attached},
     cleanup::{Removed, cleanup},
+    devices::device_name,
     error::{Error, OpenError},
+    events::{Watch, WatchError},
     examination::{Finding, Verdict, examine},
     flow_table::{FlowTableSize, goes_on, silence},
     links::{PinnedLink, pinned_links},

@@ -49,7 +49,7 @@ impl Debug for Observer {
 pub struct FamilyObserver<A> {
     pub(super) services: Table<Frontend<A>, Service>,
     pub(super) backends: Table<u32, Backend<A>>,
-    local_addrs: Table<A, u32>,
+    pub(super) local_addrs: Table<A, u32>,
     pub(super) sources: Table<Key<Source<A>>, u32>,
     pub(super) affinity: Table<Client<A>, Affinity>,
     pub(super) names: Table<u32, ServiceName>,
@@ -109,7 +109,7 @@ pub(super) fn open<K: Pod, V: Pod>(directory: &Path, name: &'static str) -> Resu
     Table::new(name, &pinned(directory, name)?)
 }
 
-fn pinned(directory: &Path, name: &'static str) -> Result<MapData, Error> {
+pub(super) fn pinned(directory: &Path, name: &'static str) -> Result<MapData, Error> {
     let error = |source| Error::Map { operation: "open", map: name, source: std::io::Error::other(source) };
     MapData::from_pin(directory.join(name)).map_err(error)
 }

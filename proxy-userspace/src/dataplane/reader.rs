@@ -31,6 +31,8 @@ pub trait FamilyReader {
     fn services(&self) -> Entries<Frontend<Self::Addr>, Service>;
     /// `BACKENDS_*`: the index is the id.
     fn all_backends(&self) -> Result<Vec<Backend<Self::Addr>>, Error>;
+    /// `LOCAL_ADDRS_*`: addresses of the node.
+    fn local_addresses(&self) -> Result<Vec<Self::Addr>, Error>;
     /// `NAMES_*`
     fn names(&self) -> Result<HashMap<u32, ServiceName>, Error>;
     /// `EMBRYOS_*` and then `FLOWS_*`: a flow that moves on meanwhile is seen twice rather than not at all.
@@ -65,6 +67,10 @@ where
 
     fn all_backends(&self) -> Result<Vec<Backend<A>>, Error> {
         self.backend_entries()
+    }
+
+    fn local_addresses(&self) -> Result<Vec<A>, Error> {
+        Ok(self.local_addrs.entries()?.into_iter().map(|(address, _)| address).collect())
     }
 
     fn names(&self) -> Result<HashMap<u32, ServiceName>, Error> {

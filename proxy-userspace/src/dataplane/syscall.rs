@@ -15,7 +15,11 @@ use std::{
     path::Path,
 };
 
-use aya::Pod;
+use aya::{
+    Pod,
+    maps::{MapData, RingBuf},
+};
+use tokio::io::unix::AsyncFd;
 
 const MAP_LOOKUP_ELEM: u32 = 1;
 const MAP_UPDATE_ELEM: u32 = 2;
@@ -42,6 +46,12 @@ pub(super) fn keep_little_free_memory() {
         // SAFETY: it takes two numbers, and refuses those it does not know.
         unsafe { libc::mallopt(parameter, value) };
     }
+}
+
+/// Has the runtime say when there are records.
+pub(super) fn wait_on(records: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
+    // SAFETY: its descriptor is that of its map, which it owns, and the same for as long as it lives.
+    Ok(unsafe { AsyncFd::register(records) }?)
 }
 
 /// Makes a bpf(2) call.

@@ -3,10 +3,12 @@
 
 mod affinity;
 mod backend;
+mod event;
 mod flow;
 pub mod meaning;
 mod names;
 mod rates;
+mod roster;
 mod service;
 mod status;
 
@@ -19,12 +21,16 @@ use std::{
 use proxy_common::node::LAYOUT;
 use serde::Serialize;
 
+#[cfg(test)]
+pub(crate) use self::event::tests::opened;
 pub use self::{
     affinity::Affinity,
     backend::{Backend, State},
+    event::{End, Event, EventFilter, HookName, Kind as EventKind},
     flow::{Flow, FlowFilter},
     names::{Names, PortName},
     rates::{Counts, Rate, Rates},
+    roster::Roster,
     service::{Empty, Frontend, Kind, Range, ServicePort, Share},
     status::{AgentStatus, Attached, Status},
 };
