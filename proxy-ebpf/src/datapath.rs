@@ -225,6 +225,6 @@ pub(crate) fn advance<F: Family, L: Transport>(
 #[expect(clippy::unnecessary_wraps, reason = "it is what the story returns")]
 fn pass<P: Packet>(hook: Hook, packet: &P, reason: Outcome) -> Result<Verdict, Outcome> {
     count(hook, reason);
-    event::packet::<P>(hook, reason, packet.context());
+    event::packet::<P>(hook, reason, packet.stored_context());
     Ok(Verdict::PASS)
 }

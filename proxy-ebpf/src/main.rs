@@ -34,7 +34,7 @@ fn uplink_xdp(context: XdpContext) -> u32 {
         Ok(verdict) => (unsafe { bpf_redirect(verdict.ifindex, 0) }) as u32,
         Err(reason) => {
             count(Hook::UplinkXdp, reason);
-            event::packet::<XdpPacket>(Hook::UplinkXdp, reason, packet.context());
+            event::packet::<XdpPacket>(Hook::UplinkXdp, reason, packet.stored_context());
             xdp_action::XDP_DROP
         }
     }
@@ -115,7 +115,7 @@ fn act<P: Packet>(hook: Hook, packet: &P, verdict: Result<Verdict, Outcome>) -> 
         Ok(verdict) => (unsafe { bpf_redirect(verdict.ifindex, 0) }) as i32,
         Err(reason) => {
             count(hook, reason);
-            event::packet::<P>(hook, reason, packet.context());
+            event::packet::<P>(hook, reason, packet.stored_context());
             TC_ACT_SHOT
         }
     }

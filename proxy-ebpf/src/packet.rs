@@ -176,6 +176,12 @@ pub trait Packet {
     /// The context, for helpers.
     fn context(&self) -> *mut c_void;
 
+    /// The same, loaded from where the packet stands: for a rare way, so that no usual one has to keep it at hand.
+    #[inline(always)]
+    fn stored_context(&self) -> *mut c_void {
+        self.context()
+    }
+
     /// Cuts it off after `length` bytes, of which it has at least as many. What was to be segmented later is not any more.
     /// Views are stale after it.
     fn cut(&mut self, length: usize) -> bool;
@@ -330,6 +336,12 @@ impl Packet for XdpPacket {
     #[inline(always)]
     fn context(&self) -> *mut c_void {
         self.context.as_ptr()
+    }
+
+    #[inline(always)]
+    fn stored_context(&self) -> *mut c_void {
+        // SAFETY: a field of a live packet.
+        unsafe { (&raw const self.context.ctx).read_volatile() }.cast()
     }
 
     #[inline(always)]
@@ -527,6 +539,12 @@ impl<const NETWORK: usize> Packet for TcPacket<NETWORK> {
     #[inline(always)]
     fn context(&self) -> *mut c_void {
         self.context.as_ptr()
+    }
+
+    #[inline(always)]
+    fn stored_context(&self) -> *mut c_void {
+        // SAFETY: a field of a live packet.
+        unsafe { (&raw const self.context.skb.skb).read_volatile() }.cast()
     }
 
     #[inline(always)]
