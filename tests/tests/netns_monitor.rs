@@ -108,7 +108,11 @@ fn what_happens_to_packets_and_sockets_is_shown_with_names() -> Result<()> {
     let (cluster, [web, nobody]) = cluster()?;
     let (node, pod) = (&cluster.lab.nodes[0], cluster.lab.place("client-a")?);
     let monitor = Monitor::start(node, &[])?;
-    monitor.line_with(&["TIME", "EVENT", "SERVICE"])?;
+    let shows = |words: &[&str]| -> Result<()> {
+        println!("{}", monitor.line_with(words)?);
+        Ok(())
+    };
+    shows(&["TIME", "EVENT", "SERVICE"])?;
     for (family, protocol) in
         Family::ALL.into_iter().flat_map(|family| Protocol::ALL.map(|protocol| (family, protocol)))
     {
@@ -118,24 +122,18 @@ fn what_happens_to_packets_and_sockets_is_shown_with_names() -> Result<()> {
         let answer = pod.ask(Ask::new(web))?;
         let backend = SocketAddr::new(address::pod("a1").context("no a1")?.1.of(family), TARGET);
         let way = format!("{} > {} ({backend})", answer.local, web.address);
-        monitor.line_with(&["pod_in", " opened ", &name, &way, &port("web")])?;
+        shows(&["pod_in", " opened ", &name, &way, &port("web")])?;
         node.host.ask(Ask::new(web))?;
-        monitor.line_with(&[
-            "connect",
-            " opened ",
-            &name,
-            &format!("- > {} ({backend})", web.address),
-            &port("web"),
-        ])?;
+        shows(&["connect", " opened ", &name, &format!("- > {} ({backend})", web.address), &port("web")])?;
 
         let _ = pod.ask_times(Ask::new(nobody), 1)?;
-        monitor.line_with(&["pod_in", " reject_no_endpoint ", &format!("> {} ", nobody.address), &port("nobody")])?;
+        shows(&["pod_in", " reject_no_endpoint ", &format!("> {} ", nobody.address), &port("nobody")])?;
         let _ = node.host.ask_times(Ask::new(nobody), 1)?;
-        monitor.line_with(&["connect", " reject_no_endpoint ", &name, &port("nobody")])?;
+        shows(&["connect", " reject_no_endpoint ", &name, &port("nobody")])?;
 
         node.edit_service(nobody, |service| service.internal_empty = WhenEmpty::Drop)?;
         let _ = pod.ask_times(Ask { timeout: Duration::from_millis(50), ..Ask::new(nobody) }, 1)?;
-        monitor.line_with(&["pod_in", " drop_no_local_endpoint ", &name, &port("nobody")])?;
+        shows(&["pod_in", " drop_no_local_endpoint ", &name, &port("nobody")])?;
     }
     Ok(())
 }

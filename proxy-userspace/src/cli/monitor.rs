@@ -134,7 +134,7 @@ impl Monitor {
                 _ = interrupted.recv() => Then::End,
                 _ = terminated.recv() => Then::End,
                 () = &mut end => Then::End,
-                _ = renewal.tick() => self.renew(&mut watch)?,
+                _ = renewal.tick() => renew(&mut watch)?,
                 events = watch.next() => self.show(&events?)?,
             };
             if then == Then::End {
@@ -145,15 +145,6 @@ impl Monitor {
 
     fn begin(&self) -> Result<Then, Failure> {
         if self.format == Format::Table { write(&heading()) } else { Ok(Then::GoOn) }
-    }
-
-    fn renew(&self, watch: &mut Watch) -> Result<Then, Failure> {
-        watch.renew().map_err(WatchError::from)?;
-        let lost = watch.lost().map_err(WatchError::from)?;
-        if lost > 0 {
-            eprintln!("sluice: {lost} events were lost: there were more than could be read");
-        }
-        Ok(Then::GoOn)
     }
 
     fn show(&mut self, records: &[proxy_common::event::Event]) -> Result<Then, Failure> {
@@ -181,11 +172,20 @@ impl Monitor {
     }
 }
 
+/// Has the programs go on, and says what they had no room for.
+fn renew(watch: &mut Watch) -> Result<Then, Failure> {
+    watch.renew().map_err(WatchError::from)?;
+    let lost = watch.lost().map_err(WatchError::from)?;
+    if lost > 0 {
+        eprintln!("sluice: {lost} events were lost: there were more than could be read");
+    }
+    Ok(Then::GoOn)
+}
+
 /// When the node was started, as its clock has it now.
 fn booted() -> Timestamp {
     let up = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    let up = Duration::new(up.tv_sec.cast_unsigned(), up.tv_nsec as u32);
-    Timestamp::now() - up
+    Timestamp::now() - Duration::try_from(up).unwrap_or_default()
 }
 
 /// Writes a line at once: somebody waits for it. Who has seen enough has closed the pipe.
@@ -200,7 +200,7 @@ fn write(line: &str) -> Result<Then, Failure> {
 
 /// Columns that are as wide as what mostly stands in them: what comes later is not known yet.
 fn columns([time, hook, event, protocol, way, service]: [&str; 6]) -> String {
-    format!("{time:<15} {hook:<12} {event:<19} {protocol:<8} {way} {service}").trim_end().to_owned()
+    format!("{time:<15} {hook:<15} {event:<22} {protocol:<8} {way} {service}").trim_end().to_owned()
 }
 
 fn heading() -> String {
@@ -249,12 +249,12 @@ mod tests {
         };
         let lines = [opened(), socket, dropped, tagged].map(|event| line(&event, TimeZone::UTC));
         let expected = [
-            "00:00:00.000000 pod_in       opened              TCP      10.244.1.7:4000 > 10.96.0.10:80 (10.244.2.5:8080) default/web:http",
-            "00:00:00.000000 connect      opened              TCP      - > 10.96.0.10:80 (10.244.2.5:8080) default/web:http",
-            "00:00:00.000000 uplink_xdp   drop_unallocated    UDP      [2001:db8::7]:53 > [2001:db8:96::99]:53",
-            "00:00:00.000000 uplink_in    pass_vlan           -        - > -",
+            "00:00:00.000000 pod_in          opened                 TCP      10.244.1.7:4000 > 10.96.0.10:80 (10.244.2.5:8080) default/web:http",
+            "00:00:00.000000 connect         opened                 TCP      - > 10.96.0.10:80 (10.244.2.5:8080) default/web:http",
+            "00:00:00.000000 uplink_xdp      drop_unallocated       UDP      [2001:db8::7]:53 > [2001:db8:96::99]:53",
+            "00:00:00.000000 uplink_in       pass_vlan              -        - > -",
         ];
         assert_eq!(lines, expected);
-        assert!(heading().starts_with("TIME            HOOK         EVENT               PROTOCOL SOURCE"));
+        assert!(heading().starts_with("TIME            HOOK            EVENT                  PROTOCOL SOURCE"));
     }
 }
