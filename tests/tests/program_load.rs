@@ -19,7 +19,7 @@ const BOUNDS: [(&str, u32); 21] = [
     ("uplink_in_l3", 280_000),
     ("uplink_out_l3", 110_000),
     ("pod_in", 280_000),
-    ("pod_out", 125_000),
+    ("pod_out", 130_000),
     ("cross_uplink_in", 80_000),
     ("cross_pod_in", 80_000),
     ("connect4", 20_000),
