@@ -14,6 +14,7 @@ mod bugreport;
 mod check;
 mod cleanup;
 mod completions;
+mod counters;
 mod explain;
 mod flow;
 mod logging;
@@ -62,6 +63,8 @@ enum Command {
     Bugreport(bugreport::Arguments),
     /// Whether this node can run Sluice, what is missing, and what there is instead.
     Check(check::Arguments),
+    /// What the programs have counted, by hook and outcome.
+    Counters(counters::Arguments),
     /// Whether the kernel holds what the objects of the cluster ask for.
     Verify(verify::Arguments),
     /// A script that has a shell complete commands and flags.
@@ -106,6 +109,7 @@ impl Cli {
             Command::Run(arguments) => run::execute(*arguments),
             Command::Cleanup(arguments) => cleanup::execute(&arguments),
             Command::Check(arguments) => check::execute(&arguments),
+            Command::Counters(arguments) => counters::execute(&arguments),
             Command::Top(arguments) => top::execute(&arguments),
             Command::Monitor(arguments) => monitor::execute(&arguments),
             Command::Bugreport(arguments) => bugreport::execute(&arguments),

@@ -93,7 +93,7 @@ fn bpf_file_system(pin_path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Mounts a BPF file system for the pin path, if that is for us to do and possible; [`check`] tells what is wrong if not.
+/// Mounts a BPF file system for the pin path, if that is for us to do and possible. What is wrong if not is told when the dataplane is opened.
 pub fn mount_bpf_file_system(pin_path: &Path) {
     let _ = bpf_file_system(pin_path);
 }

@@ -18,7 +18,7 @@ const FEW: u32 = 1_024;
 /// Nothing that matters is in it.
 const LEAST: u32 = 1;
 
-const MAPS: [(&str, Share); 46] = [
+const MAPS: [(&str, Share); 48] = [
     ("SERVICES_V4", Share::Read),
     ("SERVICES_V6", Share::Read),
     ("SLOTS", Share::Read),
@@ -61,6 +61,9 @@ const MAPS: [(&str, Share); 46] = [
     ("COUNTERS", Share::Own(WHOLE)),
     ("TURNOVER", Share::Own(WHOLE)),
     ("EXPIRED", Share::Own(WHOLE)),
+    // Nobody watches a rehearsal.
+    ("EVENTS", Share::Own(WHOLE)),
+    ("WATCH", Share::Own(WHOLE)),
     ("SERVICE_STATS_4", Share::Own(LEAST)),
     ("SERVICE_STATS_6", Share::Own(LEAST)),
     ("BACKEND_STATS_4", Share::Own(LEAST)),
