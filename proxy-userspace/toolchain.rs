@@ -58,6 +58,8 @@ impl Toolchain {
             .current_dir(workspace)
             .args([verb, "--locked", "--package", package, "--profile", "bpf", "--target", "bpfel-unknown-none"])
             .env("CARGO_ENCODED_RUSTFLAGS", rustflags(architecture).join("\x1f"))
+            // Cut up to be compiled anew in parts, the crates are inlined in other places than those that are shipped.
+            .env("CARGO_INCREMENTAL", "0")
             // Inline assembly for BPF is not stable in the language; the names are those of the crates that may use it.
             .env("RUSTC_BOOTSTRAP", if self.builds_core { "1" } else { "aya_ebpf,flow_table,proxy_ebpf,sluice_bpf" });
         if self.builds_core {

@@ -33,6 +33,10 @@ pub fn pinned(directory: &Path) -> Result<BTreeMap<String, Entries>> {
 
 fn read(path: &Path) -> Result<Entries> {
     let info = MapInfo::from_pin(path)?;
+    // A ring has no entries to look up: whoever reads it takes them out.
+    if info.map_type()? == MapType::RingBuf {
+        return Ok(Entries::new());
+    }
     let map = MapData::from_pin(path)?;
     let descriptor = map.fd().as_fd();
     let (key_size, mut value_size) = (info.key_size() as usize, info.value_size() as usize);
