@@ -165,12 +165,15 @@ const POD_NETWORK: &str = "link set eth0 up
      neigh add fe80::1 lladdr 02:00:00:00:01:00 dev eth0
      route add default via fe80::1 dev eth0";
 
+/// Everybody's address is known: an ICMP error about a packet that nobody takes would come seconds later, and count.
 const NODE_NETWORK: &str = "link set up0 up
      link set pod0 up
      addr add 192.0.2.1/24 dev up0
      addr add 2001:db8:1::1/64 dev up0 nodad
      neigh add 192.0.2.2 lladdr 02:00:00:00:00:02 dev up0
      neigh add 2001:db8:1::2 lladdr 02:00:00:00:00:02 dev up0
+     neigh add 192.0.2.254 lladdr 02:00:00:00:00:fe dev up0
+     neigh add 2001:db8:1::fe lladdr 02:00:00:00:00:fe dev up0
      route add default via 192.0.2.254
      route add default via 2001:db8:1::fe
      route add 10.244.2.0/24 via 192.0.2.2
