@@ -38,7 +38,7 @@ pub struct Node {
     pub cross_port_last: Port,
     /// What the kernel calls HZ, measured by the agent.
     pub jiffies_per_second: u32,
-    /// Bits of [`masquerade`], and [`TUNNELS`].
+    /// Bits of [`masquerade`] and [`newcomers`], and [`TUNNELS`].
     pub flags: u32,
     /// Zero.
     pub pad: u32,
@@ -53,6 +53,16 @@ pub mod masquerade {
     pub const ALL: u32 = 1;
     /// What goes to a NodePort or an external address bears it also when its backend is on this node, as with kube-proxy.
     pub const LOCAL_BACKENDS: u32 = 2;
+}
+
+/// Bits of [`Node::flags`]: what becomes of packets to a Service that no flow knows. None of them: they open flows.
+pub mod newcomers {
+    /// They are left to the proxy beside us, and noted in `FOREIGN_*`. Known flows go on.
+    pub const LEAVE: u32 = 8;
+    /// Those that stand in `FOREIGN_*` are left to the proxy beside us.
+    pub const LOOK: u32 = 16;
+    /// They are dropped, so that nothing opens a flow while the flow table is copied into another one. Senders try again.
+    pub const HOLD: u32 = 32;
 }
 
 /// How many ranges of `ServiceCIDRs` there may be of each family.

@@ -70,6 +70,8 @@ pub enum Outcome {
     PassProtocol = 21,
     /// Passed on: the frame is addressed to another host, and only came here because a switch or a card did not know better.
     PassOtherHost = 22,
+    /// Passed on: a packet to a Service that belongs to a connection of another proxy on this node.
+    PassForeign = 23,
     /// Dropped: the Service's slot or backend entry was not there.
     DropNoBackend = 33,
     /// Dropped: no source port was free for the flow.
@@ -101,6 +103,8 @@ pub enum Outcome {
     DropNotCrossed = 45,
     /// Dropped: longer than what the way to the node it is dispatched to takes. TCP and UDP are told of the path MTU.
     DropTooLong = 46,
+    /// Dropped: it would have opened a flow while the flow table was copied into that of another version.
+    DropHeld = 47,
     /// Rejected: the Service has no endpoint. TCP got a RST, SCTP an ABORT, UDP an ICMP error, a socket ECONNREFUSED.
     RejectNoEndpoint = 48,
     /// Rejected, in the same ways: a port of a ClusterIP that its Service does not define.
@@ -142,7 +146,7 @@ impl Hook {
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 37] = [
         Self::Opened,
         Self::Confirmed,
         Self::Moved,
@@ -160,6 +164,7 @@ impl Outcome {
         Self::PassExtension,
         Self::PassProtocol,
         Self::PassOtherHost,
+        Self::PassForeign,
         Self::DropNoBackend,
         Self::DropNoPort,
         Self::DropNotWritable,
@@ -174,6 +179,7 @@ impl Outcome {
         Self::DropNotDispatched,
         Self::DropNotCrossed,
         Self::DropTooLong,
+        Self::DropHeld,
         Self::RejectNoEndpoint,
         Self::RejectNoPort,
         Self::ResetGone,

@@ -20,7 +20,7 @@ use crate::{
     claim::{Claimed, claim, source_port},
     dispatch, event,
     family::Family,
-    filter, flow, kernel, output, service,
+    filter, flow, kernel, newcomer, output, service,
     way::{Place, Way, mask_stage, way},
 };
 
@@ -40,7 +40,7 @@ pub(crate) enum Admission {
 /// Admits a new flow, or says why not.
 #[inline(never)]
 pub(crate) fn admit<F: Family>(hook: Hook, key: &Tuple<F::Addr>, context: *mut c_void, ifindex: u32) -> Admission {
-    let found = find::<F>(key);
+    let found = find::<F>(hook, key);
     if found != Admission::GoOn {
         return found;
     }
@@ -79,17 +79,25 @@ fn pair<F: Family>(hook: Hook, key: &Tuple<F::Addr>, context: *mut c_void, ifind
 
 /// Finds the Service of a tuple and keeps it in the draft.
 #[inline(never)]
-fn find<F: Family>(key: &Tuple<F::Addr>) -> Admission {
+fn find<F: Family>(hook: Hook, key: &Tuple<F::Addr>) -> Admission {
     let found = match service::find::<F>(key.daddr, key.dport, key.proto) {
         None if !is_internal(key) => dispatch::of_other_node::<F>(key),
         found => found,
     };
     let Some(service) = found else {
-        return service::refusal::<F>(&key.daddr).map_or(Admission::NotOurs, Admission::Refused);
+        let Some(reason) = service::refusal::<F>(&key.daddr) else { return Admission::NotOurs };
+        return match newcomer::judge::<F>(hook, key) {
+            Admission::GoOn => Admission::Refused(reason),
+            other => other,
+        };
     };
     // Left to `cross`, which comes behind.
     if service.flags & flag::CROSS != 0 {
         return Admission::NotOurs;
+    }
+    let judged = newcomer::judge::<F>(hook, key);
+    if judged != Admission::GoOn {
+        return judged;
     }
     if !is_internal(key) && service::is_of_this_side::<F>(&key.saddr) {
         return Admission::Refused(Outcome::DropMartian);

@@ -57,6 +57,7 @@ pub trait Family: 'static {
     fn drafts() -> &'static maps::Drafts<Self::Addr>;
     fn fragments() -> &'static maps::Fragments<Self::Addr>;
     fn sockets() -> &'static maps::Sockets<Self::Addr>;
+    fn foreign() -> &'static maps::Foreign<Self::Addr>;
     fn affinities() -> &'static maps::Affinities<Self::Addr>;
     fn sources() -> &'static maps::Sources<Self::Addr>;
     fn active() -> &'static maps::Active;
@@ -113,7 +114,7 @@ pub(crate) struct V4;
 pub(crate) struct V6;
 
 macro_rules! family_maps {
-    ($services:ident $backends:ident $local:ident $peers:ident $flows:ident $embryos:ident $drafts:ident $fragments:ident $sockets:ident
+    ($services:ident $backends:ident $local:ident $peers:ident $flows:ident $embryos:ident $drafts:ident $fragments:ident $sockets:ident $foreign:ident
      $affinities:ident $sources:ident $active:ident $turns:ident) => {
         #[inline(always)]
         fn services() -> &'static maps::Services<Self::Addr> {
@@ -152,6 +153,10 @@ macro_rules! family_maps {
             &maps::$sockets
         }
         #[inline(always)]
+        fn foreign() -> &'static maps::Foreign<Self::Addr> {
+            &maps::$foreign
+        }
+        #[inline(always)]
         fn affinities() -> &'static maps::Affinities<Self::Addr> {
             &maps::$affinities
         }
@@ -184,7 +189,7 @@ impl Family for V4 {
     const IS_V6: bool = false;
     const ENCAPSULATED: u8 = 4;
 
-    family_maps!(SERVICES_V4 BACKENDS_V4 LOCAL_ADDRS_V4 PEER_ADDRS_V4 FLOWS_V4 EMBRYOS_V4 DRAFTS_V4 FRAGMENTS_V4 SOCKETS_V4
+    family_maps!(SERVICES_V4 BACKENDS_V4 LOCAL_ADDRS_V4 PEER_ADDRS_V4 FLOWS_V4 EMBRYOS_V4 DRAFTS_V4 FRAGMENTS_V4 SOCKETS_V4 FOREIGN_V4
                  AFFINITY_V4 SOURCES_V4 ACTIVE_V4 TURNS_V4);
 
     #[inline(always)]
@@ -350,7 +355,7 @@ impl Family for V6 {
     const IS_V6: bool = true;
     const ENCAPSULATED: u8 = 41;
 
-    family_maps!(SERVICES_V6 BACKENDS_V6 LOCAL_ADDRS_V6 PEER_ADDRS_V6 FLOWS_V6 EMBRYOS_V6 DRAFTS_V6 FRAGMENTS_V6 SOCKETS_V6
+    family_maps!(SERVICES_V6 BACKENDS_V6 LOCAL_ADDRS_V6 PEER_ADDRS_V6 FLOWS_V6 EMBRYOS_V6 DRAFTS_V6 FRAGMENTS_V6 SOCKETS_V6 FOREIGN_V6
                  AFFINITY_V6 SOURCES_V6 ACTIVE_V6 TURNS_V6);
 
     #[inline(always)]

@@ -19,7 +19,7 @@ use crate::{
     datapath::{self, Extent},
     dispatch, event,
     family::Family,
-    filter, flow,
+    filter, flow, newcomer,
     output::{self, Verdict},
     packet::Packet,
     parse::{Tcp, TcpHeader, Transport as _, Udp, UdpHeader},
@@ -154,6 +154,7 @@ fn follow<P: Packet, F: Family>(
     // SAFETY: an entry may be given to another packet after an eviction, not one looked up a moment ago.
     let Some(ports) = (unsafe { F::fragments().get(key) }) else {
         let is_lost = match key.stage {
+            _ if newcomer::are_others_at_work() => false,
             Stage::UplinkOut => filter::may_be_reply(&key.saddr),
             _ => is_for_service::<F>(key),
         };
@@ -161,7 +162,7 @@ fn follow<P: Packet, F: Family>(
     };
     let tuple = Tuple::new(key.saddr, key.daddr, ports.sport, ports.dport, key.proto, key.stage);
     let Some(entry) = flow::half::<F>(&tuple) else {
-        let is_lost = is_for_service::<F>(key);
+        let is_lost = is_for_service::<F>(key) && !newcomer::are_others_at_work();
         return if is_lost { Sorted::dropped(DROP_FRAGMENT) } else { pass(hook, packet, Outcome::PassFragment) };
     };
     if fragment.offset < ports.length {

@@ -39,6 +39,7 @@ mod icmp;
 pub mod kernel;
 mod maps;
 mod nat;
+mod newcomer;
 pub mod output;
 pub mod packet;
 mod parse;

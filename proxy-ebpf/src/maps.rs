@@ -37,6 +37,7 @@ const PEER_ADDRS: usize = 16_384;
 const LOCAL_MACS_: usize = 16_384;
 const AFFINITY: usize = 131_072;
 const SOURCES: usize = 65_536;
+const FOREIGN: usize = 262_144;
 
 /// Elements of a hash table that are written anew are never reused under a reader's feet: without preallocation the
 /// kernel frees the old one after a grace period.
@@ -60,6 +61,9 @@ pub(crate) type Drafts<A> = PerCpuArray<Draft<A>, 2>;
 pub(crate) type Fragments<A> = LruHashMap<Fragmented<A>, Ports, FRAGMENTS>;
 /// A table of translated sockets.
 pub(crate) type Sockets<A> = LruHashMap<SocketPeer<A>, SocketTarget<A>, SOCKETS>;
+/// A table of connections that another proxy of this node translates; the stage is [`proxy_common::tuple::Stage::FromPod`].
+/// The value is 1.
+pub(crate) type Foreign<A> = HashMap<Tuple<A>, u32, FOREIGN, NO_PREALLOC>;
 /// A table of prefixes from which Services may be used.
 pub(crate) type Sources<A> = LpmTrie<Source<A>, u32, SOURCES, NO_PREALLOC>;
 /// A table of clients and the backends they stay with.
@@ -110,6 +114,10 @@ pub(crate) static FRAGMENTS_V6: Fragments<Ipv6> = LruHashMap::new();
 pub(crate) static SOCKETS_V4: Sockets<Ipv4> = LruHashMap::new();
 #[btf_map]
 pub(crate) static SOCKETS_V6: Sockets<Ipv6> = LruHashMap::new();
+#[btf_map]
+pub(crate) static FOREIGN_V4: Foreign<Ipv4> = HashMap::new();
+#[btf_map]
+pub(crate) static FOREIGN_V6: Foreign<Ipv6> = HashMap::new();
 /// Could a packet to this address be ours?
 #[btf_map]
 pub(crate) static INBOUND: Array<Filter, 1> = Array::new();

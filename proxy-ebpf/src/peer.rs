@@ -107,6 +107,13 @@ pub(crate) fn source6(context: &SockAddrContext) -> Ipv6 {
     load6(unsafe { &raw const (*sock(context)).src_ip6 }.cast())
 }
 
+/// The port a socket sends from, if it has one yet.
+#[inline(always)]
+pub(crate) fn source_port(context: &SockAddrContext) -> Port {
+    // SAFETY: only the place of the field is taken.
+    Port::new(load(unsafe { &raw const (*sock(context)).src_port }) as u16)
+}
+
 #[inline(always)]
 fn sock(context: &SockAddrContext) -> *const bpf_sock {
     let context = context.sock_addr;

@@ -8,7 +8,7 @@ use proxy_common::{
     service::{Frontend, Service, flag},
 };
 
-use crate::{family::Family, maps::NODE};
+use crate::{family::Family, maps::NODE, newcomer};
 
 /// What the agent told of the node.
 #[inline(always)]
@@ -63,10 +63,10 @@ pub(crate) fn refusal<F: Family>(daddr: &F::Addr) -> Option<Outcome> {
     }
 }
 
-/// Whether an address could be a ClusterIP, and is none.
+/// Whether an address could be a ClusterIP, and is none, for anybody.
 #[inline(always)]
 pub(crate) fn is_unallocated<F: Family>(daddr: &F::Addr) -> bool {
-    F::is_in_service_cidrs(daddr) && !is_cluster_ip::<F>(daddr)
+    F::is_in_service_cidrs(daddr) && !is_cluster_ip::<F>(daddr) && !newcomer::are_others_at_work()
 }
 
 #[inline(never)]

@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use proxy_common::{
     addr::{Address, Port, Protocol},
-    node::masquerade,
+    node::{masquerade, newcomers},
     outcome::{Hook, Outcome},
     service::{Pick, Service, flag},
     socket::{SocketOrigin, SocketPeer, SocketTarget, SocketWay},
@@ -25,6 +25,7 @@ use crate::{
     event,
     family::{Family, V4, V6},
     kernel::{self, HOST_NETNS_COOKIE, SOCKET_LB},
+    newcomer,
     peer::{self, Peer, load, mapped, peer4, peer6, set_mapped_peer, set_peer4, set_peer6, source4, source6},
     service, stats,
 };
@@ -151,6 +152,9 @@ fn translate<F: Family>(
     set_peer: fn(&SockAddrContext, Peer<F::Addr>),
 ) -> Answer {
     let peer = peer.meant();
+    if is_left::<F>(context, hook, caller, &peer) {
+        return leave(context, hook);
+    }
     let Some(service) = service::find::<F>(peer.addr, peer.port, caller.protocol) else {
         return service::refusal::<F>(&peer.addr)
             .map_or_else(|| leave(context, hook), |reason| refuse::<F>(hook, reason, peer, caller.protocol));
@@ -198,6 +202,19 @@ fn translate<F: Family>(
     event::socket::<F>(hook, Outcome::Opened, &frontend);
     stats::opened::<F>(service.index, id);
     GO_ON
+}
+
+/// Whether whom the socket names is left to the proxy beside us: a connection is new, but a datagram may be of those that it
+/// has sent before. The address it leaves with is not known yet.
+#[inline(always)]
+fn is_left<F: Family>(context: &SockAddrContext, hook: Hook, caller: Caller, peer: &Peer<F::Addr>) -> bool {
+    let flags = service::node().map_or(0, |node| node.flags);
+    if !matches!(hook, Hook::Sendmsg) || flags & (newcomers::LEAVE | newcomers::LOOK) == 0 {
+        return flags & newcomers::LEAVE != 0;
+    }
+    let sport = peer::source_port(context);
+    let key = Tuple::new(F::Addr::ANY, peer.addr, sport, peer.port, caller.protocol, Stage::FromPod);
+    newcomer::is_foreign::<F>(&key)
 }
 
 /// Lets the system call go on with the address it has.

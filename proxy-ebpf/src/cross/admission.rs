@@ -19,14 +19,14 @@ use crate::{
     claim::{Claimed, claim, source_port},
     event,
     family::V6,
-    flow, kernel, service,
+    flow, kernel, newcomer, service,
 };
 
 /// Admits a new flow, or says why not.
 #[inline(never)]
 pub(super) fn admit(hook: Hook, key: &Tuple<Ipv6>, context: *mut c_void, ifindex: u32) -> Admission {
     let stage = if matches!(hook, Hook::CrossPodIn) { Stage::FromPod } else { Stage::UplinkIn };
-    let found = find(key, stage);
+    let found = find(hook, key, stage);
     if found != Admission::GoOn {
         return found;
     }
@@ -46,13 +46,17 @@ pub(super) fn admit(hook: Hook, key: &Tuple<Ipv6>, context: *mut c_void, ifindex
 
 /// Finds the Service of a tuple, if its backends are of the other family, and keeps it in the draft.
 #[inline(never)]
-fn find(key: &Tuple<Ipv6>, stage: Stage) -> Admission {
+fn find(hook: Hook, key: &Tuple<Ipv6>, stage: Stage) -> Admission {
     let any = if key.daddr.is_mapped() { Ipv6::mapped(Ipv4::ANY) } else { Ipv6::ANY };
     let Some(service) = service::find_as::<V6>(key.daddr, any, key.dport, key.proto) else {
         return Admission::NotOurs;
     };
     if service.flags & flag::CROSS == 0 {
         return Admission::NotOurs;
+    }
+    let judged = newcomer::judge::<V6>(hook, key);
+    if judged != Admission::GoOn {
+        return judged;
     }
     if matches!(stage, Stage::UplinkIn) && service::is_of_this_side::<V6>(&key.saddr) {
         return Admission::Refused(Outcome::DropMartian);

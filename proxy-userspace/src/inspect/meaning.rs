@@ -65,6 +65,10 @@ pub const fn meaning(outcome: Outcome) -> &'static str {
         Outcome::PassOtherHost => {
             "passed on untouched: the frame is addressed to another host, and a switch or card let it through"
         }
+        Outcome::PassForeign => {
+            "passed on untouched: a connection that another proxy of this node translates since before the takeover, \
+             or in a handover"
+        }
         Outcome::DropNoBackend => {
             "dropped: the chosen slot had no backend, which lasts for an instant at most; if it goes on, restart \
              the agent and report it"
@@ -114,6 +118,10 @@ pub const fn meaning(outcome: Outcome) -> &'static str {
         Outcome::DropTooLong => {
             "dropped: too long for the tunnel to the backend's node; TCP and UDP are told the path MTU, so see \
              that ICMP reaches the client"
+        }
+        Outcome::DropHeld => {
+            "dropped: it would have opened a connection in the instant in which another version took over; the \
+             sender tries again"
         }
         Outcome::RejectNoEndpoint => "rejected: the Service has no ready endpoint; look at its pods and its selector",
         Outcome::RejectNoPort => {

@@ -8,6 +8,7 @@ use proxy_common::{
     addr::{Ipv4, Ipv6},
     node::ServiceCidrs,
     service::{Affinity, Client, Source},
+    tuple::Tuple,
 };
 
 use super::Testbed;
@@ -73,6 +74,15 @@ impl Testbed {
     /// Says how many active IPv4 flows a backend has.
     pub fn set_active(&mut self, backend: u32, count: u32) -> Result<()> {
         Ok(Array::<_, u32>::try_from(self.map("ACTIVE_V4")?)?.set(backend, count, 0)?)
+    }
+
+    /// How many IPv4 or IPv6 connections are noted as another proxy's.
+    pub fn foreign(&mut self, is_ipv4: bool) -> Result<usize> {
+        Ok(if is_ipv4 {
+            self.hash::<Tuple<Ipv4>, u32>("FOREIGN_V4")?.keys().count()
+        } else {
+            self.hash::<Tuple<Ipv6>, u32>("FOREIGN_V6")?.keys().count()
+        })
     }
 
     /// Says where ClusterIPs are taken from.

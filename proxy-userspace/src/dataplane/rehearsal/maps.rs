@@ -18,7 +18,7 @@ const FEW: u32 = 1_024;
 /// Nothing that matters is in it.
 const LEAST: u32 = 1;
 
-const MAPS: [(&str, Share); 48] = [
+const MAPS: [(&str, Share); 50] = [
     ("SERVICES_V4", Share::Read),
     ("SERVICES_V6", Share::Read),
     ("SLOTS", Share::Read),
@@ -51,6 +51,9 @@ const MAPS: [(&str, Share); 48] = [
     ("FRAGMENTS_V6", Share::Own(FEW)),
     ("SOCKETS_V4", Share::Own(FEW)),
     ("SOCKETS_V6", Share::Own(FEW)),
+    // As good as the pinned ones, but written while everything is left to another proxy.
+    ("FOREIGN_V4", Share::Own(FEW)),
+    ("FOREIGN_V6", Share::Own(FEW)),
     ("DRAFTS_V4", Share::Own(WHOLE)),
     ("DRAFTS_V6", Share::Own(WHOLE)),
     ("ACTIVE_V4", Share::Own(WHOLE)),

@@ -1,0 +1,50 @@
+//! What becomes of packets that no flow knows while this is not the only proxy: kube-proxy is at work beside us and its
+//! connections are to go on as they began, or another version of ours takes over. In: a tuple that would open a flow. Out:
+//! whether it may. On a node where nothing of the kind goes on that is one load and a branch.
+
+use aya_ebpf::bindings::BPF_ANY;
+use proxy_common::{
+    node::newcomers,
+    outcome::{Hook, Outcome},
+    tuple::{Stage, Tuple},
+};
+
+use crate::{admit::Admission, counters::count, family::Family, service};
+
+/// Whether a packet to a Service, or to what could be one, may open a flow. Out of line, as everything rare.
+#[inline(never)]
+pub(crate) fn judge<F: Family>(hook: Hook, key: &Tuple<F::Addr>) -> Admission {
+    let Some(node) = service::node() else { return Admission::NotOurs };
+    if node.flags & newcomers::HOLD != 0 {
+        return Admission::Refused(Outcome::DropHeld);
+    }
+    if is_foreign::<F>(key) {
+        count(hook, Outcome::PassForeign);
+        return Admission::NotOurs;
+    }
+    Admission::GoOn
+}
+
+/// Whether a tuple is left to the proxy beside us. While everything is, it is noted: it stays so afterwards, whether or not the
+/// agent finds it in the kernel's table of connections.
+#[inline(always)]
+pub(crate) fn is_foreign<F: Family>(key: &Tuple<F::Addr>) -> bool {
+    let flags = service::node().map_or(0, |node| node.flags);
+    if flags & (newcomers::LEAVE | newcomers::LOOK) == 0 {
+        return false;
+    }
+    let mut key = *key;
+    key.stage = Stage::FromPod;
+    if flags & newcomers::LEAVE != 0 {
+        let _ = F::foreign().insert(&key, 1, u64::from(BPF_ANY));
+        return true;
+    }
+    // SAFETY: only whether there is an entry counts.
+    unsafe { F::foreign().get(&key) }.is_some()
+}
+
+/// Whether somebody else may serve connections to Services, too, so that what is none of our flows is not dropped for that.
+#[inline(always)]
+pub(crate) fn are_others_at_work() -> bool {
+    service::node().is_some_and(|node| node.flags & (newcomers::LEAVE | newcomers::LOOK) != 0)
+}
