@@ -63,6 +63,8 @@ pub mod newcomers {
     pub const LOOK: u32 = 16;
     /// They are dropped, so that nothing opens a flow while the flow table is copied into another one. Senders try again.
     pub const HOLD: u32 = 32;
+    /// All of them.
+    pub const ALL: u32 = LEAVE | LOOK | HOLD;
 }
 
 /// How many ranges of `ServiceCIDRs` there may be of each family.

@@ -3,6 +3,7 @@
 
 mod account;
 mod sync;
+mod takeover;
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -16,14 +17,17 @@ use tokio::{
 };
 use tracing::info;
 
-use self::{account::Account, sync::Agent};
+use self::{
+    account::Account,
+    sync::{Agent, Watches},
+};
 use crate::{
     config::{Config, Source},
     dataplane::{
         Dataplane, OpenError,
         netlink::{self, NetworkEvent, Reach, tunnels::TunnelError},
     },
-    source::{self, Event, kubernetes::Watches},
+    source::{self, Event, kubernetes},
 };
 
 /// How long the tables wait for the Node object once all else is known: they can do without it, but a restarted agent
@@ -82,15 +86,19 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     let dataplane = Dataplane::open(&config.dataplane)?;
     let account = Account::open(&config, client).map_err(OpenError::from)?;
     account.count_sweeps(&dataplane);
-    let (wanted, watched) = watch::channel(BTreeSet::new());
-    let mut agent = Agent::new(dataplane, config, account, wanted);
+    let (wanted, asked) = watch::channel(BTreeSet::new());
+    let (looks, is_looked) = watch::channel(false);
+    let watches = Watches { peers: wanted, foreign: looks };
+    let mut agent = Agent::new(dataplane, config, account, watches).map_err(OpenError::from)?;
     let mut network = netlink::watch();
-    let mut neighbours = netlink::watch_peers(reach, watched);
+    let mut neighbours = netlink::watch_peers(reach, asked);
+    let mut foreign = netlink::conntrack::watch_translated(is_looked);
     loop {
         tokio::select! {
             event = events.recv() => agent.absorb(event.ok_or(AgentError::SourceEnded)?),
             event = network.recv() => agent.absorb_network(event.ok_or(AgentError::NetworkEnded)?),
             macs = neighbours.recv() => agent.absorb_peers(macs.ok_or(AgentError::NetworkEnded)?),
+            found = foreign.recv() => agent.absorb_foreign(found.ok_or(AgentError::NetworkEnded)?),
             () = sleep_until(agent.wakes_at().unwrap_or_else(far_away)) => {}
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
@@ -127,7 +135,7 @@ struct PeerWatch {
 impl PeerWatch {
     fn start(self, client: &kube::Client) {
         if let Some(sender) = self.sender.upgrade() {
-            source::kubernetes::watch_peers(client, &self.node_name, Watches::default(), &sender);
+            kubernetes::watch_peers(client, &self.node_name, kubernetes::Watches::default(), &sender);
         }
     }
 }

@@ -38,6 +38,8 @@ pub struct Config {
     pub metrics_per_backend: PerBackend,
     /// How often what others may have undone is put right. A change that waits for twice as long is a sign of ill health.
     pub sync_period: Duration,
+    /// New connections are left to another proxy on this node.
+    pub hands_over: bool,
     /// What the process has given up: bits of [`proxy_common::names::confined`].
     pub confined: u32,
 }

@@ -84,6 +84,7 @@ struct Handles {
     reconciler_deleted: Family<FamilyLabel, Counter>,
     reconciler_sync: Durations,
     api_events: Family<OutcomeLabel, Counter>,
+    foreign_connections: Gauge,
 }
 
 /// Changes of one kind of object.
@@ -125,6 +126,7 @@ impl Default for Metrics {
             reconciler_deleted: Family::default(),
             reconciler_sync: Family::new_with_constructor(Buckets::Sync),
             api_events: Family::default(),
+            foreign_connections: Gauge::default(),
         };
         handles.begin();
         Self { handles: Arc::new(handles) }
@@ -181,6 +183,8 @@ impl Handles {
         registry.register("kubeproxy_proxy_healthz", "Answers to /healthz", self.healthz.clone());
         registry.register("kubeproxy_proxy_livez", "Answers to /livez", self.livez.clone());
         registry.register("sluice_api_events", "Events about objects, for the API server", self.api_events.clone());
+        let what = "Connections that another proxy of this node has had since before the takeover";
+        registry.register("sluice_foreign_connections", what, self.foreign_connections.clone());
     }
 
     fn register_syncs(&self, registry: &mut Registry) {
@@ -231,6 +235,11 @@ impl Metrics {
     /// An Event was not offered to the API server, because there were too many.
     pub fn count_suppressed_event(&self) {
         self.handles.api_events.get_or_create(&OutcomeLabel::SUPPRESSED).inc();
+    }
+
+    /// So many connections of another proxy go on.
+    pub fn set_foreign_connections(&self, connections: usize) {
+        self.handles.foreign_connections.set(connections.try_into().unwrap_or(i64::MAX));
     }
 
     /// So many Services have changed.

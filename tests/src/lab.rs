@@ -15,6 +15,7 @@ pub mod cgroup;
 pub mod cluster;
 pub mod device;
 pub mod errors;
+pub mod kube_proxy;
 mod leftover;
 pub mod manifest;
 mod maps;

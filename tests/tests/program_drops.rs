@@ -11,7 +11,7 @@ use aya::util::KernelVersion;
 use proxy_common::{
     addr::{Ipv4, Ipv6, Protocol},
     backend::BackendState,
-    node::{Cidr, ServiceCidrs},
+    node::{Cidr, ServiceCidrs, newcomers},
     outcome::{Hook, Outcome},
     service::{Service, WhenEmpty, flag},
 };
@@ -54,7 +54,8 @@ fn case(outcome: Outcome) -> Shown {
         | O::PassOptions
         | O::PassExtension
         | O::PassProtocol
-        | O::PassOtherHost => return Shown::Elsewhere,
+        | O::PassOtherHost
+        | O::PassForeign => return Shown::Elsewhere,
         O::DropNoBackend => (&[], no_backend),
         O::DropNoPort => (&[], no_port),
         O::DropNotWritable => (&[], not_writable),
@@ -69,6 +70,7 @@ fn case(outcome: Outcome) -> Shown {
         O::DropNotDispatched => (&[], not_dispatched),
         O::DropNotCrossed => (&[], not_crossed),
         O::DropTooLong => (&[], too_long),
+        O::DropHeld => (&[], held),
         O::RejectNoEndpoint => (&[], no_endpoint),
         O::RejectNoPort => (&[], undefined_port),
         O::ResetGone => (&[], gone),
@@ -188,6 +190,13 @@ fn no_masquerade(bed: &mut Testbed, family: Family) -> Result<(Hook, i32)> {
         node.masquerade_v4 = Ipv4::default();
         node.masquerade_v6 = Ipv6::default();
     })?;
+    uplink_xdp(bed, &from_outside(family, 50_000))
+}
+
+/// Another version takes over.
+fn held(bed: &mut Testbed, family: Family) -> Result<(Hook, i32)> {
+    serve_remotely(bed, family)?;
+    bed.set_node(|node| node.flags |= newcomers::HOLD)?;
     uplink_xdp(bed, &from_outside(family, 50_000))
 }
 

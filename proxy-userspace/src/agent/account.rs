@@ -207,6 +207,11 @@ impl Account {
         self.progress.set_ready();
     }
 
+    /// So many connections of another proxy go on.
+    pub(super) fn note_foreign(&self, connections: usize) {
+        self.metrics.set_foreign_connections(connections);
+    }
+
     /// Whether load balancers may send traffic to this node.
     pub(super) fn set_node_eligible(&self, is_eligible: bool) {
         self.progress.set_node_eligible(is_eligible);

@@ -6,13 +6,16 @@ use proxy_common::addr::{Ipv4, Ipv6};
 use tokio::{sync::watch, time::Instant};
 use tracing::{debug, error, info, warn};
 
-use super::{NODE_PATIENCE, account::Account};
+use super::{NODE_PATIENCE, account::Account, takeover::Takeover};
 use crate::{
     addresses::Primary,
     config::Config,
     dataplane::{
         self, Dataplane, NodeSettings,
-        netlink::{LinkLayerAddress, NetworkEvent, NodeNetwork},
+        netlink::{
+            LinkLayerAddress, NetworkEvent, NodeNetwork,
+            conntrack::{self, TranslatedConnection},
+        },
     },
     diff::{Capacity, GRACE, KernelState, Overflow},
     reconcile::Reconciler,
@@ -28,6 +31,15 @@ const NEWS_RETRY: Duration = Duration::from_millis(250);
 /// The address filters are swept this long after a change: it reads every flow, and a bit too many costs a packet
 /// nanoseconds.
 const PRUNE_AFTER: Duration = Duration::from_mins(10);
+
+/// Those who watch something for the agent are told here what it wants to know.
+#[derive(Debug)]
+pub(super) struct Watches {
+    /// Addresses of other nodes, to watch where they are.
+    pub(super) peers: watch::Sender<BTreeSet<IpAddr>>,
+    /// Whether to look for connections that others translate.
+    pub(super) foreign: watch::Sender<bool>,
+}
 
 /// What the agent knows and has.
 pub(super) struct Agent {
@@ -51,8 +63,11 @@ pub(super) struct Agent {
     account: Account,
     /// What the kernel held when the agent started, until it is known whose it is.
     adopted: Option<KernelState>,
-    /// Who watches where other nodes are is told of their addresses here.
-    wanted_peers: watch::Sender<BTreeSet<IpAddr>>,
+    watches: Watches,
+    /// Another proxy beside us.
+    takeover: Takeover,
+    /// Connections that others translate, if they are not in the kernel yet.
+    new_foreign: Option<BTreeSet<TranslatedConnection>>,
     /// Addresses of other nodes that are not in the kernel yet.
     new_peer_addresses: Option<BTreeSet<IpAddr>>,
     /// Where they are on this node's links, if that is not in the kernel yet.
@@ -77,9 +92,11 @@ impl Agent {
         dataplane: Dataplane,
         config: Config,
         account: Account,
-        wanted_peers: watch::Sender<BTreeSet<IpAddr>>,
-    ) -> Self {
-        Self {
+        watches: Watches,
+    ) -> Result<Self, dataplane::Error> {
+        Ok(Self {
+            takeover: Takeover::new(&dataplane, config.hands_over)?,
+            new_foreign: None,
             dataplane,
             reconciler: Reconciler::new(config.node.clone(), Capacity::default()),
             config,
@@ -95,10 +112,10 @@ impl Agent {
             prune_at: None,
             account,
             adopted: None,
-            wanted_peers,
+            watches,
             new_peer_addresses: None,
             new_peers: None,
-        }
+        })
     }
 
     pub(super) fn absorb(&mut self, event: Event) {
@@ -128,6 +145,11 @@ impl Agent {
     pub(super) fn absorb_peers(&mut self, macs: BTreeSet<LinkLayerAddress>) {
         self.hurry();
         self.new_peers = Some(macs);
+    }
+
+    /// Takes in which connections others translate.
+    pub(super) fn absorb_foreign(&mut self, found: BTreeSet<TranslatedConnection>) {
+        self.new_foreign = Some(found);
     }
 
     /// Whether other nodes matter.
@@ -188,6 +210,7 @@ impl Agent {
             return Ok(());
         }
         self.account.begin(began);
+        self.dataplane.put_newcomers(self.takeover.newcomers())?;
         self.write_tables()?;
         self.account.note_programmed(&self.reconciler.take_triggers());
         self.account.note_no_local(self.reconciler.no_local());
@@ -199,6 +222,7 @@ impl Agent {
         if !is_attached {
             return Ok(());
         }
+        self.take_over()?;
         self.account.finish(began.elapsed());
         self.announce();
         self.prune()
@@ -248,7 +272,7 @@ impl Agent {
     /// Addresses of other nodes, which are watched from then on, and then where they are.
     fn write_peers(&mut self) -> Result<(), dataplane::Error> {
         if let Some(addresses) = self.reconciler.take_peers() {
-            self.wanted_peers.send_replace(addresses.clone());
+            self.watches.peers.send_replace(addresses.clone());
             self.new_peer_addresses = Some(addresses);
         }
         if let Some(addresses) = &self.new_peer_addresses {
@@ -318,6 +342,25 @@ impl Agent {
             error!("{error}; trying again in {:?}", self.config.sync_period);
         }
         attached.is_ok()
+    }
+
+    /// Goes on with taking another proxy's place. The first look is waited for: until then nothing is ours.
+    fn take_over(&mut self) -> Result<(), dataplane::Error> {
+        if self.takeover.is_begun() && self.network.is_some() {
+            self.new_foreign = Some(conntrack::translated().unwrap_or_else(|error| {
+                warn!("the kernel's table of connections cannot be read: {error}; those of another proxy may break");
+                BTreeSet::new()
+            }));
+        }
+        if let Some(found) = self.new_foreign.take() {
+            let addresses = self.network.iter().flat_map(|network| &network.addresses);
+            let own = addresses.map(|address| address.net.addr()).collect();
+            let connections = self.takeover.absorb(&mut self.dataplane, &found, &own)?;
+            self.account.note_foreign(connections);
+        }
+        let follows = self.takeover.follows();
+        self.watches.foreign.send_if_modified(|wanted| std::mem::replace(wanted, follows) != follows);
+        Ok(())
     }
 
     fn prune(&mut self) -> Result<(), dataplane::Error> {

@@ -8,7 +8,7 @@ use super::{
     Failure,
     output::{Target, ago, columns, word},
 };
-use crate::inspect::{AgentStatus, Attached, Status};
+use crate::inspect::{AgentStatus, Attached, NodeStatus, Status};
 
 /// What to show.
 #[derive(Debug, Args)]
@@ -38,6 +38,7 @@ fn describe(status: &Status, verbose: bool) -> String {
         ["NodePorts".into(), span(node.node_ports)],
         ["Source ports".into(), span(node.source_ports)],
     ]);
+    rows.extend(beside(node));
     rows.extend(devices(&status.attached).into_iter().map(|(target, programs)| [target, programs]));
     let mut text = String::new();
     for [name, value] in &rows {
@@ -50,6 +51,19 @@ fn describe(status: &Status, verbose: bool) -> String {
     text += "\n";
     text += &maps(status, verbose);
     text
+}
+
+/// Who else translates connections, if anybody does.
+fn beside(node: &NodeStatus) -> Option<[String; 2]> {
+    let said = match node.new_connections {
+        "left" => "left to another proxy of this node: the agent hands over, or has just begun".into(),
+        "held" => "held for an instant: another version takes over".into(),
+        _ if node.foreign_connections > 0 => {
+            format!("taken; {} that another proxy had before go on with it", node.foreign_connections)
+        }
+        _ => return None,
+    };
+    Some(["New connections".into(), said])
 }
 
 fn span([first, last]: [u16; 2]) -> String {

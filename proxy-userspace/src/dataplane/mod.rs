@@ -12,6 +12,7 @@ mod events;
 mod examination;
 mod family;
 mod flow_table;
+mod foreign;
 mod links;
 mod listeners;
 mod load;
@@ -46,7 +47,7 @@ use proxy_common::{
     backend::BackendId,
     filter::Filter,
     names::ServiceName,
-    node::{FURTHER, LAYOUT, Node, ServiceCidrs, TUNNELS, Vlan, masquerade},
+    node::{FURTHER, LAYOUT, Node, ServiceCidrs, TUNNELS, Vlan, masquerade, newcomers},
 };
 
 #[cfg(test)]
@@ -55,7 +56,8 @@ use self::{
     address_filter::AddressFilter,
     attach::Attacher,
     family::FamilyMaps,
-    netlink::{LinkLayerAddress, NodeNetwork},
+    foreign::Foreign,
+    netlink::{LinkLayerAddress, NodeNetwork, conntrack::TranslatedConnection},
     reserved_ports::Reservation,
     sockets::Sweeper,
     table::Table,
@@ -69,6 +71,7 @@ pub use self::{
     events::{Watch, WatchError},
     examination::{Finding, Verdict, examine},
     flow_table::{FlowTableSize, goes_on, silence},
+    foreign::Unfound,
     links::{PinnedLink, pinned_links},
     listeners::listeners,
     load::{OBJECT, maps_directory, pinned_layout},
@@ -136,10 +139,12 @@ pub struct Dataplane {
     peer_addresses: BTreeSet<IpAddr>,
     local_macs: Table<Mac, u32>,
     service_cidrs: Table<u32, ServiceCidrs>,
+    foreign: Foreign,
     inbound: AddressFilter,
     outbound: AddressFilter,
     node_map: Table<u32, Node>,
     node: Node,
+    is_fresh: bool,
     sweeper: Sweeper,
     reservation: Reservation,
     pin_path: PathBuf,
@@ -167,9 +172,11 @@ impl Dataplane {
             peer_addresses: BTreeSet::new(),
             local_macs: family::table(&object, "LOCAL_MACS")?,
             service_cidrs: family::table(&object, "SERVICE_CIDRS")?,
+            foreign: Foreign::new(&object)?,
             inbound: AddressFilter::adopt(family::table(&object, "INBOUND")?)?,
             outbound: AddressFilter::adopt(family::table(&object, "OUTBOUND")?)?,
             node: node_map.read(&0)?,
+            is_fresh: false,
             node_map,
             attacher,
             sweeper: Sweeper::start(&object)?,
@@ -180,6 +187,7 @@ impl Dataplane {
             _lock: lock,
         };
         let node = Node { layout: LAYOUT, jiffies_per_second: load::jiffies_per_second(), ..dataplane.node };
+        dataplane.is_fresh = dataplane.node.layout == 0;
         dataplane.write_node(node)?;
         dataplane.begin_service_cidrs()?;
         Ok(dataplane)
@@ -243,12 +251,38 @@ impl Dataplane {
             source_port_last: Port::new(*settings.source_ports.end()),
             cross_port_first: Port::new(*settings.cross_ports.start()),
             cross_port_last: Port::new(*settings.cross_ports.end()),
-            flags: settings.flags() | if self.has_tunnels { TUNNELS } else { 0 },
+            flags: settings.flags() | if self.has_tunnels { TUNNELS } else { 0 } | self.newcomers(),
             ..self.node
         };
         self.add_masquerade(&node);
         self.inbound.flush()?;
         self.write_node(node)
+    }
+
+    /// Whether nobody had pinned anything before this agent.
+    pub fn is_fresh(&self) -> bool {
+        self.is_fresh
+    }
+
+    /// What becomes of packets that no flow knows: bits of [`newcomers`].
+    pub fn newcomers(&self) -> u32 {
+        self.node.flags & newcomers::ALL
+    }
+
+    /// Says what becomes of packets that no flow knows.
+    pub fn put_newcomers(&mut self, bits: u32) -> Result<(), Error> {
+        self.write_node(Node { flags: self.node.flags & !newcomers::ALL | bits, ..self.node })
+    }
+
+    /// Tells the programs which connections another proxy of this node translates, whose addresses are `own`. Returns how many they
+    /// know of now.
+    pub fn put_foreign(
+        &self,
+        found: &BTreeSet<TranslatedConnection>,
+        own: &BTreeSet<IpAddr>,
+        unfound: Unfound,
+    ) -> Result<usize, Error> {
+        self.foreign.follow(found, own, unfound)
     }
 
     /// Keeps the source ports of masqueraded flows from the node's own sockets. Cheap when they are kept already, so that it

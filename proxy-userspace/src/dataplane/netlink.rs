@@ -1,6 +1,8 @@
 //! The node's own network, as netlink tells it: links, addresses and which links carry a default route. A watcher
-//! turns the kernel's notifications into [`NetworkEvent`]s. And the kernel's list of sockets.
+//! turns the kernel's notifications into [`NetworkEvent`]s. And the kernel's lists of sockets and connections.
 
+pub mod conntrack;
+mod exchange;
 mod messages;
 mod peers;
 mod route;

@@ -58,6 +58,7 @@ pub struct FamilyObserver<A> {
     pub(super) service_stats: Table<u32, Stats>,
     pub(super) backend_stats: Table<u32, Stats>,
     active: Table<u32, u32>,
+    foreign: Table<Tuple<A>, u32>,
 }
 
 /// How full a map is.
@@ -261,6 +262,7 @@ struct Names {
     sockets: &'static str,
     stats: [&'static str; 2],
     active: &'static str,
+    foreign: &'static str,
 }
 
 const V4: Names = Names {
@@ -274,6 +276,7 @@ const V4: Names = Names {
     sockets: "SOCKETS_V4",
     stats: ["SERVICE_STATS_4", "BACKEND_STATS_4"],
     active: "ACTIVE_V4",
+    foreign: "FOREIGN_V4",
 };
 
 const V6: Names = Names {
@@ -287,6 +290,7 @@ const V6: Names = Names {
     sockets: "SOCKETS_V6",
     stats: ["SERVICE_STATS_6", "BACKEND_STATS_6"],
     active: "ACTIVE_V6",
+    foreign: "FOREIGN_V6",
 };
 
 /// Entries of `BACKENDS_*` that nobody has written, one after the other: behind them are no others.
@@ -320,6 +324,7 @@ where
             service_stats: open(directory, service_stats)?,
             backend_stats: open(directory, backend_stats)?,
             active: open(directory, names.active)?,
+            foreign: open(directory, names.foreign)?,
         })
     }
 
@@ -337,6 +342,7 @@ where
             fill(&self.local_addrs, |_, _| ())?,
             fill(&self.sources, |_, _| ())?,
             fill(&self.affinity, |_, _| ())?,
+            fill(&self.foreign, |_, _| ())?,
             Fill { map: self.backends.name(), entries: self.backends()?.len(), capacity: self.backends.capacity() },
         ];
         Ok(Survey { flow_table, fills, active })

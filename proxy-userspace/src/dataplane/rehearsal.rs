@@ -222,6 +222,7 @@ where
         affinity: Option<&Affinity>,
     ) -> Result<(), Error> {
         self.own.copy_flow(&self.live, key)?;
+        self.own.copy_foreign(&self.live, key)?;
         let Some(service) = service else { return Ok(()) };
         if let Some(affinity) = affinity {
             self.own.put_affinity(client, affinity)?;

@@ -26,6 +26,7 @@ pub(crate) fn snake(camel: &str) -> String {
 }
 
 /// What happened, and what to do about it if anything is wrong. One sentence, without a full stop.
+#[expect(clippy::too_many_lines, reason = "one sentence for each outcome")]
 pub const fn meaning(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Opened => "a new connection was given a backend",

@@ -32,7 +32,7 @@ pub use self::{
     rates::{Counts, Rate, Rates},
     roster::Roster,
     service::{Empty, Frontend, Kind, Range, ServicePort, Share},
-    status::{AgentStatus, Attached, Status},
+    status::{AgentStatus, Attached, NodeStatus, Status},
 };
 pub(crate) use self::{flow::phase, service::algorithm};
 use crate::dataplane::{self, Observer};

@@ -4,7 +4,7 @@ use std::{net::IpAddr, path::Path};
 
 use proxy_common::{
     addr::{Address as _, Ipv4, Ipv6, Port},
-    node::{Node, TUNNELS, masquerade},
+    node::{Node, TUNNELS, masquerade, newcomers},
 };
 use serde::Serialize;
 
@@ -71,6 +71,10 @@ pub struct NodeStatus {
     pub masquerades_local_backends: bool,
     /// Nodes dispatch packets to each other by tunnels.
     pub has_tunnels: bool,
+    /// What becomes of new connections: `taken`, `left` to another proxy of this node, or `held` while another version takes over.
+    pub new_connections: &'static str,
+    /// Connections that another proxy goes on with.
+    pub foreign_connections: usize,
     /// Changes of routes that flows have to follow.
     pub route_generation: u32,
 }
@@ -109,13 +113,14 @@ pub(super) fn read(observer: &Observer, pin_path: &Path) -> Result<Status, Inspe
     let node = observer.node()?;
     let mut attached: Vec<Attached> = dataplane::pinned_links(pin_path)?.into_iter().map(Attached::from).collect();
     attached.sort();
+    let maps = fills(observer)?;
     Ok(Status {
         agent: agent(observer, pin_path)?,
         layout: node.layout,
         pin_path: pin_path.display().to_string(),
-        node: describe(&node),
+        node: describe(&node, &maps),
         attached,
-        maps: fills(observer)?,
+        maps,
     })
 }
 
@@ -137,7 +142,7 @@ fn agent(observer: &Observer, pin_path: &Path) -> Result<AgentStatus, InspectErr
     })
 }
 
-fn describe(node: &Node) -> NodeStatus {
+fn describe(node: &Node, maps: &[MapFill]) -> NodeStatus {
     let v4 = std::iter::once(node.masquerade_v4).chain(node.further_v4);
     let v6 = std::iter::once(node.masquerade_v6).chain(node.further_v6);
     let v4 = v4.filter(|address| *address != Ipv4::ANY).map(IpAddr::from);
@@ -149,6 +154,12 @@ fn describe(node: &Node) -> NodeStatus {
         masquerades_all: node.flags & masquerade::ALL != 0,
         masquerades_local_backends: node.flags & masquerade::LOCAL_BACKENDS != 0,
         has_tunnels: node.flags & TUNNELS != 0,
+        new_connections: match node.flags {
+            flags if flags & newcomers::HOLD != 0 => "held",
+            flags if flags & newcomers::LEAVE != 0 => "left",
+            _ => "taken",
+        },
+        foreign_connections: maps.iter().filter(|map| map.name.starts_with("FOREIGN_")).map(|map| map.entries).sum(),
         route_generation: node.route_generation,
     }
 }

@@ -124,6 +124,9 @@ pub(in crate::cli) struct Arguments {
     /// Whether each backend has metrics of its own, of which there may be very many
     #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, default_value_t = true)]
     metrics_per_backend: bool,
+    /// Leave new connections to another proxy on this node, and go on with those that are known: the way back to kube-proxy
+    #[arg(long)]
+    handover: bool,
     /// Give up, before anything else is done, capabilities, system calls and files that the agent has no use for
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, default_value_t = true)]
     confine: bool,
@@ -234,6 +237,7 @@ impl Arguments {
             },
             node_ports: self.node_port_range,
             source_ports: self.source_port_range,
+            hands_over: self.handover,
             confined: 0,
         })
     }

@@ -10,12 +10,11 @@ use netlink_packet_sock_diag::{
 };
 use proxy_common::addr::Protocol;
 use rtnetlink::{
-    packet_core::{
-        NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-        NetlinkSerializable,
-    },
-    sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG},
+    packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST},
+    sys::protocols::NETLINK_SOCK_DIAG,
 };
+
+use super::exchange::Exchange;
 
 /// Which sockets are meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,24 +50,21 @@ fn talking() -> StateFlags {
 
 /// A connection to the kernel's list.
 #[derive(Debug)]
-pub(in crate::dataplane) struct SocketList(Socket);
+pub(in crate::dataplane) struct SocketList(Exchange);
 
 impl SocketList {
     /// Of the calling thread's network namespace.
     pub(in crate::dataplane) fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(Self(socket))
+        Exchange::open(NETLINK_SOCK_DIAG).map(Self)
     }
 
     /// The connected sockets of a kind; with a port, those whose peer has it.
     pub(in crate::dataplane) fn connected(&self, kind: Kind, port: Option<u16>) -> io::Result<Vec<SocketId>> {
         let unspecified = if kind.is_v6 { SocketId::new_v6() } else { SocketId::new_v4() };
         let asked = SocketId { destination_port: port.unwrap_or(0), ..unspecified };
-        self.send(NLM_F_REQUEST | NLM_F_DUMP, SockDiagMessage::InetRequest(kind.request(asked)))?;
+        self.0.send(NLM_F_REQUEST | NLM_F_DUMP, SockDiagMessage::InetRequest(kind.request(asked)))?;
         let mut found = Vec::new();
-        self.receive::<SockDiagMessage>(|message| {
+        self.0.receive::<SockDiagMessage>(|message| {
             if let SockDiagMessage::InetResponse(socket) = message {
                 found.push(socket.header.socket_id);
             }
@@ -80,40 +76,8 @@ impl SocketList {
     /// same addresses safe.
     pub(in crate::dataplane) fn destroy(&self, kind: Kind, socket: SocketId) -> io::Result<()> {
         let request = SockDiagMessage::InetRequest(kind.request(socket));
-        self.send(NLM_F_REQUEST | NLM_F_ACK, SockDiagDestroy::new(request))?;
-        self.receive::<SockDiagMessage>(|_| {})
-    }
-
-    fn send<T: NetlinkSerializable + Into<NetlinkPayload<T>>>(&self, flags: u16, request: T) -> io::Result<()> {
-        let mut header = NetlinkHeader::default();
-        header.flags = flags;
-        let mut message = NetlinkMessage::new(header, request.into());
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.0.send(&bytes, 0).map(drop)
-    }
-
-    /// Takes messages until the kernel says that it was the last one.
-    fn receive<T: NetlinkDeserializable>(&self, mut take: impl FnMut(T)) -> io::Result<()> {
-        loop {
-            let (bytes, _) = self.0.recv_from_full()?;
-            let mut rest = &bytes[..];
-            while !rest.is_empty() {
-                let message = NetlinkMessage::<T>::deserialize(rest).map_err(io::Error::other)?;
-                // Each message begins at a multiple of four.
-                let length = (message.header.length as usize).next_multiple_of(4);
-                rest = rest.get(length..).unwrap_or_default();
-                match message.payload {
-                    NetlinkPayload::InnerMessage(inner) => take(inner),
-                    NetlinkPayload::Done(done) if done.code == 0 => return Ok(()),
-                    NetlinkPayload::Done(done) => return Err(io::Error::from_raw_os_error(done.code.abs())),
-                    NetlinkPayload::Error(answer) if answer.code.is_none() => return Ok(()),
-                    NetlinkPayload::Error(answer) => return Err(answer.to_io()),
-                    _ => {}
-                }
-            }
-        }
+        self.0.send(NLM_F_REQUEST | NLM_F_ACK, SockDiagDestroy::new(request))?;
+        self.0.receive::<SockDiagMessage>(|_| {})
     }
 }
 

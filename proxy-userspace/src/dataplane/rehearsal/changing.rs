@@ -22,15 +22,28 @@ pub(super) struct Names {
     affinity: &'static str,
     active: &'static str,
     turns: &'static str,
+    foreign: &'static str,
 }
 
 /// IPv4.
-pub(super) const V4: Names =
-    Names { embryos: "EMBRYOS_V4", flows: "FLOWS_V4", affinity: "AFFINITY_V4", active: "ACTIVE_V4", turns: "TURNS_V4" };
+pub(super) const V4: Names = Names {
+    embryos: "EMBRYOS_V4",
+    flows: "FLOWS_V4",
+    affinity: "AFFINITY_V4",
+    active: "ACTIVE_V4",
+    turns: "TURNS_V4",
+    foreign: "FOREIGN_V4",
+};
 
 /// IPv6.
-pub(super) const V6: Names =
-    Names { embryos: "EMBRYOS_V6", flows: "FLOWS_V6", affinity: "AFFINITY_V6", active: "ACTIVE_V6", turns: "TURNS_V6" };
+pub(super) const V6: Names = Names {
+    embryos: "EMBRYOS_V6",
+    flows: "FLOWS_V6",
+    affinity: "AFFINITY_V6",
+    active: "ACTIVE_V6",
+    turns: "TURNS_V6",
+    foreign: "FOREIGN_V6",
+};
 
 /// A flow, and the tier it is in.
 pub(super) type Found<A> = (Tier, Flow<A>);
@@ -45,6 +58,7 @@ pub(super) struct Changing<A> {
     affinity: Table<Client<A>, Affinity>,
     active: Table<BackendId, u32>,
     turns: Table<u32, u64>,
+    foreign: Table<Tuple<A>, u32>,
 }
 
 impl<A> Changing<A>
@@ -61,6 +75,7 @@ where
             affinity: maps.table(names.affinity)?,
             active: maps.table(names.active)?,
             turns: maps.table(names.turns)?,
+            foreign: maps.table(names.foreign)?,
         })
     }
 
@@ -70,6 +85,12 @@ where
             return Ok(Some((Tier::Flows, flow)));
         }
         Ok(self.embryos.find(key)?.map(|flow| (Tier::Embryos, flow)))
+    }
+
+    /// That another proxy translates the connection of a tuple, if it does.
+    pub(super) fn copy_foreign(&self, from: &Self, key: &Tuple<A>) -> Result<(), Error> {
+        let key = Tuple { stage: Stage::FromPod, ..*key };
+        from.foreign.find(&key)?.map_or(Ok(()), |value| self.foreign.put(&key, &value))
     }
 
     /// Whom a client stays with.
