@@ -36,10 +36,14 @@ pub(super) struct Case<'a> {
 
 /// The answer.
 pub(super) fn answer(case: &Case<'_>, seen: &Rehearsal) -> Answer {
-    let fate = fate(seen);
+    let fate = fate(case.stand.origin, seen);
     let decisive = decisive(fate, seen);
     // That it was opened, too, says nothing more.
-    let also = seen.outcomes.iter().filter(|outcome| Some(**outcome) != decisive && **outcome != Outcome::Opened);
+    let also = seen.outcomes.iter().filter(|outcome| {
+        Some(**outcome) != decisive
+            && **outcome != Outcome::Opened
+            && !(fate == Fate::Translated && is_unmasqueraded_socket(case.stand.origin, seen))
+    });
     let service = seen.service.map(|service| service.value);
     Answer {
         packet: tried(case, seen),
@@ -60,10 +64,16 @@ pub(super) fn answer(case: &Case<'_>, seen: &Rehearsal) -> Answer {
     }
 }
 
-fn fate(seen: &Rehearsal) -> Fate {
+/// A socket of the node needs no address to be masqueraded with, which the program for pods asks for where it is tried in its place.
+fn is_unmasqueraded_socket(origin: Origin, seen: &Rehearsal) -> bool {
+    origin == Origin::Node && seen.outcomes.contains(&Outcome::DropNoMasquerade)
+}
+
+fn fate(origin: Origin, seen: &Rehearsal) -> Fate {
     let has = |outcome| seen.outcomes.contains(&outcome);
     let is_told = [Outcome::RejectNoEndpoint, Outcome::RejectNoPort, Outcome::ResetGone].into_iter().any(has);
     match seen.action {
+        Action::Dropped if is_unmasqueraded_socket(origin, seen) => Fate::Translated,
         Action::Dropped => Fate::Dropped,
         _ if is_told => Fate::Rejected,
         _ if has(Outcome::Dispatched) => Fate::Dispatched,

@@ -2,6 +2,7 @@
 //! are attached. In both families alike.
 
 use std::{
+    collections::BTreeSet,
     fs,
     net::IpAddr,
     path::Path,
@@ -13,11 +14,14 @@ use proxy_common::{
     addr::{Address, Ipv4, Ipv6, Port, Protocol},
     backend::{Backend, BackendState},
     names::{ServiceName, Text},
-    node::{Cidr, ServiceCidrs, local},
+    node::{Cidr, ServiceCidrs, local, newcomers},
     service::{Frontend, Pick, Range, Service, WhenEmpty, flag},
 };
 use proxy_userspace::{
-    dataplane::{self, Dataplane, NodeSettings, Options, SocketLb, UplinkMode, netlink},
+    dataplane::{
+        self, Dataplane, NodeSettings, Options, SocketLb, Unfound, UplinkMode,
+        netlink::{self, conntrack::TranslatedConnection},
+    },
     desired::Prefix,
     diff::{Plan, Step},
     explain::{Answer, Origin, Question, explain},
@@ -133,6 +137,22 @@ impl Node {
     /// Changes the maps as an agent would.
     pub(crate) fn apply(&self, plan: &Plan) -> Result<()> {
         self.run(|| Ok(Dataplane::open(&self.options)?.apply(plan)?))
+    }
+
+    /// Takes the addresses away by which flows are masqueraded, as on a node without a default route.
+    pub(crate) fn forget_addresses(&self) -> Result<()> {
+        let nobody = NodeSettings { masquerade_v4: Ipv4::ANY, masquerade_v6: Ipv6::ANY, ..settings() };
+        self.run(|| Ok(Dataplane::open(&self.options)?.put_node(&nobody)?))
+    }
+
+    /// Has another proxy go on with a connection.
+    pub(crate) fn leave(&self, connection: TranslatedConnection) -> Result<()> {
+        self.run(|| {
+            let mut dataplane = Dataplane::open(&self.options)?;
+            dataplane.put_newcomers(newcomers::LOOK)?;
+            dataplane.put_foreign(&BTreeSet::from([connection]), &BTreeSet::new(), Unfound::Go)?;
+            Ok(())
+        })
     }
 
     /// Explains a packet.

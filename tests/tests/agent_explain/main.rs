@@ -16,7 +16,7 @@ use proxy_common::{
     service::{Frontend, Range, Service},
 };
 use proxy_userspace::{
-    dataplane::UplinkMode,
+    dataplane::{UplinkMode, netlink::conntrack::TranslatedConnection},
     diff::{Plan, Step},
     explain::{Answer, Clients, Fate, Origin, WayKind},
 };
@@ -142,6 +142,40 @@ fn the_nodes_own_sockets_are_told_by_the_same_tables() -> Result<()> {
             assert_eq!(backend.address.to_string(), end(REMOTE, family, TARGET));
             assert!(answer.notes.iter().any(|note| note.contains("--socket-lb=off")), "{:?}", answer.notes);
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_socket_of_a_node_without_an_address_to_masquerade_with_is_translated_all_the_same() -> Result<()> {
+    let node = Node::new(UplinkMode::Tc)?;
+    node.forget_addresses()?;
+    for family in Family::BOTH {
+        let (client, destination) = (NODE.address(family).to_string(), to(NODE, family, NODE_PORT, "tcp"));
+        let answer = node.explain(&client, &destination, Origin::Auto)?;
+        assert_eq!((answer.from, answer.result), (Origin::Node, Fate::Translated));
+        assert_eq!(answer.also, [], "nothing is said against it");
+        let outside = node.explain(&end(CLIENT, family, 20_000), &destination, Origin::Auto)?;
+        assert_eq!(outside.result, Fate::Dropped, "others are dropped");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_connection_that_another_proxy_has_is_passed_on() -> Result<()> {
+    let node = Node::new(UplinkMode::Tc)?;
+    for family in Family::BOTH {
+        let (client, other) = (end(POD, family, 20_000), end(POD, family, 20_001));
+        let destination = to(SERVICE, family, PORT, "tcp");
+        node.leave(TranslatedConnection {
+            protocol: Protocol::Tcp,
+            client: client.parse()?,
+            frontend: end(SERVICE, family, PORT).parse()?,
+        })?;
+        let answer = node.explain(&client, &destination, Origin::Auto)?;
+        assert_eq!(answer.result, Fate::PassedOn);
+        assert!(answer.reason.sentence.contains("another proxy"), "{:?}", answer.reason);
+        assert_eq!(node.explain(&other, &destination, Origin::Auto)?.result, Fate::Translated);
     }
     Ok(())
 }
