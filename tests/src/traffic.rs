@@ -18,6 +18,7 @@ pub mod resident;
 pub mod server;
 pub mod socket;
 pub mod stream;
+pub mod wire;
 
 use std::{collections::BTreeMap, fmt, io, net::SocketAddr, time::Duration};
 
