@@ -15,6 +15,7 @@ pub mod patience;
 pub mod picture;
 pub mod probe;
 pub mod sandbox;
+pub mod scenario;
 pub mod testbed;
 pub mod traffic;
 

@@ -25,7 +25,8 @@ use tests::{
         memory::MemoryCgroup,
         succession::{Successor, ended, terminate},
     },
-    patience::{patience, wait_until},
+    patience::{patience, slowness, wait_until},
+    scenario::note,
     traffic::{Protocol, RatePlan, RateReport, StreamPlan, StreamReport, Target, place::Activity},
 };
 
@@ -34,7 +35,11 @@ const USUAL: Duration = Duration::from_secs(20);
 /// As many per second as the variable says: the scenarios' own figures are for machines that do nothing else.
 fn per_second(variable: &str, usual: u32) -> u32 {
     let wanted = env::var(variable).ok().and_then(|number| number.parse().ok()).unwrap_or(usual);
-    f64::from(wanted).div_euclid(tests::patience::slowness()).max(1.0) as u32
+    (Duration::from_secs(1).div_f64(slowness()).as_millis() as u32 * wanted).div_ceil(1_000)
+}
+
+fn each_second(count: u64, elapsed: Duration) -> u64 {
+    count * 1_000 / (elapsed.as_millis() as u64).max(1)
 }
 
 /// Ids of a node's links and of the programs they hold, by program and target.
@@ -56,8 +61,11 @@ fn opened(node: &Node) -> Result<u64> {
 }
 
 fn assert_all_answered(name: &str, report: &RateReport) {
-    let rate = report.begun as f64 / report.elapsed.as_secs_f64();
-    println!("{name}: {} connections, {rate:.0} per second, the slowest {:?}", report.begun, report.slowest);
+    let RateReport { begun, elapsed, slowest, .. } = report;
+    note(
+        11,
+        &format!("{begun} connections {name}, {} per second, the slowest {slowest:?}", each_second(*begun, *elapsed)),
+    );
     assert!(report.failures.is_empty(), "{name}: {:?}", report.failures);
     assert_eq!(report.answered, report.begun, "{name}");
     assert!(report.pods.keys().all(|pod| ["a1", "b1", "b2"].contains(&pod.as_str())), "{name}: {:?}", report.pods);
@@ -101,12 +109,12 @@ fn scenario_11_a_hundred_kills_under_new_connections_fail_none_and_leave_every_l
     }
     println!("{KILLS} kills in {:?}", began.elapsed());
     let reports = rates.map(|(name, rate)| (name, rate.and_then(Activity::finish_rate)));
-    let mut begun = Vec::new();
+    let mut connections = Vec::new();
     for (name, report) in reports {
         let report = report?;
         assert_all_answered(name, &report);
         assert_eq!(report.handshake_retransmits, 0, "{name}: a SYN or its answer was lost");
-        begun.push(report.begun);
+        connections.push(report.begun);
     }
     for (node, before) in nodes.iter().zip(before) {
         let now = links(node)?;
@@ -119,7 +127,7 @@ fn scenario_11_a_hundred_kills_under_new_connections_fail_none_and_leave_every_l
     }
     // The counters add up: each connection was given a backend once.
     let counted = [opened(&nodes[0])? - counted[0], opened(&nodes[1])? - counted[1]];
-    assert_eq!(counted, [begun[0] + begun[2], begun[1]], "opened at node-a and at node-b");
+    assert_eq!(counted, [connections[0] + connections[2], connections[1]], "opened at node-a and at node-b");
     Ok(())
 }
 
@@ -131,7 +139,7 @@ fn streams<'lab>(cluster: &'lab Cluster, service: &Service) -> Result<Vec<(&'sta
         ("by XDP", &cluster.lab.client, service.at_node(nodes[0].addresses(), Family::V4, Protocol::Udp)),
         ("by TC", &cluster.lab.client, service.at_node(nodes[1].addresses(), Family::V6, Protocol::Udp)),
     ];
-    let wanted = per_second("SLUICE_TEST_PPS", 15_000) / 3;
+    let wanted = per_second("SLUICE_TEST_PPS", 9_000) / 3;
     let linger = patience(Duration::from_secs(2));
     let begin = |(name, client, target): (_, &'lab tests::traffic::place::Place, Target)| {
         Ok((name, client.stream(StreamPlan { target, per_second: wanted, linger })?))
@@ -155,7 +163,8 @@ fn giant() -> Vec<Value> {
     slices.collect()
 }
 
-/// Has the kernel kill a node's agent for want of memory. Where it cannot be made to, the agent is killed as it would be.
+/// Has the kernel kill a node's agent for want of memory, and starts another. Where it cannot be made to, the agent is killed as it
+/// would be.
 fn starve(cluster: &Cluster, node: &Node) -> Result<()> {
     let process = node.agent()?.id();
     match MemoryCgroup::new(node.plan.number.into()) {
@@ -169,9 +178,7 @@ fn starve(cluster: &Cluster, node: &Node) -> Result<()> {
             ensure!(cgroup.killed()? == 1, "the kernel has not counted it");
         }
         Err(error) => {
-            println!(
-                "NOT SHOWN: the kernel kills nobody for want of memory here ({error:#}); killed by SIGKILL instead"
-            );
+            note(12, &format!("the kernel kills nobody for want of memory here, so that SIGKILL stood in: {error:#}"));
             node.kill_agent();
         }
     }
@@ -179,7 +186,7 @@ fn starve(cluster: &Cluster, node: &Node) -> Result<()> {
     if giant.exists() {
         fs::remove_file(giant)?;
     }
-    Ok(())
+    node.start_agent(cluster.source(), &cluster.options)
 }
 
 /// One agent is ended well, and the next one is started.
@@ -203,8 +210,8 @@ fn overlap(cluster: &Cluster, node: &Node) -> Result<()> {
 }
 
 fn assert_no_gap(name: &str, report: &StreamReport, elapsed: Duration) {
-    let rate = report.sent as f64 / elapsed.as_secs_f64();
-    println!("{name}: {} datagrams, {rate:.0} per second, {} answered", report.sent, report.answered);
+    let StreamReport { sent, answered, .. } = report;
+    note(12, &format!("{sent} datagrams {name}, {} per second, {answered} answered", each_second(*sent, elapsed)));
     assert_eq!((report.lost(), report.duplicated, report.errors), (0, 0, 0), "{name}: {:?}", report.gaps);
     assert_eq!(report.pods.len(), 1, "{name}: a flow stays with its backend: {:?}", report.pods);
 }
@@ -217,19 +224,18 @@ fn scenario_12_agents_that_follow_each_other_however_they_end_lose_no_datagram()
     let before = [link_ids(&nodes[0])?, link_ids(&nodes[1])?];
     let began = Instant::now();
     let streams = streams(&cluster, &service)?;
-    for (name, change) in [
-        ("SIGTERM", replace as fn(&Cluster, &Node) -> Result<()>),
-        ("an update with a surge", overlap),
-        ("no memory", |cluster, node| {
-            starve(cluster, node)?;
-            node.start_agent(cluster.source(), &cluster.options)
-        }),
-    ] {
-        for node in nodes {
-            let began = Instant::now();
-            change(&cluster, node).with_context(|| format!("{name} at {}", node.plan.name))?;
-            println!("{name} at {}: {:?}", node.plan.name, began.elapsed());
-        }
+    let [a, b] = nodes;
+    let changes: [(_, fn(&Cluster, &Node) -> Result<()>, &Node); 5] = [
+        ("SIGTERM", replace, a),
+        ("SIGTERM", replace, b),
+        ("an update with a surge", overlap, a),
+        ("an update with a surge", overlap, b),
+        ("no memory", starve, a),
+    ];
+    for (name, change, node) in changes {
+        let began = Instant::now();
+        change(&cluster, node).with_context(|| format!("{name} at {}", node.plan.name))?;
+        println!("{name} at {}: {:?}", node.plan.name, began.elapsed());
     }
     let elapsed = began.elapsed();
     for (name, stream) in streams {

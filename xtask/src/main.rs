@@ -26,6 +26,7 @@ mod module;
 mod mutation;
 mod report;
 mod rootfs;
+mod scenarios;
 mod shipped;
 mod summary;
 #[path = "../../proxy-userspace/toolchain.rs"]

@@ -12,7 +12,9 @@ use clap::{Args, ValueEnum};
 use xshell::Cmd;
 
 use crate::{
-    machine, setup,
+    machine,
+    scenarios::{self, Table},
+    setup,
     summary::Totals,
     workspace::{Executable, Workspace},
 };
@@ -126,7 +128,23 @@ fn run_suite(workspace: &Workspace, suite: Suite, arguments: &Arguments) -> Resu
         return Ok(Totals::default());
     }
     machine::mount_bpf(&workspace.shell)?;
-    on_kernel(workspace, suite, &targets, arguments)
+    if suite == Suite::Scenarios {
+        return with_table(workspace, &targets, arguments);
+    }
+    count(on_kernel(workspace, suite, &targets, arguments)?, |_| ())
+}
+
+/// The scenarios suite, and what came of each scenario.
+fn with_table(workspace: &Workspace, targets: &[String], arguments: &Arguments) -> Result<Totals> {
+    let mut table = Table::open(workspace)?;
+    let command = on_kernel(workspace, Suite::Scenarios, targets, arguments)?.env(scenarios::NOTES, table.notes());
+    let mut totals = count(command, |line| table.read(line))?;
+    print!("{table}");
+    for number in table.missing() {
+        eprintln!("error: scenario {number} has neither a test nor a reason in tests/scenarios.yaml");
+        totals += Totals::ONE_FAILURE;
+    }
+    Ok(totals)
 }
 
 fn needs_root(suite: Suite) -> String {
@@ -138,16 +156,17 @@ fn unit(workspace: &Workspace, arguments: &Arguments) -> Result<Totals> {
     let mut totals = Totals::default();
     for kind in [["--lib", "--bins"].as_slice(), &["--doc"]] {
         let cargo = workspace.cargo(&["test", "--workspace", "--no-fail-fast"]).args(kind);
-        totals += count(cargo.arg("--").args(options(Suite::Unit, arguments)))?;
+        totals += count(cargo.arg("--").args(options(Suite::Unit, arguments)), |_| ())?;
     }
     Ok(totals)
 }
 
-fn on_kernel(workspace: &Workspace, suite: Suite, targets: &[String], arguments: &Arguments) -> Result<Totals> {
+/// Runs the test programs of a suite, with the agent that they start.
+fn on_kernel<'a>(workspace: &'a Workspace, suite: Suite, targets: &[String], arguments: &Arguments) -> Result<Cmd<'a>> {
     let agent = build_agent(workspace)?;
     let named = targets.iter().flat_map(|target| ["--test", target]);
     let cargo = workspace.cargo(&["test", "--package", "tests", "--no-fail-fast"]).args(named);
-    count(cargo.env(AGENT, agent).arg("--").args(options(suite, arguments)))
+    Ok(cargo.env(AGENT, agent).arg("--").args(options(suite, arguments)))
 }
 
 /// The variable that tells tests where the agent is.
@@ -174,8 +193,8 @@ fn options(suite: Suite, arguments: &Arguments) -> Vec<String> {
     options
 }
 
-/// Runs a command that runs tests, shows its output as it comes, and counts the results in it.
-fn count(command: Cmd<'_>) -> Result<Totals> {
+/// Runs a command that runs tests, shows its output as it comes and to whoever else wants it, and counts the results in it.
+fn count(command: Cmd<'_>, mut show: impl FnMut(&str)) -> Result<Totals> {
     println!("$ {command}");
     let mut child = Command::from(command).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
     let mut totals = Totals::default();
@@ -185,6 +204,7 @@ fn count(command: Cmd<'_>) -> Result<Totals> {
         let line = String::from_utf8_lossy(&line);
         println!("{line}");
         totals.read(&line);
+        show(&line);
     }
     Ok(totals.ended(child.wait()?.success()))
 }

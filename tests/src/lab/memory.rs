@@ -107,7 +107,7 @@ fn find_v1(mountinfo: &str) -> Option<PathBuf> {
     mountinfo.lines().find_map(|line| {
         let (mount, file_system) = line.split_once(" - ")?;
         let mut words = file_system.split(' ');
-        let is_v1 = words.next() == Some("cgroup") && words.last()?.split(',').any(|option| option == "memory");
+        let is_v1 = words.next() == Some("cgroup") && words.next_back()?.split(',').any(|option| option == "memory");
         is_v1.then(|| mount.split(' ').nth(4).map(|path| Path::new(path).to_owned()))?
     })
 }
