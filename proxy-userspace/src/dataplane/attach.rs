@@ -15,7 +15,7 @@ use aya::Ebpf;
 use super::{
     clsact,
     error::{Error, OpenError},
-    links::{Change, Links, LoadedProgram, Target},
+    links::{Change, Held, Links, LoadedProgram, Target},
     netlink::{Link, NodeNetwork},
     options::{ClassifierMode, Options, UplinkMode},
     preflight,
@@ -140,6 +140,8 @@ pub(super) struct Attacher {
     cgroup: Option<Cgroup>,
     programs: BTreeMap<ProgramName, LoadedProgram>,
     uses_tcx: bool,
+    /// What was attached by links in the last round: none is lost with its pin.
+    held: Held,
     /// The clsact filters of ours that may exist; none before the first round.
     filters: Option<BTreeSet<(String, ProgramName)>>,
     /// Devices on which XDP is known to be in the wanted mode. What netlink said of the mode is older than our links.
@@ -156,6 +158,7 @@ impl Attacher {
             cgroup,
             programs: loaded_programs(options, object)?,
             uses_tcx: options.classifiers == ClassifierMode::Auto && preflight::kernel_is_at_least((6, 6)),
+            held: Held::default(),
             filters: None,
             settled: BTreeSet::new(),
             known_problems: BTreeSet::new(),
@@ -164,7 +167,7 @@ impl Attacher {
 
     /// One round.
     pub(super) fn attach(&mut self, object: &mut Ebpf, network: &NodeNetwork) -> Result<AttachReport, Error> {
-        let links = Links::read(&self.options.pin_path)?;
+        let links = Links::read(&self.options.pin_path, &mut self.held)?;
         let selection = select(&self.options, network);
         let mut round =
             Round { attacher: self, object, links, report: AttachReport::default(), filters: BTreeSet::new() };
@@ -180,7 +183,8 @@ impl Attacher {
             round.uplink(link);
         }
         round.sockets();
-        let (report, filters) = round.finish();
+        let (report, filters, held) = round.finish();
+        self.held = held;
         let xdp = report.attachments.iter().filter(|attachment| attachment.program == ProgramName::UplinkXdp);
         self.settled = xdp.filter_map(|attachment| attachment.ifindex).collect();
         self.remove_filters(network, filters);
@@ -368,11 +372,12 @@ impl Round<'_> {
     }
 
     /// What is not wanted goes last, so that no device is without a program in between.
-    fn finish(mut self) -> (AttachReport, BTreeSet<(String, ProgramName)>) {
-        for (pin, result) in std::mem::replace(&mut self.links, Links::empty()).remove_others() {
+    fn finish(mut self) -> (AttachReport, BTreeSet<(String, ProgramName)>, Held) {
+        let (removed, held) = std::mem::replace(&mut self.links, Links::empty()).remove_others();
+        for (pin, result) in removed {
             tracing::debug!(pin, "removed a link that is not wanted any more");
             self.note_removal(&pin, result);
         }
-        (self.report, self.filters)
+        (self.report, self.filters, held)
     }
 }

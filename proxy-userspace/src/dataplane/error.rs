@@ -156,6 +156,20 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// Somebody has wiped the BPF file system.
+    #[error("what was pinned under {path} is gone and cannot be pinned again ({reason}): it goes on for as long as this agent runs", path = .path.display())]
+    Wiped {
+        /// The pin path.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// Somebody has wiped the BPF file system, and another agent has come.
+    #[error("what was pinned under {path} is gone, and another agent keeps that path now: stop one of the two", path = .path.display())]
+    Taken {
+        /// The pin path.
+        path: PathBuf,
+    },
     /// The clock, or a socket.
     #[error("cannot ask the kernel for {what}: {source}")]
     Kernel {

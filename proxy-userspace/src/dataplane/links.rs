@@ -1,5 +1,6 @@
 //! Pinned links: `links/<program>-<device>` and `links/<program>-cgroup`. What is attached is read from the pins each
-//! time, so it does not matter who attached it or what happened to the devices since.
+//! time, so it does not matter who attached it or what happened to the devices since. The agent holds each link besides, so that
+//! one that has lost its pin goes on until it is pinned again.
 
 use std::{
     collections::BTreeMap,
@@ -89,9 +90,15 @@ pub(super) enum Change {
     None,
     /// The link has got this program.
     Updated,
+    /// The link has got its pin back.
+    Pinned,
     /// There is a new link.
     Created,
 }
+
+/// Links that are held whether or not they are pinned, by program and target.
+#[derive(Debug, Default)]
+pub(super) struct Held(BTreeMap<(ProgramName, u64), OwnedFd>);
 
 /// The pinned links as found at one moment; those nobody asks for are removed at the end.
 #[derive(Debug)]
@@ -99,21 +106,37 @@ pub(super) struct Links {
     directory: PathBuf,
     found: BTreeMap<(ProgramName, u64), Pin>,
     dead: Vec<PathBuf>,
+    /// Without a directory nothing is pinned: links are held, and that is all.
+    has_directory: bool,
+    /// Since before.
+    held: Held,
+    /// From now on: those that were asked for.
+    kept: Held,
 }
 
 impl Links {
     /// None.
     pub(super) fn empty() -> Self {
-        Self { directory: PathBuf::new(), found: BTreeMap::new(), dead: Vec::new() }
+        Self {
+            directory: PathBuf::new(),
+            found: BTreeMap::new(),
+            dead: Vec::new(),
+            has_directory: true,
+            held: Held::default(),
+            kept: Held::default(),
+        }
     }
 
-    /// Reads the pins. Files that are not ours are left alone.
-    pub(super) fn read(pin_path: &Path) -> Result<Self, Error> {
+    /// Reads the pins, and takes over what has been held since before, unless they cannot be read. Files that are not ours are left alone.
+    pub(super) fn read(pin_path: &Path, held: &mut Held) -> Result<Self, Error> {
         let directory = links_directory(pin_path);
-        let mut links = Self { directory, found: BTreeMap::new(), dead: Vec::new() };
-        for (program, _, path) in pins(&links.directory)? {
-            links.add(program, path);
+        let mut links = Self { has_directory: directory.is_dir(), directory, ..Self::empty() };
+        if links.has_directory {
+            for (program, _, path) in pins(&links.directory)? {
+                links.add(program, path);
+            }
         }
+        links.held = std::mem::take(held);
         Ok(links)
     }
 
@@ -139,34 +162,50 @@ impl Links {
         flags: u32,
     ) -> io::Result<Change> {
         let path = self.directory.join(pin_name(program, &target));
-        if let Some(pin) = self.found.remove(&(program, target.id()))
+        let key = (program, target.id());
+        let held = self.held.0.remove(&key);
+        if let Some(pin) = self.found.remove(&key)
             && let Some(change) = adopt(&pin, loaded, &path)?
         {
+            self.kept.0.insert(key, pin.link);
             return Ok(change);
         }
         // Whatever is pinned here belonged to a device of the same name that is gone.
         self.dead.retain(|dead| *dead != path);
         unpin(&path)?;
+        if let Some(link) = held.filter(|link| syscall::link_info(link.as_fd()).is_ok_and(|info| info.target() != 0)) {
+            return self.keep(key, link, &path).map(|()| Change::Pinned);
+        }
         let flags = match program.hook() {
             // At the end, unless it is said otherwise.
             Hook::Ingress | Hook::Egress if !program.crosses() => flags | FIRST,
             Hook::Ingress | Hook::Egress | Hook::Xdp | Hook::Socket(_) => flags,
         };
         let link = syscall::create_link(loaded.fd.as_fd(), target.link_target(), program.hook().attach_type(), flags)?;
-        syscall::pin(link.as_fd(), &path)?;
-        Ok(Change::Created)
+        self.keep(key, link, &path).map(|()| Change::Created)
+    }
+
+    /// Pins a link, where that can be, and holds it.
+    fn keep(&mut self, key: (ProgramName, u64), link: OwnedFd, path: &Path) -> io::Result<()> {
+        if self.has_directory {
+            syscall::pin(link.as_fd(), path)?;
+        }
+        self.kept.0.insert(key, link);
+        Ok(())
     }
 
     /// Detaches a program from a target, if it is attached there.
     pub(super) fn remove(&mut self, program: ProgramName, target: Target<'_>) -> io::Result<()> {
-        self.found.remove(&(program, target.id())).map_or(Ok(()), |pin| unpin(&pin.path))
+        let key = (program, target.id());
+        self.held.0.remove(&key);
+        self.found.remove(&key).map_or(Ok(()), |pin| unpin(&pin.path))
     }
 
-    /// Detaches everything that was not asked for, and returns the names of those pins.
-    pub(super) fn remove_others(self) -> Vec<(String, io::Result<()>)> {
+    /// Detaches everything that was not asked for, and returns the names of those pins, and what is to be held from now on.
+    pub(super) fn remove_others(self) -> (Vec<(String, io::Result<()>)>, Held) {
         let found = self.found.into_values().map(|pin| pin.path);
         let named = |path: PathBuf| (path.file_name().unwrap_or_default().to_string_lossy().into_owned(), unpin(&path));
-        self.dead.into_iter().chain(found).map(named).collect()
+        (self.dead.into_iter().chain(found).map(named).collect(), self.kept)
     }
 }
 

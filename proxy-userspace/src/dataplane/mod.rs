@@ -27,6 +27,7 @@ mod program;
 mod reader;
 mod rehearsal;
 mod reserved_ports;
+mod restore;
 mod select;
 mod sockets;
 mod syscall;
@@ -149,8 +150,10 @@ pub struct Dataplane {
     reservation: Reservation,
     pin_path: PathBuf,
     has_tunnels: bool,
+    /// What was last said of pins that are gone, so that it is said once.
+    complaint: Option<String>,
     /// Locked for as long as this agent lives.
-    _lock: File,
+    lock: File,
 }
 
 impl Dataplane {
@@ -183,8 +186,9 @@ impl Dataplane {
             reservation: Reservation::default(),
             pin_path: options.pin_path.clone(),
             has_tunnels: options.tunnels,
+            complaint: None,
             object,
-            _lock: lock,
+            lock,
         };
         let node = Node { layout: LAYOUT, jiffies_per_second: load::jiffies_per_second(), ..dataplane.node };
         dataplane.is_fresh = dataplane.node.layout == 0;
@@ -296,9 +300,10 @@ impl Dataplane {
         self.write_node(Node { route_generation: self.node.route_generation.wrapping_add(1), ..self.node })
     }
 
-    /// Makes what is attached equal to what the options and the devices that exist ask for. New problems are logged;
-    /// an error means that nothing was attached.
+    /// Makes what is attached, and what is pinned, equal to what the options and the devices that exist ask for. New problems are
+    /// logged; an error means that nothing was attached.
     pub fn attach(&mut self, network: &NodeNetwork) -> Result<AttachReport, Error> {
+        self.restore_pins()?;
         // Before the programs see the first frame.
         self.put_vlans(network)?;
         self.put_local_macs(network)?;
@@ -306,6 +311,20 @@ impl Dataplane {
         let xdp = report.attachments.iter().filter(|attachment| attachment.program == ProgramName::UplinkXdp);
         self.put_uplinks(&xdp.filter_map(|attachment| attachment.ifindex).collect())?;
         Ok(report)
+    }
+
+    /// Pins again what somebody has unpinned. As long as that cannot be, everything goes on without pins.
+    fn restore_pins(&mut self) -> Result<(), Error> {
+        let complaint = match restore::restore(&self.object, &self.pin_path, &mut self.lock) {
+            Ok(()) => None,
+            Err(wiped @ Error::Wiped { .. }) => Some(wiped.to_string()),
+            Err(error) => return Err(error),
+        };
+        if let Some(complaint) = complaint.as_ref().filter(|_| complaint != self.complaint) {
+            tracing::error!("{complaint}");
+        }
+        self.complaint = complaint;
+        Ok(())
     }
 
     /// Tells the programs which devices take frames from XDP: those whose driver has been made ready by a program of
@@ -453,9 +472,7 @@ pub fn keep_little_free_memory() {
 
 /// Makes the directories and locks them.
 fn prepare(pin_path: &Path) -> Result<File, OpenError> {
-    for path in [load::maps_directory(pin_path), links::links_directory(pin_path)] {
-        fs::create_dir_all(&path).map_err(|source| OpenError::PinPath { path: path.clone(), source })?;
-    }
+    restore::make_directories(pin_path).map_err(|source| OpenError::PinPath { path: pin_path.into(), source })?;
     lock(pin_path)
 }
 

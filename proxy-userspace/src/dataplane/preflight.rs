@@ -84,7 +84,7 @@ fn is_on(path: &Path, magic: i64) -> io::Result<bool> {
 
 /// Sees to it that the pin path's nearest existing ancestor is on a BPF file system. Mounts one at its usual place only,
 /// and only while that is empty: a mistyped path must not cover somebody's directory.
-fn bpf_file_system(pin_path: &Path) -> Result<(), OpenError> {
+pub(super) fn bpf_file_system(pin_path: &Path) -> Result<(), OpenError> {
     let error = |reason: String| OpenError::NoBpfFileSystem { path: pin_path.into(), reason };
     let Some(place) = find_bpf_file_system(pin_path)? else { return Ok(()) };
     rustix::mount::mount("bpf", &place, "bpf", MountFlags::empty(), None)

@@ -99,12 +99,22 @@ enum Refusal {
 #[derive(Debug, Default)]
 pub(super) struct Reservation {
     complaint: Option<Refusal>,
+    /// What was noted last: the note goes with the pins if these are wiped.
+    ours: Ports,
 }
 
 impl Reservation {
     /// Looks, and enters what is missing.
     pub(super) fn hold(&mut self, pin_path: &Path, range: &RangeInclusive<u16>) {
+        if self.ours != Ports::default() && noted(pin_path) == Ports::default() {
+            // What cannot be written now is tried again the next time.
+            let _ = note(pin_path, &self.ours);
+        }
         let complaint = hold(pin_path, range).err();
+        let ours = noted(pin_path);
+        if ours != Ports::default() {
+            self.ours = ours;
+        }
         if let Some(refusal) = complaint.as_ref().filter(|_| complaint != self.complaint) {
             warn!("{refusal}");
         }
