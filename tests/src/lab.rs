@@ -12,11 +12,13 @@
 pub mod address;
 pub mod agent;
 pub mod cgroup;
+pub mod changed;
 pub mod cluster;
 pub mod device;
 pub mod errors;
 pub mod kube_proxy;
 mod leftover;
+pub mod load;
 pub mod manifest;
 mod maps;
 pub mod memory;

@@ -3,12 +3,14 @@
 pub mod api;
 pub mod bench;
 pub mod between;
+pub mod configuration;
 pub mod dump;
 pub mod fragments;
 pub mod frame;
 pub mod fuzz;
 pub mod http;
 pub mod lab;
+pub mod links;
 pub mod model;
 pub mod netns;
 pub mod patience;
@@ -16,6 +18,7 @@ pub mod picture;
 pub mod probe;
 pub mod sandbox;
 pub mod scenario;
+pub mod spoil;
 pub mod testbed;
 pub mod traffic;
 

@@ -18,24 +18,23 @@ use serde_json::{Value, json};
 use tests::{
     lab::{
         LabOptions, Node,
-        address::Family,
         agent::AgentOptions,
         cluster::Cluster,
+        load,
         manifest::{Service, write_documents},
         memory::MemoryCgroup,
         succession::{Successor, ended, terminate},
     },
-    patience::{patience, slowness, wait_until},
+    patience::{patience, wait_until},
     scenario::note,
-    traffic::{Protocol, RatePlan, RateReport, StreamPlan, StreamReport, Target, place::Activity},
+    traffic::{RateReport, StreamReport},
 };
 
 const USUAL: Duration = Duration::from_secs(20);
 
 /// As many per second as the variable says: the scenarios' own figures are for machines that do nothing else.
 fn per_second(variable: &str, usual: u32) -> u32 {
-    let wanted = env::var(variable).ok().and_then(|number| number.parse().ok()).unwrap_or(usual);
-    (Duration::from_secs(1).div_f64(slowness()).as_millis() as u32 * wanted).div_ceil(1_000)
+    env::var(variable).ok().and_then(|number| number.parse().ok()).unwrap_or(usual)
 }
 
 fn each_second(count: u64, elapsed: Duration) -> u64 {
@@ -79,21 +78,13 @@ fn moment(round: u32) -> Duration {
 #[test]
 fn scenario_11_a_hundred_kills_under_new_connections_fail_none_and_leave_every_link() -> Result<()> {
     const KILLS: u32 = 100;
-    let services = [("echo", 10), ("again", 11)].map(|(name, number)| Service::new(name, number, &["a1", "b1", "b2"]));
-    let cluster = Cluster::start(LabOptions::default(), AgentOptions::default(), &services)?;
+    let service = Service::new("echo", 10, &["a1", "b1", "b2"]);
+    let cluster = Cluster::start(LabOptions::default(), AgentOptions::default(), std::slice::from_ref(&service))?;
     let nodes = &cluster.lab.nodes;
-    let [service, another] = &services;
     let before = [links(&nodes[0])?, links(&nodes[1])?];
     let counted = [opened(&nodes[0])?, opened(&nodes[1])?];
-    let wanted = per_second("SLUICE_TEST_RATE", 400);
-    let plan = |target: Target| RatePlan { target, per_second: wanted, timeout: patience(USUAL) };
-    let ways = [
-        ("by XDP", &cluster.lab.client, service.at_node(nodes[0].addresses(), Family::V4, Protocol::Tcp)),
-        ("by TC", &cluster.lab.client, another.at_node(nodes[1].addresses(), Family::V6, Protocol::Tcp)),
-        ("by socket", &nodes[0].host, service.cluster(Family::V4, Protocol::Tcp)),
-    ];
     let began = Instant::now();
-    let rates = ways.map(|(name, client, target)| (name, client.rate(plan(target))));
+    let rates = load::rates(&cluster, &service, per_second("SLUICE_TEST_RATE", 400))?;
     for round in 0..KILLS {
         let node = &nodes[round as usize % 2];
         if round % 25 == 24 {
@@ -108,10 +99,9 @@ fn scenario_11_a_hundred_kills_under_new_connections_fail_none_and_leave_every_l
         node.agent()?.wait_until_in_sync()?;
     }
     println!("{KILLS} kills in {:?}", began.elapsed());
-    let reports = rates.map(|(name, rate)| (name, rate.and_then(Activity::finish_rate)));
     let mut connections = Vec::new();
-    for (name, report) in reports {
-        let report = report?;
+    for (name, rate) in rates {
+        let report = rate.finish_rate()?;
         assert_all_answered(name, &report);
         assert_eq!(report.handshake_retransmits, 0, "{name}: a SYN or its answer was lost");
         connections.push(report.begun);
@@ -129,22 +119,6 @@ fn scenario_11_a_hundred_kills_under_new_connections_fail_none_and_leave_every_l
     let counted = [opened(&nodes[0])? - counted[0], opened(&nodes[1])? - counted[1]];
     assert_eq!(counted, [connections[0] + connections[2], connections[1]], "opened at node-a and at node-b");
     Ok(())
-}
-
-/// Numbered datagrams, to a Service by a pod's device and to a `NodePort` by either kind of uplink.
-fn streams<'lab>(cluster: &'lab Cluster, service: &Service) -> Result<Vec<(&'static str, Activity<'lab>)>> {
-    let nodes = &cluster.lab.nodes;
-    let ways = [
-        ("by a pod's device", cluster.lab.place("client-a")?, service.cluster(Family::V4, Protocol::Udp)),
-        ("by XDP", &cluster.lab.client, service.at_node(nodes[0].addresses(), Family::V4, Protocol::Udp)),
-        ("by TC", &cluster.lab.client, service.at_node(nodes[1].addresses(), Family::V6, Protocol::Udp)),
-    ];
-    let wanted = per_second("SLUICE_TEST_PPS", 9_000) / 3;
-    let linger = patience(Duration::from_secs(2));
-    let begin = |(name, client, target): (_, &'lab tests::traffic::place::Place, Target)| {
-        Ok((name, client.stream(StreamPlan { target, per_second: wanted, linger })?))
-    };
-    ways.into_iter().map(begin).collect()
 }
 
 /// More endpoints than the limit of [`starve`] has room for.
@@ -209,6 +183,9 @@ fn overlap(cluster: &Cluster, node: &Node) -> Result<()> {
     node.start_agent(cluster.source(), &cluster.options)
 }
 
+/// One agent is followed by another.
+type Change = fn(&Cluster, &Node) -> Result<()>;
+
 fn assert_no_gap(name: &str, report: &StreamReport, elapsed: Duration) {
     let StreamReport { sent, answered, .. } = report;
     note(12, &format!("{sent} datagrams {name}, {} per second, {answered} answered", each_second(*sent, elapsed)));
@@ -223,9 +200,9 @@ fn scenario_12_agents_that_follow_each_other_however_they_end_lose_no_datagram()
     let nodes = &cluster.lab.nodes;
     let before = [link_ids(&nodes[0])?, link_ids(&nodes[1])?];
     let began = Instant::now();
-    let streams = streams(&cluster, &service)?;
+    let streams = load::streams(&cluster, &service, per_second("SLUICE_TEST_PPS", 9_000) / 3)?;
     let [a, b] = nodes;
-    let changes: [(_, fn(&Cluster, &Node) -> Result<()>, &Node); 5] = [
+    let changes: [(_, Change, &Node); 5] = [
         ("SIGTERM", replace, a),
         ("SIGTERM", replace, b),
         ("an update with a surge", overlap, a),

@@ -1,69 +1,21 @@
 //! What is wrong with the node or the configuration: said with advice, and nothing that was there is lost.
 
-use std::{fs, path::Path, thread};
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result};
 use aya::maps::MapInfo;
-use caps::{CapSet, Capability};
-use nix::{
-    mount::{MntFlags, MsFlags, mount, umount2},
-    sched::{CloneFlags, unshare},
-};
+use caps::Capability;
 use tests::{
     lab::{agent::sluice_program, pins::PinDirectory},
     netns::require_root,
     sandbox::{Agent, Sandbox},
+    spoil::{hide, lose, only, start_where, unmount_cgroup2},
 };
 
 use super::{filled, service, write};
 
 /// The node must change first: `EX_CONFIG` of sysexits.h.
 pub(super) const NODE_MUST_CHANGE: i32 = 78;
-
-/// Starts an agent from a thread of its own, which first spoils what the agent inherits.
-pub(super) fn start_where(
-    spoil: impl FnOnce() -> Result<()> + Send,
-    start: impl FnOnce() -> Result<Agent> + Send,
-) -> Result<Agent> {
-    let spoiled = || spoil().and_then(|()| start());
-    thread::scope(|scope| scope.spawn(spoiled).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-}
-
-/// What root loses when it executes a program.
-fn lose(capabilities: &[Capability]) -> Result<()> {
-    capabilities.iter().try_for_each(|one| Ok(caps::drop(None, CapSet::Bounding, *one)?))
-}
-
-/// What root has when it executes a program, and nothing else.
-pub(super) fn only(kept: &[Capability]) -> Result<()> {
-    let others = caps::all().into_iter().filter(|one| !kept.contains(one));
-    // Unknown to an older kernel is as good as lost.
-    let known: Vec<_> = others.filter(|one| caps::has_cap(None, CapSet::Bounding, *one).is_ok()).collect();
-    lose(&known)
-}
-
-/// Mounts of the calling thread's own from now on.
-fn own_mounts() -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWNS)?;
-    let nothing = None::<&str>;
-    Ok(mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)?)
-}
-
-fn hide(directory: &str) -> Result<()> {
-    own_mounts()?;
-    mount(Some("none"), directory, Some("tmpfs"), MsFlags::empty(), None::<&str>)
-        .with_context(|| format!("cannot hide {directory}"))
-}
-
-fn unmount_cgroup2() -> Result<()> {
-    own_mounts()?;
-    let mounts = fs::read_to_string("/proc/thread-self/mounts")?;
-    let mounts = mounts.lines().filter(|line| line.split(' ').nth(2) == Some("cgroup2"));
-    for path in mounts.filter_map(|line| line.split(' ').nth(1)) {
-        umount2(path, MntFlags::MNT_DETACH).with_context(|| format!("cannot unmount {path}"))?;
-    }
-    Ok(())
-}
 
 fn assert_refused(sandbox: &Sandbox, mut agent: Agent, object: &str, advice: &str) -> Result<()> {
     assert_eq!(agent.ended()?, NODE_MUST_CHANGE, "{}", agent.log());

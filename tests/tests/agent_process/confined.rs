@@ -5,12 +5,13 @@ use std::fs;
 use anyhow::{Context as _, Result};
 use caps::Capability;
 use serde_json::Value;
-use tests::{lab::agent::sluice_program, sandbox::Sandbox};
-
-use super::{
-    bad_node::{only, start_where},
-    service, write,
+use tests::{
+    lab::agent::sluice_program,
+    sandbox::Sandbox,
+    spoil::{only, start_where},
 };
+
+use super::{service, write};
 
 /// A field of `/proc/PID/status`.
 fn field(process: u32, name: &str) -> Result<String> {

@@ -3,17 +3,9 @@
 use std::{fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
-use tests::{patience::wait_until, sandbox::Sandbox};
+use tests::{configuration, links::detach, patience::wait_until, sandbox::Sandbox};
 
 use super::{bad_node::NODE_MUST_CHANGE, filled};
-
-/// An agent's configuration file with these fields.
-fn configuration(sandbox: &Sandbox, fields: &str) -> Result<String> {
-    let path = sandbox.directory.path().join("config.yaml");
-    let head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration";
-    fs::write(&path, format!("{head}\n{fields}\n"))?;
-    Ok(path.display().to_string())
-}
 
 fn pin(sandbox: &Sandbox, name: &str) -> PathBuf {
     sandbox.pins.path().join("links").join(name)
@@ -29,12 +21,12 @@ fn what_others_detach_is_attached_again_within_the_sync_period() -> Result<()> {
     let sandbox = Sandbox::new()?;
     let server = filled(&sandbox)?;
     sandbox.namespace.ip("link add up0 type veth peer name far0\nlink set up0 up\nlink set far0 up")?;
-    let config = configuration(&sandbox, "iptables: {syncPeriod: 300ms}")?;
+    let config = configuration::write(sandbox.directory.path(), configuration::HASTY)?;
     let agent = sandbox.agent(&["--master", &server.url(), "--config", &config, "--uplinks", "up0"])?;
     agent.wait_for("in sync")?;
     let links = ["connect4-cgroup", "uplink_out-up0"];
     for name in links {
-        // A link lives as long as its pin.
+        detach(&pin(&sandbox, name))?;
         fs::remove_file(pin(&sandbox, name)).with_context(|| format!("no link {name}"))?;
     }
     links.into_iter().try_for_each(|name| wait_for_pin(&sandbox, name))
@@ -70,13 +62,13 @@ fn an_uplink_keeps_its_programs_until_another_device_has_a_default_route() -> Re
 fn a_configuration_that_cannot_be_used_is_told_by_file_and_field_and_what_means_nothing_is_named() -> Result<()> {
     let sandbox = Sandbox::new()?;
     let server = filled(&sandbox)?;
-    let config = configuration(&sandbox, "ipvs: {schedular: rr}")?;
+    let config = configuration::write(sandbox.directory.path(), "ipvs: {schedular: rr}")?;
     let mut agent = sandbox.agent(&["--master", &server.url(), "--config", &config])?;
     assert_eq!(agent.ended()?, NODE_MUST_CHANGE, "{}", agent.log());
     let log = agent.log();
     assert!(log.contains(&config) && log.contains("ipvs.schedular: unknown field"), "{log}");
 
-    configuration(&sandbox, "ipvs: {strictARP: true}")?;
+    configuration::write(sandbox.directory.path(), "ipvs: {strictARP: true}")?;
     let agent = sandbox.agent(&["--master", &server.url(), "--config", &config])?;
     agent.wait_for("in sync")?;
     assert_eq!(agent.count("ipvs.strictARP is ignored: "), 1, "{}", agent.log());
