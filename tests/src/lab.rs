@@ -13,7 +13,6 @@ pub mod address;
 pub mod agent;
 pub mod cgroup;
 pub mod changed;
-pub mod changed;
 pub mod cluster;
 pub mod device;
 pub mod errors;
