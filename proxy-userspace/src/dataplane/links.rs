@@ -174,7 +174,8 @@ impl Links {
         self.dead.retain(|dead| *dead != path);
         unpin(&path)?;
         if let Some(link) = held.filter(|link| syscall::link_info(link.as_fd()).is_ok_and(|info| info.target() != 0)) {
-            return self.keep(key, link, &path).map(|()| Change::Pinned);
+            self.keep(key, link, &path);
+            return Ok(Change::Pinned);
         }
         let flags = match program.hook() {
             // At the end, unless it is said otherwise.
@@ -182,16 +183,18 @@ impl Links {
             Hook::Ingress | Hook::Egress | Hook::Xdp | Hook::Socket(_) => flags,
         };
         let link = syscall::create_link(loaded.fd.as_fd(), target.link_target(), program.hook().attach_type(), flags)?;
-        self.keep(key, link, &path).map(|()| Change::Created)
+        self.keep(key, link, &path);
+        Ok(Change::Created)
     }
 
-    /// Pins a link, where that can be, and holds it.
-    fn keep(&mut self, key: (ProgramName, u64), link: OwnedFd, path: &Path) -> io::Result<()> {
-        if self.has_directory {
-            syscall::pin(link.as_fd(), path)?;
+    /// Holds a link, and pins it where that can be: perhaps not before the next round.
+    fn keep(&mut self, key: (ProgramName, u64), link: OwnedFd, path: &Path) {
+        if self.has_directory
+            && let Err(error) = syscall::pin(link.as_fd(), path)
+        {
+            tracing::warn!("link {} cannot be pinned: {error}; it is tried again", path.display());
         }
         self.kept.0.insert(key, link);
-        Ok(())
     }
 
     /// Detaches a program from a target, if it is attached there.
