@@ -263,7 +263,7 @@ fn scenario_15_what_others_detach_is_attached_again() -> Result<()> {
     }
     // And traffic is what it was.
     let load = Load::begin(&cluster, &echo())?;
-    std::thread::sleep(Duration::from_secs(1));
+    load.go_on(Duration::from_secs(1));
     load.finish_unhurt()?;
     Ok(())
 }
@@ -282,6 +282,7 @@ fn scenario_15_the_usual_commands_that_take_programs_off_take_off_none_of_ours()
     let refused = run(node, "ip", "link set dev uplink xdp off")?;
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(!refused.status.success() && said.contains("Can't replace active BPF XDP link"), "{said}");
+    load.go_on(Duration::from_secs(1));
     load.finish_unhurt()?;
     for device in ["uplink", "pod-client-a"] {
         // Somebody's qdisc that comes and goes is none of ours. The kernel empties the device's queues for it.

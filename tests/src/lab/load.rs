@@ -14,7 +14,7 @@ use crate::{
     },
 };
 
-/// Datagrams per second of each stream.
+/// Datagrams per second of each stream. Of fewer than a [`StreamPlan`]'s sender makes of a few milliseconds, there would be none.
 const DATAGRAMS: u32 = 500;
 /// Connections per second of each way.
 const CONNECTIONS: u32 = 50;
@@ -43,7 +43,11 @@ pub fn streams<'lab>(
         ("by the uplink of node-a", outside, service.at_node(a.addresses(), Family::V4, Protocol::Udp)),
         ("by the uplink of node-b", outside, service.at_node(b.addresses(), Family::V6, Protocol::Udp)),
     ];
-    let plan = |target| StreamPlan { target, per_second: per_second(usual), linger: patience(Duration::from_secs(2)) };
+    let plan = |target| StreamPlan {
+        target,
+        per_second: per_second(usual).max(DATAGRAMS),
+        linger: patience(Duration::from_secs(2)),
+    };
     ways.into_iter().map(|(name, client, target)| Ok((name, client.stream(plan(target))?))).collect()
 }
 
@@ -69,6 +73,11 @@ impl<'lab> Load<'lab> {
     pub fn begin(cluster: &'lab Cluster, service: &Service) -> Result<Self> {
         let streams = streams(cluster, service, DATAGRAMS)?;
         Ok(Self { streams, rates: rates(cluster, service, CONNECTIONS)? })
+    }
+
+    /// Goes on for a while.
+    pub fn go_on(&self, usual: Duration) {
+        std::thread::sleep(patience(usual));
     }
 
     /// Ends, and insists that nothing was lost, refused, reset or answered by anybody else: datagrams and connections there were.

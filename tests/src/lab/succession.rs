@@ -27,11 +27,17 @@ pub struct Successor {
 impl Successor {
     /// Starts it while the first one runs.
     pub fn start(node: &Node) -> Result<Self> {
+        Self::start_with(node, |_| Ok(()))
+    }
+
+    /// The same, with something done to its command.
+    pub fn start_with(node: &Node, change: impl FnOnce(&mut Command) -> Result<()>) -> Result<Self> {
         let line = fs::read(format!("/proc/{}/cmdline", node.agent()?.id())).context("the agent is gone")?;
         let words: Vec<_> = line.split(|octet| *octet == 0).skip(1).map(String::from_utf8_lossy).collect();
         let words = words.iter().map(AsRef::as_ref).filter(|word: &&str| !word.is_empty());
         let mut command: Command = node.host.command(sluice_program()?)?;
         command.args(words).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        change(&mut command)?;
         Ok(Self { child: command.spawn().context("cannot run a second agent")? })
     }
 
