@@ -35,10 +35,10 @@ const PACKETS: u64 = 5 * FLOWS;
 
 const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10_249);
 
-fn evicted(node: &Node, map: &str) -> Result<u64> {
+fn evicted(node: &Node, map: &str) -> Result<f64> {
     let answer = http::ask(node.host.namespace(), METRICS, "GET", "/metrics")?;
     let evicted = answer.metric(&format!("sluice_flow_evictions_total{{map=\"{map}\"}}"));
-    Ok(evicted.with_context(|| format!("nothing is said of {map}"))? as u64)
+    evicted.with_context(|| format!("nothing is said of {map}"))
 }
 
 /// Every connection asks once more, again and again until the flood is over; how many are lost.
@@ -69,7 +69,7 @@ fn lost(connections: &[(String, Activity<'_>)]) -> Result<usize> {
     Ok(lost)
 }
 
-fn open<'place>(client: &'place Place, ask: Ask) -> Result<(String, Activity<'place>)> {
+fn open(client: &Place, ask: Ask) -> Result<(String, Activity<'_>)> {
     let connection = client.open(ask)?;
     Ok((connection.ask()?.pod, connection))
 }
@@ -103,16 +103,16 @@ fn survives(protocol: Protocol) -> Result<()> {
 
         let opened = node.counted(hook, Outcome::Opened)? - before;
         let without_port = node.counted(hook, Outcome::DropNoPort)?;
-        println!(
+        eprintln!(
             "{hook:?}: {protocol}: {PACKETS} packets in {took:?}: {opened} flows opened, {without_port} without a port"
         );
         assert!(opened > PACKETS / 3, "only {opened} flows: no flood");
         assert!(opened + without_port <= PACKETS, "{opened} opened, {without_port} dropped, of {PACKETS}");
         // What has entered, two entries for each, and found no room.
         wait_until("the evictions to be told", Duration::from_secs(2), || {
-            (evicted(node, &format!("EMBRYOS_{map}")).ok()? >= 2 * opened - ENTRIES).then_some(())
+            (evicted(node, &format!("EMBRYOS_{map}")).ok()? >= (2 * opened - ENTRIES) as f64).then_some(())
         })?;
-        assert_eq!(evicted(node, &format!("FLOWS_{map}"))?, 0, "no connection gave way");
+        assert!(evicted(node, &format!("FLOWS_{map}"))? < 1.0, "a connection gave way");
         for _ in 0..20 {
             client.ask(tcp.within(patience(Duration::from_secs(10)))).context("a new connection after the flood")?;
         }
