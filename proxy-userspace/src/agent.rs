@@ -2,6 +2,7 @@
 //! plan is made and carried out; after a failure the kernel is read again and everything compared.
 
 mod account;
+mod seed;
 mod sync;
 mod takeover;
 

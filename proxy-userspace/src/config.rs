@@ -69,13 +69,17 @@ pub struct ApiServer {
     pub kubeconfig: Option<PathBuf>,
     /// URLs of its replicas, before that of the kubeconfig. When one does not answer the next one is asked.
     pub urls: Vec<String>,
+    /// A kubeconfig of which only the server counts, for pods; it need not exist.
+    pub bootstrap: Option<PathBuf>,
+    /// Where what is known of the API server itself is kept for the next agent; none keeps nothing.
+    pub state: Option<PathBuf>,
     /// A peer that acknowledges nothing for this long is given up; an answer may take twice as long to begin.
     pub silence: Duration,
 }
 
 impl Default for ApiServer {
     fn default() -> Self {
-        Self { kubeconfig: None, urls: Vec::new(), silence: Duration::from_secs(30) }
+        Self { kubeconfig: None, urls: Vec::new(), bootstrap: None, state: None, silence: Duration::from_secs(30) }
     }
 }
 

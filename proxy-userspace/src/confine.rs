@@ -76,9 +76,9 @@ enum ConfineError {
     NoLandlock,
 }
 
-/// Gives up what is not needed to keep what is pinned under a path. To be called while the process has one thread. Returns bits of
+/// Gives up what is not needed to keep what is pinned under a path, and files in a directory of its own. To be called while the process has one thread. Returns bits of
 /// [`confined`].
-pub(crate) fn confine(pin_path: &Path) -> u32 {
+pub fn confine(pin_path: &Path, state: Option<&Path>) -> u32 {
     let kept = useful(|capability| caps::has_cap(None, CapSet::Permitted, capability).unwrap_or(false));
     let enters_pods = kept.contains(&Capability::CAP_SYS_PTRACE);
     let steps = [
@@ -86,7 +86,7 @@ pub(crate) fn confine(pin_path: &Path) -> u32 {
         (confined::NO_NEW_PRIVILEGES, no_new_privileges()),
         (confined::SYSTEM_CALLS, refuse_system_calls()),
         // It would also keep the agent from looking for sockets in other processes' namespaces.
-        (confined::FILES, if enters_pods { Ok(()) } else { guard_files(pin_path) }),
+        (confined::FILES, if enters_pods { Ok(()) } else { guard_files(pin_path, state) }),
     ];
     let mut done = 0;
     for (bit, step) in steps {
@@ -107,7 +107,7 @@ pub(crate) fn describe(bits: u32) -> Vec<&'static str> {
         (confined::CAPABILITIES, "few capabilities"),
         (confined::NO_NEW_PRIVILEGES, "no new privileges"),
         (confined::SYSTEM_CALLS, "filtered system calls"),
-        (confined::FILES, "writes only to pins and network settings"),
+        (confined::FILES, "writes only to pins, network settings and its state"),
     ];
     all.into_iter().filter(|(bit, _)| bits & bit != 0).map(|(_, name)| name).collect()
 }
@@ -156,11 +156,15 @@ fn refuse_system_calls() -> Result<(), ConfineError> {
 }
 
 /// Reading is left to permissions: objects and credentials may lie anywhere.
-fn guard_files(pin_path: &Path) -> Result<(), ConfineError> {
+fn guard_files(pin_path: &Path, state: Option<&Path>) -> Result<(), ConfineError> {
     let writes = AccessFs::from_write(ABI::V3);
     let settings = AccessFs::WriteFile | AccessFs::Truncate;
     let mut rules = Ruleset::default().handle_access(writes)?.create()?;
     rules = rules.add_rule(PathBeneath::new(PathFd::new(dataplane::pin_root(pin_path))?, writes))?;
+    // One that is missing is told of when something is to be written there.
+    if let Some(state) = state.filter(|state| state.is_dir()) {
+        rules = rules.add_rule(PathBeneath::new(PathFd::new(state)?, writes))?;
+    }
     for path in ["/proc/sys/net", "/dev/null"].map(Path::new).into_iter().filter(|path| path.exists()) {
         rules = rules.add_rule(PathBeneath::new(PathFd::new(path)?, settings))?;
     }
@@ -216,16 +220,20 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_written_beside_the_pins() {
+    fn nothing_is_written_beside_the_pins_and_the_state() {
         let pins = tempfile::tempdir().unwrap();
+        let state = tempfile::tempdir().unwrap();
         let elsewhere = tempfile::tempdir().unwrap();
         fs::write(elsewhere.path().join("there"), "to be read").unwrap();
         let (inside, outside) = (pins.path().join("pin"), elsewhere.path().to_owned());
+        let kept = state.path().to_owned();
         let (written, refused, read) = confined(move || {
             no_new_privileges().unwrap();
-            guard_files(inside.parent().unwrap()).unwrap();
+            guard_files(inside.parent().unwrap(), Some(&kept)).unwrap();
             let refused = fs::write(outside.join("new"), "").map_err(|error| error.kind());
-            (fs::write(inside, "").is_ok(), refused, fs::read_to_string(outside.join("there")).is_ok())
+            let replaced =
+                fs::write(kept.join("new"), "").and_then(|()| fs::rename(kept.join("new"), kept.join("old")));
+            (fs::write(inside, "").and(replaced).is_ok(), refused, fs::read_to_string(outside.join("there")).is_ok())
         });
         assert_eq!((written, refused, read), (true, Err(io::ErrorKind::PermissionDenied), true));
     }

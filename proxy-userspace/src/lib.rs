@@ -6,7 +6,7 @@ pub mod agent;
 pub mod algorithm;
 pub mod cli;
 pub mod config;
-mod confine;
+pub mod confine;
 pub mod dataplane;
 pub mod desired;
 pub mod diff;

@@ -6,7 +6,7 @@ use proxy_common::addr::{Ipv4, Ipv6};
 use tokio::{sync::watch, time::Instant};
 use tracing::{debug, error, info, warn};
 
-use super::{NODE_PATIENCE, account::Account, takeover::Takeover};
+use super::{NODE_PATIENCE, account::Account, seed, takeover::Takeover};
 use crate::{
     addresses::Primary,
     config::Config,
@@ -19,7 +19,10 @@ use crate::{
     },
     diff::{Capacity, GRACE, KernelState, Overflow},
     reconcile::Reconciler,
-    source::Event,
+    source::{
+        Event,
+        kubernetes::{Memory, Remembered},
+    },
 };
 
 /// Waits between attempts after failures: the first, and the longest.
@@ -43,16 +46,16 @@ pub(super) struct Watches {
 
 /// What the agent knows and has.
 pub(super) struct Agent {
-    dataplane: Dataplane,
-    config: Config,
+    pub(super) dataplane: Dataplane,
+    pub(super) config: Config,
     reconciler: Reconciler,
-    network: Option<NodeNetwork>,
+    pub(super) network: Option<NodeNetwork>,
     /// When programs are attached next: at once after news of the network, and else now and then, because what others have
     /// detached is not told.
-    attach_at: Option<Instant>,
+    pub(super) attach_at: Option<Instant>,
     has_new_routes: bool,
     /// The kernel's state is not known: at the start, and after a failure.
-    is_blind: bool,
+    pub(super) is_blind: bool,
     failures: u32,
     failed_at: Instant,
     retry_at: Option<Instant>,
@@ -62,7 +65,11 @@ pub(super) struct Agent {
     prune_at: Option<Instant>,
     account: Account,
     /// What the kernel held when the agent started, until it is known whose it is.
-    adopted: Option<KernelState>,
+    pub(super) adopted: Option<KernelState>,
+    /// What the agent before has known of the API server itself, until it is used or of no use.
+    pub(super) remembered: Option<Remembered>,
+    /// The same for the next one.
+    memory: Option<Memory>,
     watches: Watches,
     /// Another proxy beside us.
     takeover: Takeover,
@@ -94,10 +101,13 @@ impl Agent {
         account: Account,
         watches: Watches,
     ) -> Result<Self, dataplane::Error> {
+        let (remembered, memory) = seed::heritage(&config);
         Ok(Self {
             takeover: Takeover::new(&dataplane, config.hands_over)?,
             new_foreign: None,
             dataplane,
+            remembered,
+            memory,
             reconciler: Reconciler::new(config.node.clone(), Capacity::default()),
             config,
             network: None,
@@ -121,6 +131,9 @@ impl Agent {
     pub(super) fn absorb(&mut self, event: Event) {
         self.hurry();
         self.account.note(&event);
+        if let Some(memory) = &mut self.memory {
+            memory.note(&event);
+        }
         let defects = self.reconciler.absorb(event);
         self.account.tell(&defects);
         self.account.set_node_eligible(self.reconciler.is_node_eligible());
@@ -207,7 +220,7 @@ impl Agent {
             self.has_new_routes = false;
         }
         if !self.is_ready() {
-            return Ok(());
+            return self.seed();
         }
         self.account.begin(began);
         self.dataplane.put_newcomers(self.takeover.newcomers())?;
@@ -255,7 +268,7 @@ impl Agent {
         self.account.follow(&plan, self.reconciler.tables());
         let defects = self.reconciler.take_defects();
         self.account.tell(&defects);
-        self.dataplane.put_node(&self.node_settings())?;
+        self.dataplane.put_node(&self.node_settings(&self.reconciler))?;
         if !plan.is_empty() {
             self.dataplane.apply(&plan)?;
             self.prune_at.get_or_insert(began + PRUNE_AFTER);
@@ -296,8 +309,9 @@ impl Agent {
         }
     }
 
-    fn node_settings(&self) -> NodeSettings {
-        let Primary { v4, v6 } = self.reconciler.primary();
+    /// As of the last plan of a reconciler.
+    pub(super) fn node_settings(&self, reconciler: &Reconciler) -> NodeSettings {
+        let Primary { v4, v6 } = reconciler.primary();
         let all = &self.config.source_ports;
         // Without such flows there is nothing to keep apart.
         let (source_ports, cross_ports) =
@@ -305,7 +319,7 @@ impl Agent {
         NodeSettings {
             masquerade_v4: v4.map(Ipv4::from).unwrap_or_default(),
             masquerade_v6: v6.map(Ipv6::from).unwrap_or_default(),
-            further: self.reconciler.further().to_vec(),
+            further: reconciler.further().to_vec(),
             node_ports: self.config.node_ports.0.clone(),
             source_ports,
             cross_ports,
@@ -330,7 +344,7 @@ impl Agent {
     }
 
     /// Attaches if it is time to. What cannot be attached does not keep tables from being written.
-    fn attach(&mut self) -> bool {
+    pub(super) fn attach(&mut self) -> bool {
         let now = Instant::now();
         let Some(network) = self.network.as_ref().filter(|_| self.attach_at.is_some_and(|at| at <= now)) else {
             return true;

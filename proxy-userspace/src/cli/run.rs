@@ -19,12 +19,17 @@ pub(super) fn execute(arguments: Arguments) -> Result<(), Failure> {
     for note in file.notes.drain(..) {
         tracing::warn!("{note}");
     }
-    let confines = arguments.confines();
+    let (confines, state) = (arguments.confines(), arguments.state_dir.clone());
     let mut config = arguments.into_config(file).map_err(|error| Failure::new(error, EX_CONFIG))?;
     if confines {
         // What only has to be done once, before.
+        if let Some(state) = state.as_deref()
+            && let Err(error) = std::fs::create_dir_all(state)
+        {
+            tracing::warn!("{}: {error}; correct --state-dir", state.display());
+        }
         dataplane::mount_bpf_file_system(&config.dataplane.pin_path);
-        config.confined = confine::confine(&config.dataplane.pin_path);
+        config.confined = confine::confine(&config.dataplane.pin_path, state.as_deref());
     }
     dataplane::keep_little_free_memory();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();

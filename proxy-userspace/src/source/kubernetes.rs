@@ -7,6 +7,7 @@
 //! be read counts as absent, and is named in the log.
 
 mod connection;
+mod memory;
 mod received;
 mod servers;
 
@@ -26,6 +27,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
 pub use self::connection::OpenError;
+pub(crate) use self::memory::{Memory, Remembered};
 use self::received::Received;
 use super::{Change, Event, Sender};
 use crate::{

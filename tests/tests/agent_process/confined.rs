@@ -56,7 +56,7 @@ fn an_agent_with_the_manifests_capabilities_keeps_these_and_is_confined_to_its_p
             "few capabilities",
             "no new privileges",
             "filtered system calls",
-            "writes only to pins and network settings",
+            "writes only to pins, network settings and its state",
         ];
         assert_eq!(told(&sandbox)?, expected);
         sandbox.wait_for_services("the Service", |services| services.len() == 1)?;

@@ -40,6 +40,12 @@ pub(in crate::cli) struct Arguments {
     /// URLs of the API server's replicas, before that of the kubeconfig: when one does not answer the next one is asked
     #[arg(long, value_name = "URL,…", value_delimiter = ',', visible_alias = "api-servers")]
     master: Vec<String>,
+    /// Kubeconfig file whose server a pod asks, too, with its own credentials: that of kube-proxy or kubelet; it need not exist
+    #[arg(long, value_name = "FILE", default_value = "/run/sluice/bootstrap/kubeconfig.conf")]
+    bootstrap_kubeconfig: PathBuf,
+    /// Directory in which the API server's endpoints are kept for the next agent, which asks them before its ClusterIP
+    #[arg(long, value_name = "DIR")]
+    pub(super) state_dir: Option<PathBuf>,
     /// Seconds after which an API server that acknowledges nothing is given up; an answer may take twice as long to begin
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..))]
     api_silence: u16,
@@ -231,6 +237,8 @@ impl Arguments {
                 SourceName::Kubernetes => Source::Kubernetes(ApiServer {
                     kubeconfig: self.kubeconfig.or(file.kubeconfig),
                     urls: self.master,
+                    bootstrap: Some(self.bootstrap_kubeconfig),
+                    state: self.state_dir,
                     silence: Duration::from_secs(self.api_silence.into()),
                 }),
                 SourceName::Files(directory) => Source::Files(directory),

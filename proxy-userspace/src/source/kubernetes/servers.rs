@@ -119,8 +119,8 @@ impl Shared {
         let servers = connection::servers(&config, &self.settings)?;
         let mut state = self.state();
         let server = &servers[state.index % servers.len()];
-        let connection = connection::build(&config, server, &self.settings)?;
-        let open = Open { connection, server: server.clone(), servers: servers.len(), number: state.given_up };
+        let connection = connection::build(&config, server, servers.len(), &self.settings)?;
+        let open = Open { connection, server: server.url.clone(), servers: servers.len(), number: state.given_up };
         Ok(state.open.get_or_insert(open).clone())
     }
 
