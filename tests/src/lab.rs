@@ -16,6 +16,7 @@ pub mod changed;
 pub mod cluster;
 pub mod device;
 pub mod errors;
+pub mod installed;
 pub mod kube_proxy;
 mod leftover;
 pub mod load;
@@ -43,6 +44,7 @@ use self::{
     agent::{Agent, AgentOptions},
     cgroup::Cgroup,
     device::XdpPass,
+    installed::is_installed,
     pins::PinDirectory,
 };
 use crate::{
@@ -128,6 +130,7 @@ pub struct Node {
     pub pods: Vec<Place>,
     agent: Mutex<Option<Arc<Agent>>>,
     pins: PinDirectory,
+    pin_path: PathBuf,
     cgroup: PathBuf,
     _port: Option<XdpPass>,
 }
@@ -185,6 +188,8 @@ impl Node {
         });
         let pods = pods.collect::<Result<_>>()?;
         let pins = PinDirectory::new(lab, plan.name)?;
+        // Below what the manifest's agent takes for the root of the BPF file system.
+        let pin_path = if is_installed() { pins.path().join("sluice") } else { pins.path().into() };
         let cgroup = parent.child(plan.name)?;
         Ok(Self {
             plan,
@@ -194,6 +199,7 @@ impl Node {
             pods,
             agent: Mutex::default(),
             pins,
+            pin_path,
             cgroup,
             _port: port,
         })
@@ -206,7 +212,7 @@ impl Node {
 
     /// Where its agent pins.
     pub fn pins(&self) -> &Path {
-        self.pins.path()
+        &self.pin_path
     }
 
     /// The cgroup that holds its own processes and its pods'.

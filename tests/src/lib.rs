@@ -9,6 +9,7 @@ pub mod fragments;
 pub mod frame;
 pub mod fuzz;
 pub mod http;
+pub mod install;
 pub mod lab;
 pub mod links;
 pub mod model;

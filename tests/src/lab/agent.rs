@@ -14,7 +14,10 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use nix::sys::{prctl, signal::Signal};
 
-use super::{Between, Node, POD_DEVICES};
+use super::{
+    Between, Node, POD_DEVICES,
+    installed::{Installed, is_installed},
+};
 use crate::patience::wait_until;
 
 /// What the agent logs once the first complete picture is in the kernel and every program is attached.
@@ -55,14 +58,32 @@ pub struct AgentOptions {
 /// A running agent. Dropping the handle kills it with SIGKILL. It does not outlive the thread that started it.
 #[derive(Debug)]
 pub struct Agent {
-    child: Mutex<Child>,
+    process: Mutex<Process>,
     id: u32,
     log: Log,
 }
 
+/// How it was started.
+#[derive(Debug)]
+enum Process {
+    /// As a program of the node.
+    Program(Child),
+    /// By the rendered manifest.
+    Installed(Box<Installed>),
+}
+
+impl Process {
+    fn child(&mut self) -> &mut Child {
+        match self {
+            Self::Program(child) => child,
+            Self::Installed(installed) => &mut installed.container.child,
+        }
+    }
+}
+
 /// What a process has said so far.
 #[derive(Clone, Debug, Default)]
-struct Log(Arc<Mutex<Vec<String>>>);
+pub struct Log(Arc<Mutex<Vec<String>>>);
 
 static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
 
@@ -88,13 +109,15 @@ pub fn sluice_program() -> Result<PathBuf> {
 
 impl Agent {
     pub(super) fn start(node: &Node, source: &Path, options: &AgentOptions) -> Result<Self> {
-        let mut command = run_command(node, source, options)?;
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().context("cannot run sluice")?;
-        let log = Log::default();
-        log.collect(child.stdout.take().context("the agent has no stdout")?);
-        log.collect(child.stderr.take().context("the agent has no stderr")?);
-        Ok(Self { id: child.id(), child: Mutex::new(child), log })
+        let mut process = if is_installed() {
+            Process::Installed(Box::new(Installed::start(node, source, &arguments(node, options))?))
+        } else {
+            let mut command = run_command(node, source, options)?;
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            Process::Program(command.spawn().context("cannot run sluice")?)
+        };
+        let log = Log::of(process.child())?;
+        Ok(Self { id: process.child().id(), process: Mutex::new(process), log })
     }
 
     /// Its process id.
@@ -104,7 +127,8 @@ impl Agent {
 
     /// Ends it with SIGKILL, unless it has ended.
     pub fn kill(&self) {
-        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        let child = process.child();
         if let Err(error) = child.kill().and_then(|()| child.wait()) {
             eprintln!("an agent stays behind: {error}");
         }
@@ -154,7 +178,16 @@ impl Drop for Agent {
 }
 
 impl Log {
-    fn lines(&self) -> MutexGuard<'_, Vec<String>> {
+    /// Of a process whose output is piped.
+    pub fn of(child: &mut Child) -> Result<Self> {
+        let log = Self::default();
+        log.collect(child.stdout.take().context("the agent has no stdout")?);
+        log.collect(child.stderr.take().context("the agent has no stderr")?);
+        Ok(log)
+    }
+
+    /// Its lines.
+    pub fn lines(&self) -> MutexGuard<'_, Vec<String>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -176,15 +209,19 @@ fn run_command(node: &Node, source: &Path, options: &AgentOptions) -> Result<Com
     // As with residents: an interrupt from the terminal is not for it.
     command.process_group(0);
     command.arg("run").arg("--source").arg(format!("file:{}", source.display()));
-    command.args(["--hostname-override", node.plan.name, "--pod-devices", POD_DEVICES]);
-    if node.between == Between::Wire {
-        command.args(["--uplinks", "uplink"]);
-    }
-    command.args(["--uplink-mode", node.uplink.name()]);
-    command.args(["--socket-lb", options.socket_lb.name(), "--node-port-range", "30000-32767"]);
+    command.args(["--hostname-override", node.plan.name]);
     command.arg("--pin-path").arg(node.pins()).arg("--cgroup").arg(node.cgroup());
-    command.args(&options.more);
+    command.args(arguments(node, options));
     Ok(command)
+}
+
+/// What every agent of the node is told, however it is started.
+fn arguments(node: &Node, options: &AgentOptions) -> Vec<String> {
+    let uplinks = if node.between == Between::Wire { ["--uplinks", "uplink"].as_slice() } else { &[] };
+    let devices = ["--pod-devices", POD_DEVICES, "--uplink-mode", node.uplink.name()];
+    let traffic = ["--socket-lb", options.socket_lb.name(), "--node-port-range", "30000-32767"];
+    let own = devices.iter().chain(uplinks).chain(&traffic).map(|word| (*word).to_owned());
+    own.chain(options.more.iter().cloned()).collect()
 }
 
 /// Runs `sluice cleanup` on a node.
