@@ -27,6 +27,9 @@ pub(crate) struct Arguments {
     /// How many tests of a program run at once; suites that build networks run one by one unless told otherwise.
     #[arg(long)]
     test_threads: Option<usize>,
+    /// Every agent of a lab is started by the rendered manifest, as kubelet and a container runtime would, and asks an API server.
+    #[arg(long)]
+    installed: bool,
     /// Passed to the test programs: a part of a test's name, `--nocapture`, …
     #[arg(last = true)]
     options: Vec<String>,
@@ -88,6 +91,8 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     if let Some(suite) = arguments.suite {
         ensure!(suite == Suite::Unit || machine::is_root(), "{}", needs_root(suite));
     }
+    // The others have no lab, or look at files that such an agent does not read.
+    ensure!(!arguments.installed || arguments.suite == Some(Suite::Netns), "--installed is for the netns suite");
     setup::ensure(workspace, &[setup::BPF, setup::KERNEL])?;
     let mut totals = Totals::default();
     for suite in chosen(workspace, arguments.suite)? {
@@ -166,8 +171,12 @@ fn on_kernel<'a>(workspace: &'a Workspace, suite: Suite, targets: &[String], arg
     let agent = build_agent(workspace)?;
     let named = targets.iter().flat_map(|target| ["--test", target]);
     let cargo = workspace.cargo(&["test", "--package", "tests", "--no-fail-fast"]).args(named);
+    let cargo = if arguments.installed { cargo.env(INSTALL, "manifest") } else { cargo };
     Ok(cargo.env(AGENT, agent).arg("--").args(options(suite, arguments)))
 }
+
+/// The variable that tells labs how to start agents.
+const INSTALL: &str = "SLUICE_TEST_INSTALL";
 
 /// The variable that tells tests where the agent is.
 pub(crate) const AGENT: &str = "SLUICE_BIN";
