@@ -17,6 +17,7 @@ mod feed;
 mod kubelet;
 mod manifest;
 mod mounts;
+mod node;
 mod probe;
 mod root;
 mod seccomp;
@@ -28,5 +29,6 @@ pub use self::{
     kubelet::{ApiAccess, Host, TOKEN},
     manifest::{HttpProbe, Manifest, Mount, Propagation, Rule, VolumeSource},
     mounts::RUNTIME_MOUNTS,
+    node::{Node, Pod},
     probe::Probes,
 };

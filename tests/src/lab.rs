@@ -38,6 +38,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use tempfile::TempDir;
 
 use self::{
     address::{Addresses, NODES, NodePlan},
@@ -131,6 +132,8 @@ pub struct Node {
     agent: Mutex<Option<Arc<Agent>>>,
     pins: PinDirectory,
     pin_path: PathBuf,
+    /// What agents that are installed keep for each other.
+    state: TempDir,
     cgroup: PathBuf,
     _port: Option<XdpPass>,
 }
@@ -200,6 +203,7 @@ impl Node {
             agent: Mutex::default(),
             pins,
             pin_path,
+            state: tempfile::tempdir()?,
             cgroup,
             _port: port,
         })

@@ -148,7 +148,18 @@ fn what_the_agent_reads_and_writes_of_the_node_is_mounted_and_nothing_else() {
     // What /proc/self/mountinfo names in a container is the container's own cgroup.
     let (cgroup, on_node) = mount_of(config.dataplane.cgroup.as_ref().unwrap());
     assert_eq!((on_node.to_str(), cgroup.read_only), (Some("/sys/fs/cgroup"), Some(true)));
-    assert_eq!(mounts.len(), 2);
+    let Source::Kubernetes(server) = &config.source else { panic!("no API server") };
+    let (state, on_node) = mount_of(server.state.as_ref().unwrap());
+    assert_eq!((on_node.to_str(), state.read_only), (Some("/var/lib/sluice"), None), "what is kept outlives a reboot");
+    // Of kube-proxy, which may have been there; its ConfigMap is the API's, not the node's.
+    let bootstrap = server.bootstrap.as_ref().unwrap();
+    let mount = mounts.iter().find(|mount| bootstrap.starts_with(&mount.mount_path)).unwrap();
+    let volume = pod.volumes.iter().flatten().find(|volume| volume.name == mount.name).unwrap();
+    let source = volume.config_map.as_ref().unwrap();
+    let files: Vec<&str> = source.items.iter().flatten().map(|item| item.path.as_str()).collect();
+    assert_eq!(bootstrap.strip_prefix(&mount.mount_path).unwrap().to_str(), files.first().copied());
+    assert_eq!((&*source.name, source.optional, mount.read_only), ("kube-proxy", Some(true), Some(true)));
+    assert_eq!(mounts.len(), 4);
     assert_eq!((pod.host_network, pod.host_pid, pod.host_ipc), (Some(true), None, None));
 }
 

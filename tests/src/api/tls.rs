@@ -16,7 +16,11 @@ use tokio_rustls::{
 
 use super::Shared;
 
-/// A certificate authority, and a server's certificate for 127.0.0.1 that it has signed.
+/// What a server's certificate names: where tests have it, the address at which the first of several is advertised, and, as
+/// every real one, the ClusterIP that leads to all of them.
+const NAMES: [&str; 4] = ["127.0.0.1", "192.0.2.10", "10.96.0.1", "kubernetes.default.svc"];
+
+/// A certificate authority, and a server's certificate that it has signed.
 #[derive(Clone, Debug)]
 pub struct Authority {
     pem: String,
@@ -31,7 +35,7 @@ impl Authority {
         let key = KeyPair::generate()?;
         let pem = params.self_signed(&key)?.pem();
         let server_key = KeyPair::generate()?;
-        let names = CertificateParams::new(["127.0.0.1".to_owned()])?;
+        let names = CertificateParams::new(NAMES.map(str::to_owned))?;
         let certificate = names.signed_by(&server_key, &Issuer::new(params, key))?;
         let private = PrivateKeyDer::try_from(server_key.serialize_der()).map_err(anyhow::Error::msg)?;
         let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))

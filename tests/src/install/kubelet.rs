@@ -63,10 +63,14 @@ impl Given {
         for mount in &manifest.mounts {
             let from = match &mount.source {
                 VolumeSource::HostPath { path, is_made } => on_node(host, path, *is_made)?,
-                VolumeSource::ConfigMap { name, is_optional } => {
+                VolumeSource::ConfigMap { name, is_optional, files } => {
                     let keys = host.config_maps.get(name);
                     ensure!(keys.is_some() || *is_optional, "there is no ConfigMap {name}");
-                    directories.push(written(keys.unwrap_or(&BTreeMap::new()))?);
+                    let keys = keys.into_iter().flatten().filter_map(|(key, text)| {
+                        let file = files.iter().find(|(named, _)| named == key).map(|(_, file)| file);
+                        Some((file.or(files.is_empty().then_some(key))?.clone(), text.clone()))
+                    });
+                    directories.push(written(&keys.collect())?);
                     last(&directories)?
                 }
             };

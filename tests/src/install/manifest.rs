@@ -76,6 +76,8 @@ pub enum VolumeSource {
         name: String,
         /// The volume is empty where there is none.
         is_optional: bool,
+        /// Its keys, and what their files are called; none means all, by their own names.
+        files: Vec<(String, String)>,
     },
 }
 
@@ -236,7 +238,14 @@ fn volume(mut volume: core::Volume) -> Result<(String, VolumeSource)> {
         },
         (None, Some(mut config_map)) => {
             let is_optional = config_map.optional.take() == Some(true);
-            let source = VolumeSource::ConfigMap { name: std::mem::take(&mut config_map.name), is_optional };
+            let items = config_map.items.take().unwrap_or_default().into_iter();
+            let files = items.map(|mut item| -> Result<_> {
+                let named = (std::mem::take(&mut item.key), std::mem::take(&mut item.path));
+                ensure_nothing_left("an item of a configMap", &item, &core::KeyToPath::default())?;
+                Ok(named)
+            });
+            let files = files.collect::<Result<_>>()?;
+            let source = VolumeSource::ConfigMap { name: std::mem::take(&mut config_map.name), is_optional, files };
             ensure_nothing_left("a configMap volume", &config_map, &core::ConfigMapVolumeSource::default())?;
             source
         }

@@ -60,6 +60,7 @@ impl Installed {
 
 /// What of a node lies where.
 fn paths(node: &Node) -> BTreeMap<PathBuf, PathBuf> {
-    let paths = [("/sys/fs/bpf", node.pins.path()), ("/sys/fs/cgroup", node.cgroup())];
+    let paths =
+        [("/sys/fs/bpf", node.pins.path()), ("/sys/fs/cgroup", node.cgroup()), ("/var/lib/sluice", node.state.path())];
     paths.into_iter().map(|(path, stands_for)| (path.into(), stands_for.into())).collect()
 }
