@@ -172,11 +172,18 @@ fn on_kernel<'a>(workspace: &'a Workspace, suite: Suite, targets: &[String], arg
     let named = targets.iter().flat_map(|target| ["--test", target]);
     let cargo = workspace.cargo(&["test", "--package", "tests", "--no-fail-fast"]).args(named);
     let cargo = if arguments.installed { cargo.env(INSTALL, "manifest") } else { cargo };
+    for (test, reason) in NOT_INSTALLED.iter().filter(|_| arguments.installed) {
+        println!("left out: {test}: {reason}");
+    }
     Ok(cargo.env(AGENT, agent).arg("--").args(options(suite, arguments)))
 }
 
 /// The variable that tells labs how to start agents.
 const INSTALL: &str = "SLUICE_TEST_INSTALL";
+
+/// Tests of the netns suite that say nothing of agents that are installed, and why.
+const NOT_INSTALLED: [(&str, &str); 1] =
+    [("a_broken_document_is_named_and_the_others_are_served", "it is about the files of --source=file:DIR")];
 
 /// The variable that tells tests where the agent is.
 pub(crate) const AGENT: &str = "SLUICE_BIN";
@@ -198,6 +205,9 @@ pub(crate) fn build(workspace: &Workspace, targets: &[String]) -> Result<Vec<Exe
 fn options(suite: Suite, arguments: &Arguments) -> Vec<String> {
     let threads = arguments.test_threads.or(suite.threads());
     let mut options: Vec<String> = threads.map(|threads| format!("--test-threads={threads}")).into_iter().collect();
+    if arguments.installed {
+        options.extend(NOT_INSTALLED.iter().map(|(test, _)| format!("--skip={test}")));
+    }
     options.extend_from_slice(&arguments.options);
     options
 }

@@ -8,7 +8,7 @@ use tracing::info;
 use super::sync::Agent;
 use crate::{
     config::{Config, Source},
-    dataplane,
+    dataplane::{self, netlink::conntrack},
     diff::{Capacity, KernelState},
     reconcile::Reconciler,
     source::{
@@ -44,6 +44,10 @@ impl Agent {
     pub(super) fn seed(&mut self) -> Result<(), dataplane::Error> {
         let (Some(state), Some(network)) = (&self.adopted, &self.network) else { return Ok(()) };
         let Some(remembered) = self.remembered.take().filter(|_| is_empty(state)) else { return Ok(()) };
+        // Another proxy serves it, and its connections are to be told from new ones first.
+        if self.config.hands_over || conntrack::translated().is_ok_and(|found| !found.is_empty()) {
+            return Ok(());
+        }
         let now = Instant::now();
         let mut reconciler = Reconciler::new(self.config.node.clone(), Capacity::default());
         reconciler.adopt(state.clone(), now.into_std());

@@ -18,7 +18,7 @@ use super::{
     Between, Node, POD_DEVICES,
     installed::{Installed, is_installed},
 };
-use crate::patience::wait_until;
+use crate::{install::Container, patience::wait_until};
 
 /// What the agent logs once the first complete picture is in the kernel and every program is attached.
 pub const IN_SYNC: &str = "in sync";
@@ -79,6 +79,17 @@ impl Process {
             Self::Installed(installed) => &mut installed.container.child,
         }
     }
+
+    /// How often its liveness probe has failed for good while it ran.
+    fn restarts(&mut self) -> u32 {
+        match self {
+            Self::Program(_) => 0,
+            Self::Installed(installed) => {
+                let Container { child, probes, .. } = &mut installed.container;
+                if matches!(child.try_wait(), Ok(None)) { probes.restarts() } else { 0 }
+            }
+        }
+    }
 }
 
 /// What a process has said so far.
@@ -128,6 +139,8 @@ impl Agent {
     /// Ends it with SIGKILL, unless it has ended.
     pub fn kill(&self) {
         let mut process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        let restarts = process.restarts();
+        assert!(restarts == 0 || thread::panicking(), "kubelet would have started it anew {restarts} times");
         let child = process.child();
         if let Err(error) = child.kill().and_then(|()| child.wait()) {
             eprintln!("an agent stays behind: {error}");
