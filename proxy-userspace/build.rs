@@ -28,7 +28,8 @@ fn build() -> Result<()> {
 
     let architecture = env::var("CARGO_CFG_TARGET_ARCH")?;
     let programs = ("proxy-ebpf", "sluice-bpf");
-    let object = Toolchain::find()?.build(Path::new(".."), programs, &architecture, &out.join("bpf"))?;
+    let features: &[&str] = if env::var_os("CARGO_FEATURE_OTHER_LAYOUT").is_some() { &["other-layout"] } else { &[] };
+    let object = Toolchain::find()?.build(Path::new(".."), programs, features, &architecture, &out.join("bpf"))?;
     std::fs::copy(object, out.join("sluice.bpf.o"))?;
     Ok(())
 }

@@ -71,15 +71,17 @@ impl Toolchain {
         command
     }
 
-    /// Compiles a package of BPF programs; returns where the object `program` lies.
+    /// Compiles a package of BPF programs with these of its features; returns where the object `program` lies.
     pub(crate) fn build(
         &self,
         workspace: &Path,
         (package, program): (&str, &str),
+        features: &[&str],
         architecture: &str,
         target: &Path,
     ) -> Result<PathBuf> {
         let mut cargo = self.cargo(workspace, "build", package, architecture);
+        cargo.args(features.iter().flat_map(|feature| ["--features", feature]));
         cargo.args(["--bins", "--target-dir"]).arg(target);
         let status = cargo.status().with_context(|| format!("cannot run {}", self.name))?;
         ensure!(

@@ -31,7 +31,8 @@ fn main() -> Result<()> {
     for (package, program, object) in
         [("bench-ebpf", "bench-bpf", "bench.bpf.o"), ("probe-ebpf", "probe-bpf", "probe.bpf.o")]
     {
-        let built = Toolchain::find()?.build(Path::new(".."), (package, program), &architecture, &out.join("bpf"))?;
+        let built =
+            Toolchain::find()?.build(Path::new(".."), (package, program), &[], &architecture, &out.join("bpf"))?;
         std::fs::copy(built, out.join(object))?;
     }
     Ok(())

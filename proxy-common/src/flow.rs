@@ -107,11 +107,18 @@ pub mod state {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Flow<A> {
+    /// A field that only the other layout has.
+    #[cfg(feature = "other-layout")]
+    pub mark: [u32; 2],
     /// What is written into the packet; of a dispatched flow the addresses of this node and of the other one.
     pub rewrite: Rewrite<A>,
+    /// As below, at another place.
+    #[cfg(feature = "other-layout")]
+    pub backend: BackendId,
     /// For [`Output::Forward`], [`Output::Dispatch`] and [`Output::Tunnel`].
     pub next_hop: NextHop,
     /// The backend that was chosen.
+    #[cfg(not(feature = "other-layout"))]
     pub backend: BackendId,
     /// [`crate::backend::Backend::generation`] when it was chosen.
     pub backend_generation: u32,
@@ -229,6 +236,12 @@ crate::no_padding!(Draft<Ipv6>: Tuple<Ipv6>, Flow<Ipv6>, Tuple<Ipv6>, Flow<Ipv6>
 crate::no_padding!(Rewrite<Ipv4>: Ipv4, Ipv4, Port, Port, u16, u16);
 crate::no_padding!(Rewrite<Ipv6>: Ipv6, Ipv6, Port, Port, u16, u16);
 crate::no_padding!(NextHop: u32, u16, u16, Mac, Mac);
+#[cfg(not(feature = "other-layout"))]
 crate::no_padding!(Flow<Ipv4>: Rewrite<Ipv4>, NextHop, u32, u32, u32, u32, Output, Output, Stage, Direction, u8, u8, u16, u32);
+#[cfg(not(feature = "other-layout"))]
 crate::no_padding!(Flow<Ipv6>: Rewrite<Ipv6>, NextHop, u32, u32, u32, u32, Output, Output, Stage, Direction, u8, u8, u16, u32);
+#[cfg(feature = "other-layout")]
+crate::no_padding!(Flow<Ipv4>: Rewrite<Ipv4>, NextHop, [u32; 6], Output, Output, Stage, Direction, u8, u8, u16, u32);
+#[cfg(feature = "other-layout")]
+crate::no_padding!(Flow<Ipv6>: Rewrite<Ipv6>, NextHop, [u32; 6], Output, Output, Stage, Direction, u8, u8, u16, u32);
 crate::map_type!(Rewrite<Ipv4>, Rewrite<Ipv6>, NextHop, Flow<Ipv4>, Flow<Ipv6>, Draft<Ipv4>, Draft<Ipv6>, Turnover);

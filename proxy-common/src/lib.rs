@@ -2,11 +2,14 @@
 //!
 //! Rules: `repr(C)`, no padding (checked at compile time), addresses and ports in network order, no `Option`, nothing
 //! that `bpftool map dump` could not print by field name. A change of any of these types is a change of
-//! [`node::LAYOUT`].
+//! [`node::LAYOUT`], and a field that changes its meaning changes its name: versions take entries over from each other by them.
+//!
+//! The feature `other-layout` is for tests alone: the same types in another layout, as a next version could have it.
 #![cfg_attr(not(any(test, feature = "user")), no_std)]
 
 pub mod addr;
 pub mod backend;
+pub mod description;
 pub mod event;
 pub mod filter;
 pub mod flow;

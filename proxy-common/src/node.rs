@@ -2,8 +2,13 @@
 
 use crate::addr::{Address, Ipv4, Ipv6, Port};
 
-/// Version of all map types together. A pin that carries another one is left alone.
-pub const LAYOUT: u32 = 6;
+/// Version of all map types together. Entries of another one are converted by the names of their fields: see
+/// [`crate::description`].
+pub const LAYOUT: u32 = if cfg!(feature = "other-layout") { 8 } else { 7 };
+
+/// The oldest layout whose readers understand the entries of this one, so far as they know its fields. Raised to [`LAYOUT`] with a
+/// change by which a version before it would send packets to the wrong place: it then leaves such maps alone.
+pub const READABLE_BY: u32 = 7;
 
 /// How many addresses of each family there may be for masqueraded flows besides the first.
 pub const FURTHER: usize = 3;

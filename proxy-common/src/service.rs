@@ -13,14 +13,17 @@ pub struct Frontend<A> {
     /// Transport protocol.
     pub proto: Protocol,
     /// Zero.
-    pub pad: [u8; 5],
+    pub pad: [u8; PAD],
 }
+
+/// Bytes that make a frontend's size a multiple of eight.
+const PAD: usize = if cfg!(feature = "other-layout") { 13 } else { 5 };
 
 impl<A> Frontend<A> {
     /// A frontend.
     #[inline(always)]
     pub const fn new(addr: A, port: Port, proto: Protocol) -> Self {
-        Self { addr, port, proto, pad: [0; 5] }
+        Self { addr, port, proto, pad: [0; PAD] }
     }
 
     /// The frontend that stands for all ports of an address. A ClusterIP's has empty ranges, so that ports nobody defined are
@@ -155,8 +158,8 @@ pub struct Service {
     pub local: Range,
 }
 
-crate::no_padding!(Frontend<Ipv4>: Ipv4, Port, Protocol, [u8; 5]);
-crate::no_padding!(Frontend<Ipv6>: Ipv6, Port, Protocol, [u8; 5]);
+crate::no_padding!(Frontend<Ipv4>: Ipv4, Port, Protocol, [u8; PAD]);
+crate::no_padding!(Frontend<Ipv6>: Ipv6, Port, Protocol, [u8; PAD]);
 crate::no_padding!(Service: u32, Pick, WhenEmpty, WhenEmpty, u8, u32, Range, Range, Range);
 crate::no_padding!(Source<Ipv4>: u32, u32, Ipv4);
 crate::no_padding!(Source<Ipv6>: u32, u32, Ipv6);

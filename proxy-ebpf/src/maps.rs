@@ -9,6 +9,7 @@ use aya_ebpf::{
 use proxy_common::{
     addr::{Ipv4, Ipv6, Mac},
     backend::{Backend, BackendId},
+    description::Description,
     event::{self, Event},
     filter::Filter,
     flow::{Draft, Flow, TIERS, Turnover},
@@ -193,3 +194,5 @@ pub(crate) static NAMES_V4: Names = HashMap::new();
 pub(crate) static NAMES_V6: Names = HashMap::new();
 #[btf_map]
 pub(crate) static AGENT: Array<Agent, 1> = Array::new();
+#[btf_map]
+pub(crate) static DESCRIPTION: Array<Description, 1> = Array::new();

@@ -161,7 +161,7 @@ impl Scratch {
     /// The programs for the kernel, apart from the agent.
     fn build_object(&self) -> Result<PathBuf> {
         let target = self.copy.target.join("bpf");
-        Toolchain::find()?.build(&self.copy.root, ("proxy-ebpf", "sluice-bpf"), std::env::consts::ARCH, &target)
+        Toolchain::find()?.build(&self.copy.root, ("proxy-ebpf", "sluice-bpf"), &[], std::env::consts::ARCH, &target)
     }
 }
 

@@ -18,7 +18,7 @@ const FEW: u32 = 1_024;
 /// Nothing that matters is in it.
 const LEAST: u32 = 1;
 
-const MAPS: [(&str, Share); 50] = [
+const MAPS: [(&str, Share); 51] = [
     ("SERVICES_V4", Share::Read),
     ("SERVICES_V6", Share::Read),
     ("SLOTS", Share::Read),
@@ -41,6 +41,7 @@ const MAPS: [(&str, Share); 50] = [
     ("NAMES_V4", Share::Read),
     ("NAMES_V6", Share::Read),
     ("AGENT", Share::Read),
+    ("DESCRIPTION", Share::Read),
     ("FLOWS_V4", Share::Own(FEW)),
     ("FLOWS_V6", Share::Own(FEW)),
     ("EMBRYOS_V4", Share::Own(FEW)),
@@ -72,6 +73,11 @@ const MAPS: [(&str, Share); 50] = [
     ("BACKEND_STATS_4", Share::Own(LEAST)),
     ("BACKEND_STATS_6", Share::Own(LEAST)),
 ];
+
+/// The names of all maps, and whether programs write them.
+pub(in crate::dataplane) fn maps() -> impl Iterator<Item = (&'static str, bool)> {
+    MAPS.iter().map(|(name, share)| (*name, *share != Share::Read))
+}
 
 /// How a rehearsal has the map of a name. One that nobody has decided on is its own, which changes nothing for others.
 pub(super) fn share(name: &str) -> Share {
