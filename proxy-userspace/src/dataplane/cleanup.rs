@@ -12,6 +12,7 @@ use super::{
     error::{Error, OpenError},
     links::{links_directory, pins},
     load::{maps_directory, pinned_maps},
+    migration::second_directory,
     netlink,
     program::ProgramName,
     reserved_ports,
@@ -87,7 +88,7 @@ pub fn cleanup(pin_path: &Path) -> Result<Vec<Removed>, OpenError> {
     let tunnels = netlink::tunnels::remove();
     let tunnels = tunnels.map_err(|source| Error::Kernel { what: "the devices of tunnels", source })?;
     removed.extend(tunnels.into_iter().map(|device| Removed::Tunnel { device }));
-    for path in [links_directory(pin_path), maps_directory(pin_path), pin_path.into()] {
+    for path in [links_directory(pin_path), maps_directory(pin_path), second_directory(pin_path), pin_path.into()] {
         match fs::remove_dir(&path) {
             Ok(()) => removed.push(Removed::Directory { path }),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {}

@@ -50,6 +50,14 @@ pub(super) fn ensure(object: &mut Ebpf, program: ProgramName, device: &str) -> R
     Ok(())
 }
 
+/// Gives our filter on a device the program, if there is one; says whether there was.
+pub(super) fn replace_program(object: &mut Ebpf, program: ProgramName, device: &str) -> bool {
+    match (object.program_mut(program.as_str()), attach_type(program)) {
+        (Some(Program::SchedClassifier(loaded)), Some(at)) => replace(loaded, device, at, priority(program)).is_ok(),
+        _ => false,
+    }
+}
+
 fn replace(loaded: &mut SchedClassifier, device: &str, at: TcAttachType, priority: u16) -> Result<(), ProgramError> {
     let filter = SchedClassifierLink::attached(device, at, priority, HANDLE, None).map_err(TcError::IoError)?;
     let id = loaded.attach_to_link(filter)?;

@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use proxy_common::node::LAYOUT;
+
 /// Why the dataplane could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -57,6 +59,22 @@ pub enum OpenError {
         path: PathBuf,
         /// What differs.
         difference: String,
+    },
+    /// Pinned maps that only later versions understand.
+    #[error("the maps in {path} have layout {found}, which only versions with layout {needed} or later understand, and this one has {LAYOUT}; they were left alone and translate on: install a later version, or run `sluice cleanup`, which ends established connections, and start again", path = .path.display())]
+    NewerLayout {
+        /// Where they are pinned.
+        path: PathBuf,
+        /// Their layout.
+        found: u32,
+        /// The oldest layout whose versions understand it.
+        needed: u32,
+    },
+    /// The type information in this binary's BPF object.
+    #[error("the BPF object does not say what its maps are made of ({reason}): the build is broken")]
+    Types {
+        /// What is wrong with it.
+        reason: String,
     },
     /// There is no such pin.
     #[error("no map is pinned at {path}: start an agent of this version, or name the --pin-path of the one that runs", path = .path.display())]

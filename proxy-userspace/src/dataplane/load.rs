@@ -2,7 +2,7 @@
 //! version would make. aya opens any pin of the right name: one with larger values would have it read past its buffers.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     os::fd::AsRawFd as _,
     path::{Path, PathBuf},
 };
@@ -21,6 +21,8 @@ use proxy_common::{
 use super::{
     error::OpenError,
     flow_table::{self, FlowTableSize},
+    layout::Layout,
+    migration::second_directory,
     options::{Options, SocketLb},
     program::ProgramName,
     syscall,
@@ -37,11 +39,11 @@ pub fn maps_directory(pin_path: &Path) -> PathBuf {
 
 /// What a map of the object looks like once it is created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Shape {
-    kind: u32,
-    key_size: u32,
-    value_size: u32,
-    max_entries: u32,
+pub(super) struct Shape {
+    pub(super) kind: u32,
+    pub(super) key_size: u32,
+    pub(super) value_size: u32,
+    pub(super) max_entries: u32,
     flags: u32,
 }
 
@@ -61,14 +63,23 @@ impl Shape {
     }
 }
 
-/// Loads maps and programs; the programs are attached nowhere yet.
-pub(super) fn load(options: &Options) -> Result<Ebpf, OpenError> {
+/// Loads programs over the maps in a directory, or maps made there; the programs are attached nowhere yet.
+pub(super) fn load(options: &Options, directory: &Path) -> Result<Ebpf, OpenError> {
     let mut shapes = shapes(options)?;
-    let directory = maps_directory(&options.pin_path);
-    adopt_sizes(options, &directory, &mut shapes);
-    check_pins(&directory, &shapes)?;
+    adopt_sizes(options, directory, &mut shapes);
+    check_pins(directory, &shapes)?;
     check_layout(&directory.join("NODE"))?;
+    load_over(options, directory, &shapes)
+}
 
+/// Loads programs over maps made in an empty directory, whose flow tables are as large as those in another.
+pub(super) fn load_beside(options: &Options, old: &Path, new: &Path) -> Result<Ebpf, OpenError> {
+    let mut shapes = shapes(options)?;
+    adopt_sizes(options, old, &mut shapes);
+    load_over(options, new, &shapes)
+}
+
+fn load_over(options: &Options, directory: &Path, shapes: &BTreeMap<String, Shape>) -> Result<Ebpf, OpenError> {
     let socket_lb = constant(options.socket_lb);
     let cookie = syscall::network_namespace_cookie()
         .map_err(|source| super::Error::Kernel { what: "the cookie of the network namespace", source })?;
@@ -76,7 +87,7 @@ pub(super) fn load(options: &Options) -> Result<Ebpf, OpenError> {
     let stats = u8::from(options.counts_traffic);
     loader.override_global("SOCKET_LB", &socket_lb, true).override_global("HOST_NETNS_COOKIE", &cookie, true);
     loader.override_global("STATS", &stats, true);
-    for (name, shape) in &shapes {
+    for (name, shape) in shapes {
         loader.map_pin_path(name, directory.join(name)).map_max_entries(name, shape.max_entries);
     }
     let mut object = loader.load(OBJECT)?;
@@ -171,7 +182,8 @@ fn check_pins(directory: &Path, shapes: &BTreeMap<String, Shape>) -> Result<(), 
     Ok(())
 }
 
-fn pinned_shape(path: &Path) -> Result<Shape, String> {
+/// What is pinned at a path, if it is a map; else why not.
+pub(super) fn pinned_shape(path: &Path) -> Result<Shape, String> {
     let object = syscall::object(path).map_err(|error| format!("it cannot be opened: {error}"))?;
     let object = PathBuf::from(format!("/proc/self/fd/{}", object.as_raw_fd()));
     if !object.read_link().is_ok_and(|kind| kind.to_string_lossy().contains("bpf-map")) {
@@ -209,7 +221,12 @@ fn layout(path: &Path) -> Result<u32, super::Error> {
 
 /// The layout of the maps that are pinned under a path; 0 if nobody has written to them yet.
 pub fn pinned_layout(pin_path: &Path) -> Result<u32, super::Error> {
-    layout(&maps_directory(pin_path).join("NODE"))
+    let directory = maps_directory(pin_path);
+    match Layout::pinned(&directory) {
+        // The types of such maps may be others.
+        Ok(Some(theirs)) if theirs.number != LAYOUT => Ok(theirs.number),
+        _ => layout(&directory.join("NODE")),
+    }
 }
 
 fn load_programs(object: &mut Ebpf, options: &Options) -> Result<(), OpenError> {
@@ -256,15 +273,20 @@ pub(super) fn pinned_sizes(pin_path: &Path) -> Result<BTreeMap<String, u32>, Ope
 
 /// The names of the object's maps.
 #[cfg(test)]
-pub(super) fn map_names(options: &Options) -> Result<std::collections::BTreeSet<String>, OpenError> {
+pub(super) fn map_names(options: &Options) -> Result<BTreeSet<String>, OpenError> {
     Ok(shapes(options)?.into_keys().collect())
 }
 
-/// The pins of this version's maps that exist.
+/// The pins that exist of this version's maps, and of those of the version that made them.
 pub(super) fn pinned_maps(pin_path: &Path) -> Result<Vec<PathBuf>, OpenError> {
-    let directory = maps_directory(pin_path);
-    let names = shapes(&Options::new(pin_path))?.into_keys();
-    Ok(names.map(|name| directory.join(name)).filter(|path| path.exists()).collect())
+    let own: BTreeSet<String> = shapes(&Options::new(pin_path))?.into_keys().collect();
+    let mut pins = Vec::new();
+    for directory in [maps_directory(pin_path), second_directory(pin_path)] {
+        let theirs = Layout::pinned(&directory).ok().flatten().map(|theirs| theirs.maps).unwrap_or_default();
+        let names = own.iter().chain(theirs.keys().filter(|name| !own.contains(*name)));
+        pins.extend(names.map(|name| directory.join(name)).filter(|path| path.exists()));
+    }
+    Ok(pins)
 }
 
 #[cfg(test)]

@@ -13,9 +13,11 @@ mod examination;
 mod family;
 mod flow_table;
 mod foreign;
+mod layout;
 mod links;
 mod listeners;
 mod load;
+mod migration;
 mod namespaces;
 pub mod netlink;
 mod observer;
@@ -24,6 +26,7 @@ mod pinned;
 mod preflight;
 mod presence;
 mod program;
+mod raw;
 mod reader;
 mod rehearsal;
 mod reserved_ports;
@@ -162,7 +165,7 @@ impl Dataplane {
     pub fn open(options: &Options) -> Result<Self, OpenError> {
         let cgroup = preflight::check(options)?;
         let lock = prepare(&options.pin_path)?;
-        let object = load::load(options)?;
+        let object = migration::open(options)?;
         let attacher = Attacher::new(options, cgroup.as_deref(), &object)?;
         let node_map: Table<u32, Node> = family::table(&object, "NODE")?;
         let mut dataplane = Self {

@@ -29,6 +29,7 @@ use proxy_common::{
     tuple::{Stage, Tuple},
 };
 
+pub(super) use self::maps::maps;
 use self::{
     changing::{Changing, Found, Names},
     maps::{Share, share},

@@ -4,6 +4,8 @@
 //! The structures are the parts of `union bpf_attr` (include/uapi/linux/bpf.h) that each command reads. The kernel takes
 //! a shorter union than its own and reads the rest as zero.
 
+pub(super) mod bytes;
+
 use std::{
     ffi::CString,
     io,
@@ -82,7 +84,7 @@ struct ElementAttributes {
 }
 
 impl ElementAttributes {
-    fn new<K>(map: BorrowedFd<'_>, key: &K) -> Self {
+    fn new<K: ?Sized>(map: BorrowedFd<'_>, key: &K) -> Self {
         Self { map: map.as_raw_fd().cast_unsigned(), pad: 0, key: address(key), value: 0, flags: 0 }
     }
 }
@@ -136,7 +138,7 @@ struct BatchAttributes {
 }
 
 impl BatchAttributes {
-    fn new<K: Pod>(map: BorrowedFd<'_>, keys: &[K]) -> Self {
+    fn new<K>(map: BorrowedFd<'_>, keys: &[K]) -> Self {
         Self {
             in_batch: 0,
             out_batch: 0,
