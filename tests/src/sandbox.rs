@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
@@ -71,7 +71,12 @@ impl Sandbox {
 
     /// An agent's command line but for the cgroup.
     pub fn command(&self, arguments: &[&str]) -> Result<Command> {
-        let mut command = self.namespace.command(sluice_program()?)?;
+        self.command_of(&sluice_program()?, arguments)
+    }
+
+    /// That of another binary.
+    pub fn command_of(&self, program: &Path, arguments: &[&str]) -> Result<Command> {
+        let mut command = self.namespace.command(program)?;
         command.args(["run", "-v", "--hostname-override", "here"]).args(arguments);
         command.arg("--pin-path").arg(self.pins.path());
         command.env_remove("KUBECONFIG").env_remove("NODE_NAME");

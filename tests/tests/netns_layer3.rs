@@ -44,7 +44,7 @@ fn a_client_behind_a_tunnel_reaches_node_ports_and_is_told_where_nobody_serves()
         let node = lab.node("node-a")?;
         let _tunnel = connect(&lab, node)?;
         let more = ["--uplinks", "tunnel", "--nodeport-addresses", "all"].map(str::to_owned).to_vec();
-        lab.start_agents(source.path(), &AgentOptions { socket_lb: SocketLb::Host, more })?;
+        lab.start_agents(source.path(), &AgentOptions { socket_lb: SocketLb::Host, more, ..AgentOptions::default() })?;
         let [here, elsewhere, nobody] = services();
         for (family, protocol) in
             Family::ALL.into_iter().flat_map(|family| Protocol::ALL.map(|protocol| (family, protocol)))

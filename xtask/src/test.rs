@@ -168,6 +168,9 @@ fn unit(workspace: &Workspace, arguments: &Arguments) -> Result<Totals> {
 
 /// Runs the test programs of a suite, with the agent that they start.
 fn on_kernel<'a>(workspace: &'a Workspace, suite: Suite, targets: &[String], arguments: &Arguments) -> Result<Cmd<'a>> {
+    if suite == Suite::Scenarios {
+        build_other_layout(workspace)?;
+    }
     let agent = build_agent(workspace)?;
     let named = targets.iter().flat_map(|target| ["--test", target]);
     let cargo = workspace.cargo(&["test", "--package", "tests", "--no-fail-fast"]).args(named);
@@ -193,6 +196,17 @@ pub(crate) fn build_agent(workspace: &Workspace) -> Result<PathBuf> {
     let built = workspace.executables(&["build", "--package", "proxy-userspace", "--bin", "sluice"])?;
     let agent = built.into_iter().next().context("building the agent made no program")?;
     Ok(agent.path)
+}
+
+/// Builds an agent whose maps have another layout, for tests of upgrades, and puts it where that of [`build_agent`] will be. All but
+/// the crates that know the maps is built once for both.
+pub(crate) fn build_other_layout(workspace: &Workspace) -> Result<PathBuf> {
+    let arguments = ["build", "--package", "proxy-userspace", "--bin", "sluice", "--features", "other-layout"];
+    let built = workspace.executables(&arguments)?;
+    let agent = built.into_iter().next().context("building the agent with another layout made no program")?;
+    let path = agent.path.with_file_name("sluice-other-layout");
+    fs::copy(&agent.path, &path)?;
+    Ok(path)
 }
 
 /// Builds test programs, and the programs they start.

@@ -88,6 +88,9 @@ fn command(workspace: &Workspace, rootfs: &mut Rootfs<'_>, words: &[String]) -> 
 /// A machine that runs the test programs of suites, and says which one it is at. Returns the suites that have any.
 fn tests(workspace: &Workspace, rootfs: &mut Rootfs<'_>, arguments: &Arguments) -> Result<Vec<Suite>> {
     let (named, only) = (arguments.suites.as_slice(), &arguments.programs);
+    if named.contains(&Suite::Scenarios) {
+        rootfs.program(&test::build_other_layout(workspace)?)?;
+    }
     let agent = test::build_agent(workspace)?;
     rootfs.program(&agent)?;
     rootfs.read_by_tests()?;

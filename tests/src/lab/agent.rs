@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::{prctl, signal::Signal};
 
 use super::{
@@ -53,6 +53,8 @@ pub struct AgentOptions {
     pub socket_lb: SocketLb,
     /// More flags, as they are.
     pub more: Vec<String>,
+    /// Another binary than [`sluice_program`].
+    pub program: Option<PathBuf>,
 }
 
 /// A running agent. Dropping the handle kills it with SIGKILL. It does not outlive the thread that started it.
@@ -118,6 +120,13 @@ pub fn sluice_program() -> Result<PathBuf> {
     found.context("the agent is not built: cargo build -p proxy-userspace --bin sluice, or set SLUICE_BIN")
 }
 
+/// An agent whose maps have another layout, which `cargo xtask test` builds beside the usual one.
+pub fn other_layout_program() -> Result<PathBuf> {
+    let path = sluice_program()?.with_file_name("sluice-other-layout");
+    ensure!(path.is_file(), "there is no {}: run the test by `cargo xtask test`, which builds it", path.display());
+    Ok(path)
+}
+
 impl Agent {
     pub(super) fn start(node: &Node, source: &Path, options: &AgentOptions) -> Result<Self> {
         let mut process = if is_installed() {
@@ -162,6 +171,14 @@ impl Agent {
         let reason =
             waited.err().map_or_else(|| format!("the agent ended before it said {words:?}"), |e| e.to_string());
         bail!("{reason}; its log:\n{}", self.log());
+    }
+
+    /// Waits for it to end by itself: its exit code; none if it was killed.
+    pub fn ended(&self) -> Result<Option<i32>> {
+        wait_until("the agent to end", Duration::from_secs(20), || {
+            let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+            child.try_wait().ok().flatten().map(|status| status.code())
+        })
     }
 
     /// Whether a line with these words was logged.
@@ -216,7 +233,8 @@ impl Log {
 }
 
 fn run_command(node: &Node, source: &Path, options: &AgentOptions) -> Result<Command> {
-    let mut command = node.host.command(sluice_program()?)?;
+    let program = options.program.clone().map_or_else(sluice_program, Ok)?;
+    let mut command = node.host.command(program)?;
     // SAFETY: between fork and exec the closure makes one system call.
     unsafe { command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?)) };
     // As with residents: an interrupt from the terminal is not for it.

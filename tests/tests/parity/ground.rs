@@ -81,7 +81,10 @@ impl Ground {
             ("--nodeport-addresses=all", settings.every_address),
         ];
         let more = switches.iter().filter(|(_, on)| *on).map(|(switch, _)| (*switch).to_owned()).collect();
-        self.lab.start_agents(self.source(), &AgentOptions { socket_lb: settings.socket_lb, more })
+        self.lab.start_agents(
+            self.source(),
+            &AgentOptions { socket_lb: settings.socket_lb, more, ..AgentOptions::default() },
+        )
     }
 
     /// Asks all the cases at once; what was found about each, in their order.
