@@ -155,7 +155,7 @@ fn test(kind: &Kind) -> Result<()> {
         if !kind.is_of_uplink {
             more.extend(["--uplinks", DEVICE].map(str::to_owned));
         }
-        lab.start_agents(source.path(), &AgentOptions { socket_lb: SocketLb::Host, more })?;
+        lab.start_agents(source.path(), &AgentOptions { socket_lb: SocketLb::Host, more, ..AgentOptions::default() })?;
         for family in kind.families {
             for protocol in Protocol::ALL {
                 reach(&lab, *family, protocol).with_context(|| format!("uplink {}", uplink.name()))?;

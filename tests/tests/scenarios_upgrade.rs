@@ -140,7 +140,7 @@ fn scenario_13_an_upgrade_to_another_layout_and_the_way_back_lose_no_connection(
     // Some that were opened, and silent since.
     let silent = Connections::open(&tcp, 1)?;
     let rates = tcp.iter().map(|(client, target)| {
-        let plan = RatePlan { target: *target, per_second: per_second(20), timeout: patience(Duration::from_secs(10)) };
+        let plan = RatePlan { target: *target, per_second: per_second(50), timeout: patience(Duration::from_secs(10)) };
         client.rate(plan)
     });
     let rates = rates.collect::<Result<Vec<_>>>()?;

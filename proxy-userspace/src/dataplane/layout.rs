@@ -119,10 +119,8 @@ impl Layout {
             let error = || TextError::Line { line: index + 1, text: text.to_owned() };
             let words: Vec<&str> = text.split(' ').collect();
             match words.as_slice() {
-                ["layout", word] => number = Some(word.parse().map_err(|_: std::num::ParseIntError| error())?),
-                ["readable-by", word] => {
-                    readable_by = Some(word.parse().map_err(|_: std::num::ParseIntError| error())?);
-                }
+                ["layout", word] => number = Some(word.parse().ok().ok_or_else(error)?),
+                ["readable-by", word] => readable_by = Some(word.parse().ok().ok_or_else(error)?),
                 ["program", name] => {
                     programs.insert((*name).to_owned());
                 }

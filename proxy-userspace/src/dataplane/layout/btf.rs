@@ -47,7 +47,7 @@ struct Type<'a> {
     name: u32,
     info: u32,
     /// Its size, or the type it refers to.
-    size_or_type: u32,
+    size_or_target: u32,
     details: &'a [u8],
 }
 
@@ -87,7 +87,7 @@ pub(super) fn maps(bytes: &[u8]) -> Result<BTreeMap<String, MapFields>, BtfError
     for section in types.types.iter().filter(|one| one.kind() == DATASEC && types.name(one.name) == ".maps") {
         for variable in 0..(section.info & 0xffff) as usize {
             let variable = types.get(section.detail(variable * 3)?)?;
-            if let Some(fields) = types.map(variable.size_or_type)? {
+            if let Some(fields) = types.map(variable.size_or_target)? {
                 maps.insert(types.name(variable.name).to_owned(), fields);
             }
         }
@@ -106,10 +106,10 @@ impl<'a> Types<'a> {
         let (mut rest, strings) = (section(8)?, section(16)?);
         let mut types = Vec::new();
         while !rest.is_empty() {
-            let (name, info, size_or_type) = (word(rest, 0)?, word(rest, 4)?, word(rest, 8)?);
+            let (name, info, size_or_target) = (word(rest, 0)?, word(rest, 4)?, word(rest, 8)?);
             let length = details(info, types.len() as u32 + 1)?;
             let details = rest.get(12..12 + length).ok_or(BtfError::Truncated)?;
-            types.push(Type { name, info, size_or_type, details });
+            types.push(Type { name, info, size_or_target, details });
             rest = &rest[12 + length..];
         }
         Ok(Self { types, strings })
@@ -136,7 +136,7 @@ impl<'a> Types<'a> {
                 "value" => &mut value,
                 _ => continue,
             };
-            *place = Some(self.fields(self.get(kind)?.size_or_type)?);
+            *place = Some(self.fields(self.get(kind)?.size_or_target)?);
         }
         Ok(key.zip(value).map(|(key, value)| MapFields { key, value }))
     }
@@ -154,7 +154,9 @@ impl<'a> Types<'a> {
         let below = |inner: &str| if name.is_empty() { inner.to_owned() } else { format!("{name}.{inner}") };
         let one = self.get(number)?;
         match one.kind() {
-            TYPEDEF | VOLATILE | CONST | RESTRICT | TYPE_TAG => self.add(one.size_or_type, name, at, fields, depth + 1),
+            TYPEDEF | VOLATILE | CONST | RESTRICT | TYPE_TAG => {
+                self.add(one.size_or_target, name, at, fields, depth + 1)
+            }
             STRUCT => one.members().try_for_each(|member| {
                 let (inner, kind, bits) = member?;
                 self.add(kind, &below(self.name(inner)), at + bits as usize / 8, fields, depth + 1)
@@ -180,10 +182,10 @@ impl<'a> Types<'a> {
         }
         let one = self.get(number)?;
         match one.kind() {
-            INT | STRUCT | UNION | ENUM | ENUM64 | FLOAT => Ok(one.size_or_type as usize),
+            INT | STRUCT | UNION | ENUM | ENUM64 | FLOAT => Ok(one.size_or_target as usize),
             POINTER => Ok(8),
             ARRAY => Ok(self.size(one.detail(0)?, depth + 1)? * one.detail(2)? as usize),
-            TYPEDEF | VOLATILE | CONST | RESTRICT | TYPE_TAG => self.size(one.size_or_type, depth + 1),
+            TYPEDEF | VOLATILE | CONST | RESTRICT | TYPE_TAG => self.size(one.size_or_target, depth + 1),
             _ => Err(BtfError::Kind(number)),
         }
     }

@@ -71,7 +71,7 @@ impl Side {
     fn add_move(&mut self, next: Move) {
         match self.moves.last_mut() {
             Some(last) if last.from + last.size == next.from && last.to + last.size == next.to => {
-                last.size += next.size
+                last.size += next.size;
             }
             _ => self.moves.push(next),
         }
