@@ -15,6 +15,7 @@ pub mod health;
 pub mod health_check;
 mod http;
 pub mod inspect;
+pub mod kube_proxy;
 pub mod metrics;
 pub mod model;
 pub mod node_port_mode;

@@ -4,6 +4,7 @@
 pub mod conntrack;
 mod exchange;
 mod messages;
+pub(crate) mod netfilter;
 mod peers;
 mod route;
 pub(super) mod sockets;

@@ -26,13 +26,16 @@ impl Exchange {
         flags: u16,
         request: T,
     ) -> io::Result<()> {
-        let mut header = NetlinkHeader::default();
-        header.flags = flags;
-        let mut message = NetlinkMessage::new(header, request.into());
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.0.send(&bytes, 0).map(drop)
+        self.0.send(&bytes(flags, request), 0).map(drop)
+    }
+
+    /// Sends several, each with its flags, in one piece.
+    pub(super) fn send_together<T: NetlinkSerializable + Into<NetlinkPayload<T>>>(
+        &self,
+        requests: impl IntoIterator<Item = (u16, T)>,
+    ) -> io::Result<()> {
+        let together: Vec<u8> = requests.into_iter().flat_map(|(flags, request)| bytes(flags, request)).collect();
+        self.0.send(&together, 0).map(drop)
     }
 
     /// Takes messages until the kernel says that it was the last one.
@@ -56,4 +59,16 @@ impl Exchange {
             }
         }
     }
+}
+
+/// A message as it goes over the socket, filled up to a multiple of four.
+fn bytes<T: NetlinkSerializable + Into<NetlinkPayload<T>>>(flags: u16, request: T) -> Vec<u8> {
+    let mut header = NetlinkHeader::default();
+    header.flags = flags;
+    let mut message = NetlinkMessage::new(header, request.into());
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
 }
