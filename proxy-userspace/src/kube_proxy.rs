@@ -12,11 +12,11 @@ use std::{collections::BTreeSet, fmt, io};
 
 use serde::Serialize;
 
-pub use self::{
-    ipvs::DEVICE,
-    process::{Process, process},
+pub use self::process::{Process, process};
+use crate::dataplane::{
+    Finding, Verdict,
+    netlink::{SERVICE_DEVICE, netfilter},
 };
-use crate::dataplane::netlink::netfilter;
 
 /// IP's versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -110,6 +110,35 @@ pub fn find() -> Found {
     found.ipvs = ipvs::find(asks_sets);
     found.problems.append(&mut found.ipvs.problems);
     found
+}
+
+/// What `sluice check` says of it. Must not be called in a tokio runtime.
+pub fn finding() -> Finding {
+    let (found, subject) = (find(), "kube-proxy");
+    let modes = found.modes().join(", ");
+    let runs = matches!(process(), Process::Runs(_));
+    match (modes.is_empty(), runs, found.problems()) {
+        (true, false, []) => {
+            Finding { subject, verdict: Verdict::Good, found: "none".into(), advice: String::new() }
+        }
+        (true, false, problems) => {
+            Finding { subject, verdict: Verdict::Fallback, found: "not known".into(), advice: problems.join("; ") }
+        }
+        (_, true, _) => Finding {
+            subject,
+            verdict: Verdict::Fallback,
+            found: if modes.is_empty() { "runs".into() } else { format!("runs, mode {modes}") },
+            advice: "Sluice's programs see packets before its rules do: keep its pod off this node, and when connections that it has \
+                     translated have ended, sluice cleanup --kube-proxy"
+                .into(),
+        },
+        (false, false, _) => Finding {
+            subject,
+            verdict: Verdict::Fallback,
+            found: format!("does not run, but its rules are here, mode {modes}"),
+            advice: "when connections that it has translated have ended: sluice cleanup --kube-proxy".into(),
+        },
+    }
 }
 
 /// How many connections end when rules or virtual services go.
@@ -243,7 +272,7 @@ impl Step<'_> {
                 both.into_iter().filter(|trace| !trace.items.is_empty()).collect()
             }
             Self::VirtualService(service) => vec![beside("ipvs", "service", vec![service.to_string()])],
-            Self::Device(_) => vec![beside("link", "device", vec![DEVICE.to_owned()])],
+            Self::Device(_) => vec![beside("link", "device", vec![SERVICE_DEVICE.to_owned()])],
             Self::Set(name) => vec![beside("ipset", "set", vec![(*name).to_owned()])],
         }
     }
@@ -260,14 +289,17 @@ impl Step<'_> {
 }
 
 impl fmt::Display for Trace {
-    /// `3 chains KUBE-A KUBE-B KUBE-C`.
+    /// `3 chains: KUBE-A KUBE-B KUBE-C`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const SHOWN: usize = 3;
         let shown = self.items.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(" ");
         match (self.kind, self.items.len()) {
             ("table", count) => write!(f, "the table, with {count} chains"),
+            ("chains", 1) => write!(f, "chain {shown}"),
             ("chains", count @ ..=SHOWN) => write!(f, "{count} chains: {shown}"),
             ("chains", count) => write!(f, "{count} chains: {shown} and {} more", count - SHOWN),
+            (kind @ ("set" | "device"), _) => write!(f, "{kind} {shown}"),
+            ("service", _) => write!(f, "virtual service {shown}"),
             _ => f.write_str(&shown),
         }
     }

@@ -49,12 +49,13 @@ pub(crate) const KERNEL: Need = Need {
 
 /// The other ways of programming a node.
 pub(crate) const RULES: Need = Need {
-    purpose: "benches beside other proxies",
+    purpose: "rules like those of other proxies",
     packages: &[
         Package { name: "nftables", why: "loads rules as kube-proxy's mode nftables does" },
         Package { name: "iptables", why: "loads rules as its mode iptables does" },
+        Package { name: "ipset", why: "makes sets as its mode ipvs does" },
     ],
-    programs: &["nft", "iptables-restore"],
+    programs: &["nft", "iptables-restore", "ipset"],
 };
 
 /// Virtual machines.

@@ -93,7 +93,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     }
     // The others have no lab, or look at files that such an agent does not read.
     ensure!(!arguments.installed || arguments.suite == Some(Suite::Netns), "--installed is for the netns suite");
-    setup::ensure(workspace, &[setup::BPF, setup::KERNEL])?;
+    setup::ensure(workspace, &[setup::BPF, setup::KERNEL, setup::RULES])?;
     let mut totals = Totals::default();
     for suite in chosen(workspace, arguments.suite)? {
         println!("== {}", suite.name());

@@ -8,7 +8,10 @@ use super::{
     EX_CONFIG, Failure,
     output::{Target, columns},
 };
-use crate::dataplane::{DevicePattern, Finding, Options, Verdict, examine, netlink};
+use crate::{
+    dataplane::{DevicePattern, Finding, Options, Verdict, examine, netlink},
+    kube_proxy,
+};
 
 /// What to look at.
 #[derive(Debug, Args)]
@@ -37,7 +40,8 @@ pub(super) fn execute(arguments: &Arguments) -> Result<(), Failure> {
     options.uplinks.clone_from(&arguments.uplinks);
     options.pod_devices.clone_from(&arguments.pod_devices);
     options.cgroup.clone_from(&arguments.cgroup);
-    let findings = examine(&options, network.as_ref().map_err(Clone::clone));
+    let mut findings = examine(&options, network.as_ref().map_err(Clone::clone));
+    findings.push(kube_proxy::finding());
     arguments.target.show(&findings, |findings| describe(findings))?;
     match findings.iter().filter(|finding| finding.verdict == Verdict::Missing).count() {
         0 => Ok(()),

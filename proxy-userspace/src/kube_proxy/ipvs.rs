@@ -13,13 +13,11 @@ use std::{
 };
 
 use futures::TryStreamExt as _;
-use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::{address::AddressAttribute, link::LinkAttribute};
 
 pub(super) use self::{services::VirtualService, sets::is_own as is_set};
 use super::tool::{self, ToolError};
-
-/// The device, a dummy: without it packets for its addresses would be forwarded instead of let in (`defaultDummyDevice`).
-pub const DEVICE: &str = "kube-ipvs0";
+use crate::dataplane::netlink::SERVICE_DEVICE as DEVICE;
 
 /// The rules that ask a set are gone a moment after they were taken out.
 const PATIENCE: (u32, Duration) = (50, Duration::from_millis(100));
@@ -109,7 +107,7 @@ fn device() -> io::Result<Option<(u32, Vec<IpAddr>)>> {
         let mut links = handle.link().get().execute();
         let mut index = None;
         while let Some(link) = links.try_next().await? {
-            let is_it = |attribute: &_| matches!(attribute, rtnetlink::packet_route::link::LinkAttribute::IfName(name) if name == DEVICE);
+            let is_it = |attribute: &_| matches!(attribute, LinkAttribute::IfName(name) if name == DEVICE);
             if link.attributes.iter().any(is_it) {
                 index = Some(link.header.index);
             }

@@ -39,6 +39,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Events that wait for a slow reader. Beyond it the kernel's own queue fills.
 const QUEUE: usize = 16;
 
+/// In its mode ipvs kube-proxy gives this device the addresses of all Services (`defaultDummyDevice` of `pkg/proxy/ipvs/proxier.go`).
+pub const SERVICE_DEVICE: &str = "kube-ipvs0";
+
 /// Notifications of one connection, in the order the kernel sent them.
 type Notifications = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
 
@@ -154,7 +157,15 @@ async fn read(handle: &Handle) -> Result<NodeNetwork, NetlinkError> {
     }
     links.sort_by_key(|link| link.ifindex);
     addresses.sort();
-    Ok(NodeNetwork { links, addresses })
+    Ok(without_services(NodeNetwork { links, addresses }))
+}
+
+/// Addresses of Services are none of the node's, whoever has them bound to a device: NodePorts are not served there, and no Service is
+/// refused for having one.
+fn without_services(mut network: NodeNetwork) -> NodeNetwork {
+    let device = network.link(SERVICE_DEVICE).map(|link| link.ifindex);
+    network.addresses.retain(|address| Some(address.ifindex) != device);
+    network
 }
 
 async fn default_routes(handle: &Handle) -> Result<BTreeSet<u32>, rtnetlink::Error> {
@@ -168,4 +179,32 @@ async fn default_routes(handle: &Handle) -> Result<BTreeSet<u32>, rtnetlink::Err
         }
     }
     Ok(links)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{Link, LinkAddress},
+        NodeNetwork, SERVICE_DEVICE, without_services,
+    };
+
+    #[test]
+    fn addresses_that_kube_proxy_has_bound_for_services_are_not_the_nodes() {
+        let link = |ifindex, name: &str| Link { ifindex, name: name.into(), ..Link::default() };
+        let address = |ifindex, net: &str| LinkAddress {
+            ifindex,
+            net: net.parse().unwrap(),
+            is_global: true,
+            is_secondary: false,
+            is_usable: true,
+        };
+        let network = NodeNetwork {
+            links: vec![link(2, "eth0"), link(3, SERVICE_DEVICE), link(4, "kube-bridge")],
+            addresses: vec![address(2, "192.0.2.9/24"), address(3, "10.96.0.1/32"), address(4, "10.244.1.1/24")],
+        };
+        let own: Vec<u32> = without_services(network.clone()).addresses.iter().map(|address| address.ifindex).collect();
+        assert_eq!(own, [2, 4]);
+        let without = NodeNetwork { links: vec![link(2, "eth0")], ..network };
+        assert_eq!(without_services(without.clone()), without);
+    }
 }
