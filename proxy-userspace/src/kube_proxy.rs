@@ -54,9 +54,9 @@ pub struct Trace {
     pub family: Option<Family>,
     /// The table it is in, or is.
     pub table: Option<String>,
-    /// What: `table`, `chains`, `rules`, `service`, `set` or `device`.
+    /// What: `table`, `chains`, `rules`, `services`, `set` or `device`.
     pub kind: &'static str,
-    /// Names of chains, rules as `iptables-save` has them, the service, the set or the device.
+    /// Names of chains, rules as `iptables-save` has them, services, the set or the device.
     pub items: Vec<String>,
 }
 
@@ -95,7 +95,7 @@ pub struct Report {
 enum Step<'a> {
     NftTable(&'a nftables::Piece),
     Iptables(&'a iptables::Piece),
-    VirtualService(&'a ipvs::VirtualService),
+    VirtualServices(&'a [ipvs::VirtualService]),
     Device(u32),
     Set(&'a str),
 }
@@ -103,8 +103,15 @@ enum Step<'a> {
 /// Looks for all of it. Must not be called in a tokio runtime.
 pub fn find() -> Found {
     let mut found = Found::default();
-    if let Err(error) = found.look_at_rules() {
-        found.problems.push(format!("the tables of nftables cannot be listed: {error}"));
+    match netfilter::tables().and_then(|tables| Ok((tables, netfilter::chains()?))) {
+        Ok((tables, chains)) => {
+            found.nftables = nftables::find(&tables, &chains);
+            (found.iptables, found.problems) = iptables::find(&chains);
+        }
+        Err(error) => {
+            (found.iptables, found.problems) = iptables::find(&[]);
+            found.problems.push(format!("the tables of nftables cannot be listed: {error}"));
+        }
     }
     let asks_sets = found.sets_asked().iter().any(|name| ipvs::is_set(name));
     found.ipvs = ipvs::find(asks_sets);
@@ -143,19 +150,12 @@ pub fn finding() -> Finding {
 
 /// How many connections end when rules or virtual services go.
 pub fn connections(found: &Found) -> io::Result<usize> {
-    let translates = !found.nftables.is_empty() || found.iptables.iter().any(|piece| !piece.plan.is_empty());
-    let translated = if translates { netfilter::translated_connections()? } else { 0 };
+    let has_rules = !found.nftables.is_empty() || found.iptables.iter().any(|piece| !piece.plan.is_empty());
+    let translated = if has_rules { netfilter::translated_connections()? } else { 0 };
     Ok(translated + found.ipvs.connections)
 }
 
 impl Found {
-    fn look_at_rules(&mut self) -> io::Result<()> {
-        let chains = netfilter::chains()?;
-        self.nftables = nftables::find(&netfilter::tables()?, &chains);
-        (self.iptables, self.problems) = iptables::find(&chains);
-        Ok(())
-    }
-
     /// Nothing is to be removed, as far as could be seen.
     pub fn is_empty(&self) -> bool {
         self.steps().is_empty()
@@ -166,10 +166,10 @@ impl Found {
         &self.problems
     }
 
-    /// The modes that it is of, each with how many Service ports there are: `iptables (12 Service ports)`. A Service port of both
+    /// The modes that it is of, each with how many Service ports there are: `iptables (Service ports: 12)`. A Service port of both
     /// families counts as two.
     pub fn modes(&self) -> Vec<String> {
-        let told = |mode: &str, count: usize| format!("{mode} ({count} Service ports)");
+        let told = |mode: &str, count: usize| format!("{mode} (Service ports: {count})");
         let mut modes = Vec::new();
         if !self.nftables.is_empty() {
             modes.push(told("nftables", self.nftables.iter().map(nftables::Piece::services).sum()));
@@ -206,7 +206,9 @@ impl Found {
     fn steps(&self) -> Vec<Step<'_>> {
         let mut steps: Vec<Step<'_>> = self.nftables.iter().map(Step::NftTable).collect();
         steps.extend(self.iptables.iter().filter(|piece| !piece.plan.is_empty()).map(Step::Iptables));
-        steps.extend(self.ipvs.services.iter().map(Step::VirtualService));
+        if !self.ipvs.services.is_empty() {
+            steps.push(Step::VirtualServices(&self.ipvs.services));
+        }
         steps.extend(self.ipvs.device.iter().map(|(index, _)| Step::Device(*index)));
         let asked = self.sets_asked();
         steps.extend(self.ipvs.sets.iter().filter(|name| !asked.contains(name.as_str())).map(|name| Step::Set(name)));
@@ -271,7 +273,9 @@ impl Step<'_> {
                 let both = [trace("rules", &piece.plan.rules), trace("chains", &piece.plan.chains)];
                 both.into_iter().filter(|trace| !trace.items.is_empty()).collect()
             }
-            Self::VirtualService(service) => vec![beside("ipvs", "service", vec![service.to_string()])],
+            Self::VirtualServices(services) => {
+                vec![beside("ipvs", "services", services.iter().map(ToString::to_string).collect())]
+            }
             Self::Device(_) => vec![beside("link", "device", vec![SERVICE_DEVICE.to_owned()])],
             Self::Set(name) => vec![beside("ipset", "set", vec![(*name).to_owned()])],
         }
@@ -281,7 +285,7 @@ impl Step<'_> {
         match self {
             Self::NftTable(piece) => piece.remove(),
             Self::Iptables(piece) => piece.remove(),
-            Self::VirtualService(service) => ipvs::remove_service(service),
+            Self::VirtualServices(services) => ipvs::remove_services(services),
             Self::Device(index) => ipvs::remove_device(*index),
             Self::Set(name) => ipvs::remove_set(name),
         }
@@ -289,18 +293,15 @@ impl Step<'_> {
 }
 
 impl fmt::Display for Trace {
-    /// `3 chains: KUBE-A KUBE-B KUBE-C`.
+    /// `12 chains: KUBE-A, KUBE-B, KUBE-C and 9 more`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const SHOWN: usize = 3;
-        let shown = self.items.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(" ");
+        let shown = self.items.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
         match (self.kind, self.items.len()) {
             ("table", count) => write!(f, "the table, with {count} chains"),
-            ("chains", 1) => write!(f, "chain {shown}"),
-            ("chains", count @ ..=SHOWN) => write!(f, "{count} chains: {shown}"),
-            ("chains", count) => write!(f, "{count} chains: {shown} and {} more", count - SHOWN),
-            (kind @ ("set" | "device"), _) => write!(f, "{kind} {shown}"),
-            ("service", _) => write!(f, "virtual service {shown}"),
-            _ => f.write_str(&shown),
+            ("set" | "device", _) => write!(f, "{} {shown}", self.kind),
+            ("rules", _) | (_, ..=SHOWN) => f.write_str(&shown),
+            (kind, count) => write!(f, "{count} {kind}: {shown} and {} more", count - SHOWN),
         }
     }
 }

@@ -131,14 +131,20 @@ pub(super) fn remove_device(index: u32) -> Result<(), String> {
         .map_err(|error| format!("device {DEVICE} is still there: {error}"))
 }
 
-/// Takes a virtual service away.
-pub(super) fn remove_service(service: &VirtualService) -> Result<(), String> {
-    let address = service.address.to_string();
-    tool::run("ipvsadm", &["--delete-service", service.option(), &address], "").map(drop).map_err(|error| match error {
-        ToolError::Missing(_) => format!(
-            "virtual service {service} is still there, and there is no ipvsadm here: run this on the node itself, with that package"
-        ),
-        error => format!("virtual service {service} is still there: {error}"),
+/// Takes virtual services away, one after the other.
+pub(super) fn remove_services(services: &[VirtualService]) -> Result<(), String> {
+    services.iter().enumerate().try_for_each(|(done, service)| {
+        let address = service.address.to_string();
+        let result = tool::run("ipvsadm", &["--delete-service", service.option(), &address], "").map(drop);
+        result.map_err(|error| {
+            let left = format!("virtual services from {service} on, {} in all, are still there", services.len() - done);
+            match error {
+                ToolError::Missing(_) => {
+                    format!("{left}, and there is no ipvsadm here: run this on the node itself, with that package")
+                }
+                error => format!("{left}: {error}"),
+            }
+        })
     })
 }
 

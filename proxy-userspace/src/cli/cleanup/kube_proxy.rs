@@ -37,8 +37,7 @@ fn planned(found: &Found) -> Report {
     match kube_proxy::connections(found) {
         Ok(0) => {}
         Ok(count) => report.notes.push(format!(
-            "{count} connections with translated destinations are open: without --dry-run this is refused until they have ended, or with \
-             --force"
+            "open connections with a translated destination: {count}; without --dry-run this is refused until they have ended, but for --force"
         )),
         Err(error) => report.notes.push(format!("connections cannot be counted: {error}")),
     }
@@ -58,8 +57,8 @@ fn admit(found: &Found, is_forced: bool) -> Result<(), Failure> {
         0 => Ok(()),
         count => Err(Failure::new(
             anyhow!(
-                "{count} connections with translated destinations are open, and may end with the rules: try again when they have \
-                 (`conntrack -L --dst-nat` lists them), or end them by --force"
+                "open connections with a translated destination: {count}; they may end with the rules: try again when they have \
+                 (`conntrack -L --dst-nat` lists them), or use --force"
             ),
             1,
         )),

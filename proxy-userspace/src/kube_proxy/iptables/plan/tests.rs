@@ -9,7 +9,7 @@ fn with_kube_proxy(node: &str) -> String {
 }
 
 fn without_kube_proxy(node: &str) -> String {
-    node.lines().filter(|line| !line.starts_with('\t')).map(|line| format!("{line}\n")).collect()
+    node.lines().filter(|line| !line.starts_with('\t')).map(|line| line.to_owned() + "\n").collect()
 }
 
 fn plans(text: &str) -> Vec<Plan> {
@@ -79,6 +79,15 @@ fn services_are_counted_once_for_each_port() {
     assert_eq!(plan_of(&with_kube_proxy(NODE), "nat").services(), 1);
 }
 
+/// Of the pair that masquerades.
+const PAIR: [&str; 5] = [
+    "\t:KUBE-MARK-MASQ ",
+    "\t:KUBE-POSTROUTING ",
+    "\t-A POSTROUTING ",
+    "\t-A KUBE-MARK-MASQ ",
+    "\t-A KUBE-POSTROUTING ",
+];
+
 /// portmap does this where its `externalSetMarkChain` says so.
 #[test]
 fn the_chains_that_masquerade_stay_as_long_as_somebody_marks_for_them() {
@@ -89,13 +98,6 @@ fn the_chains_that_masquerade_stay_as_long_as_somebody_marks_for_them() {
     assert_eq!(kept, ["KUBE-MARK-MASQ", "KUBE-POSTROUTING"]);
     assert_eq!(plan.held().count(), 0);
     let after = cleaned(&with_kube_proxy(&node));
-    const PAIR: [&str; 5] = [
-        "\t:KUBE-MARK-MASQ ",
-        "\t:KUBE-POSTROUTING ",
-        "\t-A POSTROUTING ",
-        "\t-A KUBE-MARK-MASQ ",
-        "\t-A KUBE-POSTROUTING ",
-    ];
     let stays = |line: &&str| !line.starts_with('\t') || PAIR.iter().any(|prefix| line.starts_with(prefix));
     let expected: Vec<&str> = node.lines().filter(stays).map(str::trim_start).collect();
     assert_eq!(after.lines().collect::<Vec<_>>(), expected);
