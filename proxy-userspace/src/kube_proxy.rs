@@ -15,7 +15,7 @@ use serde::Serialize;
 pub use self::process::{Process, process};
 use crate::dataplane::{
     Finding, Verdict,
-    netlink::{SERVICE_DEVICE, netfilter},
+    netlink::{SERVICE_DEVICE, conntrack, netfilter},
 };
 
 /// IP's versions.
@@ -151,7 +151,7 @@ pub fn finding() -> Finding {
 /// How many connections end when rules or virtual services go.
 pub fn connections(found: &Found) -> io::Result<usize> {
     let has_rules = !found.nftables.is_empty() || found.iptables.iter().any(|piece| !piece.plan.is_empty());
-    let translated = if has_rules { netfilter::translated_connections()? } else { 0 };
+    let translated = if has_rules { conntrack::translated()?.len() } else { 0 };
     Ok(translated + found.ipvs.connections)
 }
 

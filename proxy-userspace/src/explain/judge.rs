@@ -349,7 +349,7 @@ mod tests {
             ("ended", seen(Action::Sent, &[ResetGone], None), Fate::Rejected, Some(ResetGone)),
         ];
         for (name, seen, expected, outcome) in cases {
-            assert_eq!((fate(&seen), decisive(expected, &seen)), (expected, outcome), "{name}");
+            assert_eq!((fate(Origin::Pod, &seen), decisive(expected, &seen)), (expected, outcome), "{name}");
         }
     }
 

@@ -54,8 +54,8 @@ impl Feed {
             | AddWatchFlags::IN_MOVED_FROM
             | AddWatchFlags::IN_DELETE;
         inotify.add_watch(directory, changes).with_context(|| format!("cannot watch {}", directory.display()))?;
-        let mut served = Objects::new();
-        follow(&server, directory, &mut served)?;
+        let mut known = Objects::new();
+        follow(&server, directory, &mut known)?;
         let is_over = Arc::new(AtomicBool::new(false));
         let (told, ends, directory) = (Arc::clone(&server), Arc::clone(&is_over), directory.to_owned());
         let run = move || {
@@ -63,7 +63,7 @@ impl Feed {
                 let mut ready = [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)];
                 let _ = poll(&mut ready, PollTimeout::from(LOOK));
                 if inotify.read_events().is_ok_and(|events| !events.is_empty())
-                    && let Err(error) = follow(&told, &directory, &mut served)
+                    && let Err(error) = follow(&told, &directory, &mut known)
                 {
                     eprintln!("the API server does not follow {}: {error:#}", directory.display());
                 }
@@ -93,18 +93,18 @@ impl Drop for Feed {
 }
 
 /// Tells the server what is new, and what is gone.
-fn follow(server: &ApiServer, directory: &Path, served: &mut Objects) -> Result<()> {
+fn follow(server: &ApiServer, directory: &Path, known: &mut Objects) -> Result<()> {
     let objects = read(directory)?;
     // Slices before the Services that need them.
     for (key, object) in objects.iter().rev() {
-        if served.get(key) != Some(object) {
+        if known.get(key) != Some(object) {
             server.apply(object.clone())?;
         }
     }
-    for (resource, namespace, name) in served.keys().filter(|key| !objects.contains_key(key)) {
+    for (resource, namespace, name) in known.keys().filter(|key| !objects.contains_key(key)) {
         server.delete(*resource, namespace, name)?;
     }
-    *served = objects;
+    *known = objects;
     Ok(())
 }
 

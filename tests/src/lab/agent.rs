@@ -176,8 +176,8 @@ impl Agent {
     /// Waits for it to end by itself: its exit code; none if it was killed.
     pub fn ended(&self) -> Result<Option<i32>> {
         wait_until("the agent to end", Duration::from_secs(20), || {
-            let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
-            child.try_wait().ok().flatten().map(|status| status.code())
+            let mut process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+            process.child().try_wait().ok().flatten().map(|status| status.code())
         })
     }
 

@@ -1,12 +1,10 @@
 //! The kernel's tables of nftables: which there are and what their chains are called, those of iptables among them where its backend is
-//! nftables; and the removal of one. And how many connections have a translated destination. Out of the network namespace of the calling
-//! thread.
+//! nftables; and the removal of one. Out of the network namespace of the calling thread.
 
-use std::{fs, io};
+use std::io;
 
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
-    conntrack::{ConntrackAttribute, ConntrackMessage, Status},
     nftables::{ChainAttribute, ChainMessage, NfTablesMessage, TableAttribute, TableMessage},
     none::ControlMessage,
 };
@@ -19,10 +17,6 @@ use super::exchange::Exchange;
 
 /// Whom a batch of messages is for (`NFNL_SUBSYS_NFTABLES` of `linux/netfilter/nfnetlink.h`).
 const NFTABLES: u16 = 10;
-
-/// There as soon as the kernel keeps a table of connections in the network namespace. To ask for the table itself would have it load
-/// the module.
-const CONNECTIONS: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
 
 /// A chain, and whose it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,24 +72,6 @@ pub(crate) fn delete_table(family: NetfilterProtoFamily, name: &str) -> io::Resu
         (NLM_F_REQUEST, NetfilterMessage::new(batch, ControlMessage::BatchEnd)),
     ])?;
     exchange.receive::<NetfilterMessage>(drop)
-}
-
-/// How many connections the kernel knows whose destination some rule has translated.
-pub(crate) fn translated_connections() -> io::Result<usize> {
-    if fs::read_to_string(CONNECTIONS).map_or(true, |count| count.trim() == "0") {
-        return Ok(0);
-    }
-    let exchange = Exchange::open(NETLINK_NETFILTER)?;
-    let request = NetfilterMessage::new(header(NetfilterProtoFamily::Unspec), ConntrackMessage::Get(Vec::new()));
-    exchange.send(NLM_F_REQUEST | NLM_F_DUMP, request)?;
-    let is_translated = |attribute: &ConntrackAttribute| matches!(attribute, ConntrackAttribute::CtaStatus(status) if status.contains(Status::DstNat));
-    let mut count = 0;
-    exchange.receive::<NetfilterMessage>(|message| {
-        if let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = &message.inner {
-            count += usize::from(attributes.iter().any(is_translated));
-        }
-    })?;
-    Ok(count)
 }
 
 fn header(family: NetfilterProtoFamily) -> NetfilterHeader {
