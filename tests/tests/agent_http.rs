@@ -3,15 +3,14 @@
 use std::{
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    os::fd::{AsFd as _, AsRawFd as _},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::MapData;
 use serde_json::{Value, json};
 use tests::{
     api::{ApiServer, Fault, On, Resource},
+    freeze::freeze,
     http::{Answer, ask, wait_for_answer},
     patience::patience,
     sandbox::{Agent, Sandbox},
@@ -138,17 +137,6 @@ fn a_node_that_is_about_to_go_is_not_sent_traffic_but_its_agent_lives() -> Resul
     Ok(())
 }
 
-/// From now on nobody may write to a pinned map.
-fn freeze(sandbox: &Sandbox, map: &str) -> Result<()> {
-    const MAP_FREEZE: libc::c_int = 22;
-    let map = MapData::from_pin(sandbox.pins.path().join("maps").join(map))?;
-    let attributes = map.fd().as_fd().as_raw_fd();
-    // SAFETY: the kernel reads four bytes, which are the map's descriptor.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, MAP_FREEZE, &raw const attributes, size_of_val(&attributes)) };
-    ensure!(result == 0, "cannot freeze the map: {}", std::io::Error::last_os_error());
-    Ok(())
-}
-
 #[test]
 fn an_update_that_waits_for_too_long_is_a_failure() -> Result<()> {
     let sandbox = Sandbox::new()?;
@@ -168,7 +156,7 @@ fn an_update_that_waits_for_too_long_is_a_failure() -> Result<()> {
         "ports": [{"name": "", "port": 8080, "protocol": "TCP"}],
     }))?;
     wait_for_answer(&sandbox.namespace, balancer, "/", |answer| answer.status == 200)?;
-    freeze(&sandbox, "SERVICES_V4")?;
+    freeze(sandbox.pins.path(), "SERVICES_V4")?;
     server.apply(service("late", "10.96.0.2"))?;
     agent.wait_for("trying again in")?;
     let body = wait_for_status(&sandbox, "/livez", 503)?.json()?;

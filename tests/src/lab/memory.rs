@@ -59,6 +59,21 @@ impl MemoryCgroup {
         cgroup::enter_on_exec(command, &self.path)
     }
 
+    /// Lets a process go, to the cgroup above. What it has made stays here.
+    pub fn release(&self, process: u32) -> Result<()> {
+        let above = self.path.parent().context("there is no cgroup above")?;
+        fs::write(above.join("cgroup.procs"), process.to_string())
+            .with_context(|| format!("cannot let process {process} go"))
+    }
+
+    /// Sets the limit to what is in use, after the kernel has taken back what it can.
+    pub fn shrink(&self) -> Result<()> {
+        let _ = fs::write(self.path.join("memory.force_empty"), "0");
+        // Version 1 refuses a limit that cannot be kept.
+        let fits = || self.usage().and_then(|usage| self.limit(usage.next_multiple_of(4 << 10))).ok();
+        wait_until("a limit that can be kept", Duration::from_secs(5), fits)
+    }
+
     /// Sets the limit, in bytes.
     pub fn limit(&self, bytes: u64) -> Result<()> {
         fs::write(self.path.join(self.files.limit), bytes.to_string())
