@@ -137,7 +137,7 @@ fn plan<F: Family>(key: &Tuple<F::Addr>, slot: u32) -> Admission {
     draft.to = Tuple::new(key.saddr, backend.addr, key.sport, backend.port, key.proto, key.stage);
     if matches!(way, Way::Hairpin | Way::Forward) {
         draft.to.saddr = masquerade;
-        draft.to.sport = source_port::<false>(node, key.sport);
+        draft.to.sport = source_port::<F, false>(node, key);
     }
     let (output, twin_stage) = match way {
         Way::Hairpin => (Output::Hairpin, Stage::FromPod),
@@ -194,7 +194,7 @@ fn mask<F: Family>(context: *mut c_void, ifindex: u32) -> bool {
     flow::forget_key::<F>(key);
     filter::let_through::<F::Addr>(&key.saddr);
     draft.to.saddr = F::masquerade(node);
-    draft.to.sport = source_port::<false>(node, key.sport);
+    draft.to.sport = source_port::<F, false>(node, key);
     if matches!(key.stage, Stage::UplinkOut) {
         output::choose_source::<F>(context, ifindex);
     }

@@ -13,9 +13,9 @@ use proxy_common::{
     tuple::Tuple,
 };
 
-use crate::{family::Family, flow, kernel, service};
+use crate::{family::Family, flow, kernel, pick, service};
 
-/// Source ports tried before the flow is dropped. Each is random, so the chance that all are taken is the share of ports
+/// Source ports tried before the flow is dropped. Each is anywhere, so the chance that all are taken is the share of ports
 /// in use, to this power.
 const ATTEMPTS: u32 = 16;
 /// Attempts with the node's first address, before its others have their turn.
@@ -73,7 +73,7 @@ unsafe extern "C" fn attempt<F: Family, const CROSSES: bool>(index: u64, claim: 
     }
     if !flow::vacate::<F>() {
         draft.is_retry = 1;
-        draft.to.sport = random_source_port::<CROSSES>(node);
+        draft.to.sport = another_source_port::<F, CROSSES>(node, key, index);
         if !CROSSES && index >= WITH_FIRST && is_one_of_ours::<F>(node, draft.to.saddr) {
             draft.to.saddr = another_address::<F>(node, index);
         }
@@ -97,13 +97,14 @@ fn another_address<F: Family>(node: &Node, index: u64) -> F::Addr {
     }
 }
 
-/// The client's port if it may stand for the node's, else one of those that may.
+/// The client's port if it may stand for the node's, else one of those that may: by the tuple, so that a connection whose
+/// entries were evicted is known to its backend under the port it had.
 #[inline(always)]
-pub(crate) fn source_port<const CROSSES: bool>(node: &Node, port: Port) -> Port {
-    let number = port.number();
+pub(crate) fn source_port<F: Family, const CROSSES: bool>(node: &Node, key: &Tuple<F::Addr>) -> Port {
+    let number = key.sport.number();
     let (first, last) = source_ports::<CROSSES>(node);
     let may_stay = number >= first.number() && number <= last.number();
-    if may_stay { port } else { random_source_port::<CROSSES>(node) }
+    if may_stay { key.sport } else { scaled::<CROSSES>(node, pick::flow_hash::<F>(key)) }
 }
 
 /// The ports that may stand for the node's, first and last.
@@ -116,10 +117,23 @@ const fn source_ports<const CROSSES: bool>(node: &Node) -> (Port, Port) {
     }
 }
 
+/// In the same order whenever the tuple is a new flow's, as long as the node's first address is tried; then at random, whoever
+/// has taken those.
 #[inline(always)]
-fn random_source_port<const CROSSES: bool>(node: &Node) -> Port {
+fn another_source_port<F: Family, const CROSSES: bool>(node: &Node, key: &Tuple<F::Addr>, index: u64) -> Port {
+    let word = if index < WITH_FIRST {
+        pick::flow_hash::<F>(key).wrapping_mul(2 * index as u32 + 3)
+    } else {
+        kernel::random()
+    };
+    scaled::<CROSSES>(node, word)
+}
+
+/// The port that a word falls on.
+#[inline(always)]
+fn scaled<const CROSSES: bool>(node: &Node, word: u32) -> Port {
     let (first, last) = source_ports::<CROSSES>(node);
     let first = u32::from(first.number());
     let count = u32::from(last.number()).wrapping_sub(first).wrapping_add(1);
-    Port::new(first.wrapping_add((kernel::random() >> 16).wrapping_mul(count) >> 16) as u16)
+    Port::new(first.wrapping_add((word >> 16).wrapping_mul(count) >> 16) as u16)
 }

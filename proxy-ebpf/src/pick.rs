@@ -31,8 +31,9 @@ fn client_hash<F: Family>(key: &Tuple<F::Addr>) -> u32 {
     Hash::EMPTY.words(F::words(key.saddr)).finish()
 }
 
+/// Of all that a flow is known by.
 #[inline(always)]
-fn flow_hash<F: Family>(key: &Tuple<F::Addr>) -> u32 {
+pub(crate) fn flow_hash<F: Family>(key: &Tuple<F::Addr>) -> u32 {
     let ports = u32::from(key.sport.word()) << 16 | u32::from(key.dport.word());
     Hash::EMPTY.words(F::words(key.saddr)).words(F::words(key.daddr)).word(ports).word(key.proto as u32).finish()
 }

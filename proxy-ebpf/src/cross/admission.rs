@@ -98,7 +98,7 @@ fn plan(key: &Tuple<Ipv6>, slot: u32) -> Admission {
     if masquerade == Ipv6::ANY || masquerade == Ipv6::mapped(Ipv4::ANY) {
         return Admission::Refused(Outcome::DropNoMasquerade);
     }
-    let sport = source_port::<true>(node, key.sport);
+    let sport = source_port::<V6, true>(node, key);
     draft.to = Tuple::new(masquerade, backend.addr, sport, backend.port, key.proto, Stage::Cross);
     let flow = &mut draft.flow;
     flow.backend = id;
