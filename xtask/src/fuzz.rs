@@ -13,6 +13,9 @@ pub(crate) struct Arguments {
     /// For how long.
     #[arg(long, default_value_t = 5.0)]
     minutes: f64,
+    /// Instead: for how many packets.
+    #[arg(long)]
+    packets: Option<u64>,
     /// Of the first episode; that of a difference shows it again at once.
     #[arg(long)]
     seed: Option<u64>,
@@ -26,6 +29,9 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     let fuzz = built.into_iter().find(|it| it.name == "fuzz").context("building the fuzzer made no program")?;
     let mut command = Command::new(fuzz.path);
     command.args(["--minutes", &arguments.minutes.to_string()]);
+    if let Some(packets) = arguments.packets {
+        command.args(["--packets", &packets.to_string()]);
+    }
     if let Some(seed) = arguments.seed {
         command.args(["--seed", &seed.to_string()]);
     }
