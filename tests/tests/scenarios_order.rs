@@ -368,8 +368,8 @@ fn scenario_24_a_full_map_of_services_leaves_the_old_alone_and_heals_when_there_
         wait_until(&format!("{count} frontends"), USUAL, found)
             .with_context(|| format!("there are {:?}", sandbox.services().map(|services| services.len())))
     };
-    let served = 1 + 2 * WIDE.0 * (WIDE.1 + 1) + THIRD;
-    wait_for(served)?;
+    let frontends = 1 + 2 * WIDE.0 * (WIDE.1 + 1) + THIRD;
+    wait_for(frontends)?;
     let before = entries(&sandbox)?;
     assert_eq!(before.len(), 1 + WIDE.0);
     server.apply(wide("late", 4, LATE as u16, 0))?;
@@ -384,7 +384,7 @@ fn scenario_24_a_full_map_of_services_leaves_the_old_alone_and_heals_when_there_
         assert_eq!(ask(&sandbox.namespace, health, "GET", path)?.status, 200, "{path}: the others are served");
     }
     server.delete(Resource::Services, "test", "second")?;
-    wait_for(served - WIDE.0 * (WIDE.1 + 1) + LATE)?;
+    wait_for(frontends - WIDE.0 * (WIDE.1 + 1) + LATE)?;
     assert_eq!(entries(&sandbox)?, before, "the old ones are untouched");
     note(
         24,
