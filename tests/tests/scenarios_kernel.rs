@@ -73,9 +73,10 @@ fn link_ids(node: &Node) -> Result<Vec<u32>> {
     Ok(pinned_links(node.pins())?.iter().map(|link| link.link).collect())
 }
 
-/// Everything below the pin path goes, the directory included.
+/// Everything below the pin path goes, the directory included, as by `rm -r`: an agent may be pinning again while it is under way.
 fn wipe(node: &Node) -> Result<()> {
-    fs::remove_dir_all(node.pins()).with_context(|| format!("cannot wipe {}", node.pins().display()))
+    let is_gone = || (fs::remove_dir_all(node.pins()).is_ok() || !node.pins().exists()).then_some(());
+    wait_until(&format!("{} to be wiped", node.pins().display()), Duration::from_secs(5), is_gone)
 }
 
 #[test]
