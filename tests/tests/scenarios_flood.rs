@@ -109,8 +109,9 @@ fn survives(protocol: Protocol) -> Result<()> {
         assert!(opened > PACKETS / 3, "only {opened} flows: no flood");
         assert!(opened + without_port <= PACKETS, "{opened} opened, {without_port} dropped, of {PACKETS}");
         // What has entered, two entries for each, and found no room.
+        let expected = f64::from(u32::try_from(2 * opened - ENTRIES)?);
         wait_until("the evictions to be told", Duration::from_secs(2), || {
-            (evicted(node, &format!("EMBRYOS_{map}")).ok()? >= (2 * opened - ENTRIES) as f64).then_some(())
+            (evicted(node, &format!("EMBRYOS_{map}")).ok()? >= expected).then_some(())
         })?;
         assert!(evicted(node, &format!("FLOWS_{map}"))? < 1.0, "a connection gave way");
         for _ in 0..20 {
