@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result};
 use nix::sched::{CloneFlags, setns};
 
 use super::{kubelet::Host, manifest::HttpProbe};
-use crate::patience::{patience, slowness};
+use crate::patience::patience;
 
 /// Kubelet's `timeoutSeconds`, which the manifest leaves as it is.
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -74,7 +74,7 @@ fn ask(host: &Host, probe: &HttpProbe) -> Result<(Arc<State>, Sender<()>)> {
     let (told, probe, address) = (Arc::clone(&state), probe.clone(), SocketAddr::new(host.address, probe.port));
     let namespace = open(&host.namespace)?;
     // A deadline like any other: on a slow machine it is stretched.
-    let most = (f64::from(probe.failures) * slowness()).ceil() as u32;
+    let most = patience(Duration::from_secs(probe.failures.into())).as_secs();
     let run = move || -> Result<()> {
         setns(namespace, CloneFlags::CLONE_NEWNET)?;
         let mut failures = 0;
