@@ -8,7 +8,7 @@ mod nftables;
 mod process;
 mod tool;
 
-use std::{collections::BTreeSet, fmt, io};
+use std::{collections::BTreeMap, fmt, io};
 
 use serde::Serialize;
 
@@ -113,8 +113,8 @@ pub fn find() -> Found {
             found.problems.push(format!("the tables of nftables cannot be listed: {error}"));
         }
     }
-    let asks_sets = found.sets_asked().iter().any(|name| ipvs::is_set(name));
-    found.ipvs = ipvs::find(asks_sets);
+    let is_of_ipvs = found.iptables.iter().any(|piece| piece.plan.is_of_ipvs());
+    found.ipvs = ipvs::find(is_of_ipvs || found.sets_asked().keys().any(|name| ipvs::is_set(name)));
     found.problems.append(&mut found.ipvs.problems);
     found
 }
@@ -211,13 +211,16 @@ impl Found {
         }
         steps.extend(self.ipvs.device.iter().map(|(index, _)| Step::Device(*index)));
         let asked = self.sets_asked();
-        steps.extend(self.ipvs.sets.iter().filter(|name| !asked.contains(name.as_str())).map(|name| Step::Set(name)));
+        steps.extend(
+            self.ipvs.sets.iter().filter(|name| !asked.contains_key(name.as_str())).map(|name| Step::Set(name)),
+        );
         steps
     }
 
-    /// Sets that rules which stay ask.
-    fn sets_asked(&self) -> BTreeSet<&str> {
-        self.iptables.iter().flat_map(|piece| &piece.plan.sets).map(String::as_str).collect()
+    /// Sets that rules which stay ask, each with such a rule.
+    fn sets_asked(&self) -> BTreeMap<&str, &str> {
+        let asked = self.iptables.iter().flat_map(|piece| &piece.plan.sets);
+        asked.map(|(name, rule)| (name.as_str(), rule.as_str())).collect()
     }
 
     /// All but what is removed.
@@ -242,6 +245,11 @@ impl Found {
                      must accept what pods send and get",
                     piece.place(),
                 ));
+            }
+        }
+        for (name, because) in self.sets_asked() {
+            if self.ipvs.sets.iter().any(|own| own == name) {
+                report.kept.push(Kept { what: format!("set {name}"), because: because.to_owned() });
             }
         }
         if self.ipvs.foreign > 0 && self.ipvs.device.is_some() {

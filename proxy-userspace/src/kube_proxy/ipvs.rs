@@ -39,7 +39,7 @@ pub(super) struct Found {
     pub(super) problems: Vec<String>,
 }
 
-/// Looks for all of it. `is_likely` says that rules ask sets of kube-proxy's.
+/// Looks for all of it. `is_likely` says that rules are of this mode, or ask its sets.
 pub(super) fn find(is_likely: bool) -> Found {
     let mut found = Found::default();
     match device() {

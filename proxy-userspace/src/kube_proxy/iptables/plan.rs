@@ -1,7 +1,10 @@
 //! What of a table goes: text of `iptables-save` in, text for `iptables-restore --noflush` out. Everything that is not named in it stays
 //! as it is.
 
-use std::{collections::BTreeSet, fmt::Write as _};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+};
 
 use super::{
     saved::{SavedRule, SavedTable},
@@ -19,8 +22,8 @@ pub(crate) struct Plan {
     pub(crate) rules: Vec<String>,
     /// Chains of kube-proxy's that stay.
     pub(crate) kept: Vec<KeptChain>,
-    /// Sets that the rules that stay ask.
-    pub(crate) sets: BTreeSet<String>,
+    /// Sets that the rules that stay ask, each with such a rule.
+    pub(crate) sets: BTreeMap<String, String>,
     /// The kernel's chain drops what no rule of it accepts, and a chain that goes has accepted for it.
     pub(crate) drops_forwarded: bool,
 }
@@ -43,11 +46,13 @@ pub(super) fn plan(table: &SavedTable<'_>) -> Plan {
     let goes = |rule: &&SavedRule<'_>| is_jump(rule) && !(masquerades && rule.target() == Some(shape::MASQUERADE));
     let is_kept = |name: &str| kept.iter().any(|chain| chain.name == name);
     let stays = |rule: &&SavedRule<'_>| !goes(rule) && (!own.contains(rule.source) || is_kept(rule.source));
+    let sets =
+        |rule: &SavedRule<'_>| rule.sets().map(|name| (name.to_owned(), rule.text.to_owned())).collect::<Vec<_>>();
     let rules: Vec<String> = table.rules.iter().filter(goes).map(|rule| rule.text.to_owned()).collect();
     Plan {
         table: table.name.to_owned(),
         chains: own.iter().filter(|name| !is_kept(name)).map(|&name| name.to_owned()).collect(),
-        sets: table.rules.iter().filter(stays).flat_map(SavedRule::sets).map(str::to_owned).collect(),
+        sets: table.rules.iter().filter(stays).flat_map(sets).collect(),
         drops_forwarded: table.dropping.contains(&"FORWARD") && rules.iter().any(|rule| rule.ends_with("KUBE-FORWARD")),
         rules,
         kept,
@@ -95,6 +100,11 @@ impl Plan {
     /// How many Service ports its chains are of.
     pub(crate) fn services(&self) -> usize {
         self.chains.iter().filter(|chain| shape::is_service(chain)).count()
+    }
+
+    /// It is of mode ipvs, which has sets.
+    pub(crate) fn is_of_ipvs(&self) -> bool {
+        self.chains.iter().any(|chain| chain == shape::NODE_PORTS_OF_IPVS)
     }
 
     /// What `iptables-restore --noflush` is to be given. To name a chain empties it, so that none is used when it goes.

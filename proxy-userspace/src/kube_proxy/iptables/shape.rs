@@ -9,6 +9,9 @@ pub(super) const MARK: &str = "KUBE-MARK-MASQ";
 /// The chain that masquerades what is marked.
 pub(super) const MASQUERADE: &str = "KUBE-POSTROUTING";
 
+/// In mode ipvs there is always one in table nat, and in newer versions one in table filter.
+pub(super) const NODE_PORTS_OF_IPVS: &str = "KUBE-NODE-PORT";
+
 /// Kept in every table to notice when somebody has flushed it.
 const CANARY: &str = "KUBE-PROXY-CANARY";
 
@@ -18,7 +21,7 @@ const NAT: [&str; 8] = [
     MASQUERADE,
     MARK,
     // Of mode ipvs.
-    "KUBE-NODE-PORT",
+    NODE_PORTS_OF_IPVS,
     "KUBE-LOAD-BALANCER",
     // Of mode ipvs until 1.24. The kubelet's chain of this name is in table filter.
     "KUBE-FIREWALL",
@@ -32,7 +35,7 @@ const FILTER: [&str; 10] = [
     "KUBE-FORWARD",
     "KUBE-PROXY-FIREWALL",
     // Of mode ipvs.
-    "KUBE-NODE-PORT",
+    NODE_PORTS_OF_IPVS,
     "KUBE-SOURCE-RANGES-FIREWALL",
     "KUBE-IPVS-FILTER",
     "KUBE-IPVS-OUT-FILTER",

@@ -133,8 +133,8 @@ fn it_is_told_that_forwarding_was_accepted_by_kube_proxys_chain() {
 #[test]
 fn sets_that_rules_which_stay_ask_are_known() {
     let text = with_kube_proxy(IPVS);
-    let asked = |table| plan_of(&text, table).sets.into_iter().collect::<Vec<_>>();
+    let asked = |table| plan_of(&text, table).sets.into_keys().collect::<Vec<_>>();
     assert_eq!(asked("filter"), ["OPERATOR-ALLOWED"]);
     let foreign = text.replace("OPERATOR-ALLOWED src", "KUBE-CLUSTER-IP dst,dst");
-    assert_eq!(plan_of(&foreign, "filter").sets.into_iter().collect::<Vec<_>>(), ["KUBE-CLUSTER-IP"]);
+    assert_eq!(plan_of(&foreign, "filter").sets.into_keys().collect::<Vec<_>>(), ["KUBE-CLUSTER-IP"]);
 }
