@@ -69,6 +69,9 @@ const NETWORK_V4: u32 = 0x1400_0000;
 const HOSTS_V4: u32 = 0x01ff_ffff;
 const NETWORK_V6: u128 = 0x2001_0db8_000f_0000 << 64;
 
+/// Where it stands in UDP's header.
+const UDP_CHECKSUM: usize = 6;
+
 /// A frame whose sender is replaced again and again, and its checksums mended (RFC 1624, eq. 3): to build each one anew takes a
 /// program that is not optimised a hundred times as long.
 struct Stranger {
@@ -88,7 +91,7 @@ impl Stranger {
             frame: frame.bytes(),
             address: ETHERNET + if is_v6 { 20 } else { 12 },
             port,
-            transport_checksum: port + if matches!(frame.transport, Transport::Tcp(_)) { 16 } else { 6 },
+            transport_checksum: port + if matches!(frame.transport, Transport::Tcp(_)) { 16 } else { UDP_CHECKSUM },
             header_checksum: (!is_v6).then_some(ETHERNET + 10),
         }
     }
@@ -110,8 +113,9 @@ impl Stranger {
             let sum = u32::from(!self.word(checksum)) + u32::from(!old) + u32::from(word);
             let sum = (sum & 0xffff) + (sum >> 16);
             let mended = !((sum & 0xffff) + (sum >> 16)) as u16;
-            // The other zero: UDP takes this one for none.
-            self.set_word(checksum, if mended == 0 { 0xffff } else { mended });
+            // The other zero, where this one means none.
+            let is_none = mended == 0 && checksum == self.port + UDP_CHECKSUM;
+            self.set_word(checksum, if is_none { 0xffff } else { mended });
         }
     }
 
