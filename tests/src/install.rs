@@ -8,7 +8,7 @@
 //!   `cargo xtask image` is.
 //! * The cgroup namespace is the node's, and no cgroup is mounted but the manifest's. Of `/dev` there is what programs open by
 //!   name; there are no terminals and no message queues.
-//! * `RuntimeDefault` is moby's list of system calls; AppArmor and SELinux are nobody's.
+//! * `RuntimeDefault` is moby's list of system calls; `AppArmor` and `SELinux` are nobody's.
 //! * Volumes of the node lead where a test says, so that each has a node of its own. Arguments stay as they are.
 
 mod confinement;

@@ -377,7 +377,7 @@ fn check_names_what_it_finds() -> Result<()> {
 
 /// A Service whose address were the node's would be refused.
 fn addresses_of_the_device_of_mode_ipvs_are_not_the_nodes() -> Result<()> {
-    const OBJECTS: &str = r#"
+    const OBJECTS: &str = r"
 apiVersion: v1
 kind: Service
 metadata: {namespace: shop, name: web}
@@ -389,7 +389,7 @@ metadata: {namespace: shop, name: web-4, labels: {kubernetes.io/service-name: we
 addressType: IPv4
 endpoints: [{addresses: [10.244.1.5]}]
 ports: [{name: http, port: 8080}]
-"#;
+";
     let sandbox = Sandbox::new()?;
     sandbox.namespace.ip("link add uplink type veth peer name wire\nlink set uplink up\nlink set wire up
         address add 192.0.2.1/24 dev uplink\nroute add default via 192.0.2.254

@@ -199,7 +199,7 @@ fn ensure_nothing_left<T: Serialize + PartialEq>(what: &str, left: &T, nothing: 
     Ok(())
 }
 
-/// The pod's own settings of security: the runtime's seccomp profile, and no AppArmor, which is not here.
+/// The pod's own settings of security: the runtime's seccomp profile, and no `AppArmor`, which is not here.
 fn confined_as_usual(mut context: core::PodSecurityContext) -> Result<()> {
     let seccomp = context.seccomp_profile.take().context("the pod has no seccompProfile")?;
     let profile = core::SeccompProfile { type_: "RuntimeDefault".into(), ..core::SeccompProfile::default() };

@@ -152,7 +152,7 @@ fn set(path: &Path, flags: MsFlags) -> Result<()> {
         .with_context(|| format!("cannot change the mount {}", path.display()))
 }
 
-/// As pivot_root(2) describes it: the old root lies on the new one for a moment.
+/// As `pivot_root(2)` describes it: the old root lies on the new one for a moment.
 fn change_root(root: &Path) -> Result<()> {
     let (old, new) = (File::open("/")?, File::open(root)?);
     fchdir(&new)?;

@@ -135,9 +135,8 @@ pub(super) fn runtime_default(capabilities: &[Capability]) -> Result<[BpfProgram
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = calls.map(|call| (*call, Vec::new())).collect();
     // Decided by the other filter.
     rules.insert(libc::SYS_clone3, Vec::new());
-    if !rules.contains_key(&libc::SYS_clone) {
-        rules.insert(libc::SYS_clone, vec![first(SeccompCmpOp::MaskedEq(NAMESPACES), 0)?]);
-    }
+    let namespaces = first(SeccompCmpOp::MaskedEq(NAMESPACES), 0)?;
+    rules.entry(libc::SYS_clone).or_insert_with(|| vec![namespaces]);
     rules.insert(libc::SYS_socket, vec![first(SeccompCmpOp::Ne, AF_VSOCK)?]);
     let personalities = PERSONALITIES.map(|personality| first(SeccompCmpOp::Eq, personality));
     rules.insert(libc::SYS_personality, personalities.into_iter().collect::<Result<_>>()?);

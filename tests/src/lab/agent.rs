@@ -146,6 +146,10 @@ impl Agent {
     }
 
     /// Ends it with SIGKILL, unless it has ended.
+    ///
+    /// # Panics
+    ///
+    /// If its liveness probe has failed so often that kubelet would have started it anew.
     pub fn kill(&self) {
         let mut process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
         let restarts = process.restarts();
