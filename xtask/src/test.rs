@@ -185,8 +185,13 @@ fn on_kernel<'a>(workspace: &'a Workspace, suite: Suite, targets: &[String], arg
 const INSTALL: &str = "SLUICE_TEST_INSTALL";
 
 /// Tests of the netns suite that say nothing of agents that are installed, and why.
-const NOT_INSTALLED: [(&str, &str); 1] =
-    [("a_broken_document_is_named_and_the_others_are_served", "it is about the files of --source=file:DIR")];
+const NOT_INSTALLED: [(&str, &str); 2] = [
+    ("a_broken_document_is_named_and_the_others_are_served", "it is about the files of --source=file:DIR"),
+    (
+        "a_connection_to_a_backend_that_has_gone_is_ended_on_the_node_and_in_pods",
+        "in pods only with the chart's endPodSockets, which the manifest leaves off",
+    ),
+];
 
 /// The variable that tells tests where the agent is.
 pub(crate) const AGENT: &str = "SLUICE_BIN";
