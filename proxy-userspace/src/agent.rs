@@ -19,7 +19,7 @@ use tokio::{
 use tracing::info;
 
 use self::{
-    account::Account,
+    account::{Account, Pulse},
     sync::{Agent, Watches},
 };
 use crate::{
@@ -84,8 +84,9 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     if reach == Reach::Routers {
         netlink::tunnels::keep().await?;
     }
+    let pulse = Pulse::begin(&config);
     let dataplane = Dataplane::open(&config.dataplane)?;
-    let account = Account::open(&config, client).map_err(OpenError::from)?;
+    let account = Account::open(&config, client, pulse).map_err(OpenError::from)?;
     account.count_sweeps(&dataplane);
     let (wanted, asked) = watch::channel(BTreeSet::new());
     let (looks, is_looked) = watch::channel(false);

@@ -46,19 +46,37 @@ pub(super) struct Account {
     is_full: bool,
 }
 
-impl Account {
-    /// Starts to answer, and to tell the API server.
-    pub(super) fn open(config: &Config, client: Option<kube::Client>) -> Result<Self, dataplane::Error> {
+/// What answers whether the agent lives, from its first moment on.
+#[derive(Debug)]
+pub(super) struct Pulse {
+    progress: Arc<Progress>,
+    metrics: Metrics,
+}
+
+impl Pulse {
+    /// Starts to answer. The programs are loaded after that, which may take longer than a kubelet waits.
+    pub(super) fn begin(config: &Config) -> Self {
         let progress = Arc::new(Progress::new(health::patience(config.sync_period)));
         let metrics = Metrics::default();
-        let kernel = Arc::new(Kernel::new(Observer::open(&config.dataplane.pin_path)?, config.metrics_per_backend));
-        let presence =
-            Presence::begin(&config.dataplane.pin_path, &config.node.algorithm.to_string(), config.confined)?;
-        let presence = Arc::new(presence);
         if let Some(address) = config.healthz {
             let router = health::router(Arc::clone(&progress), metrics.clone());
             tokio::spawn(http::serve_at(address, "/healthz, /livez and /readyz", router));
         }
+        Self { progress, metrics }
+    }
+}
+
+impl Account {
+    /// Starts to count, and to tell the API server.
+    pub(super) fn open(
+        config: &Config,
+        client: Option<kube::Client>,
+        Pulse { progress, metrics }: Pulse,
+    ) -> Result<Self, dataplane::Error> {
+        let kernel = Arc::new(Kernel::new(Observer::open(&config.dataplane.pin_path)?, config.metrics_per_backend));
+        let presence =
+            Presence::begin(&config.dataplane.pin_path, &config.node.algorithm.to_string(), config.confined)?;
+        let presence = Arc::new(presence);
         if let Some(address) = config.metrics {
             let registry = metrics.registry_with(Arc::clone(&kernel));
             let router = metrics::router(registry, &metrics::configuration(config));

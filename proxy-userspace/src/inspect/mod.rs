@@ -54,6 +54,12 @@ pub enum InspectError {
         /// Where they are.
         path: PathBuf,
     },
+    /// An agent has just made them.
+    #[error("the maps under {path} hold nothing yet: an agent is starting; try again in a moment", path = .path.display())]
+    Empty {
+        /// Where they are.
+        path: PathBuf,
+    },
     /// Other types.
     #[error(
         "the maps have layout {found}, and this version reads {LAYOUT}: use the `sluice` of the agent that made them"
@@ -72,7 +78,7 @@ impl InspectError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::NothingPinned { .. } | Self::NotAllowed { .. } | Self::Layout { .. } => 78,
-            Self::Access(_) => 1,
+            Self::Empty { .. } | Self::Access(_) => 1,
         }
     }
 }
@@ -105,6 +111,7 @@ pub(crate) fn check(pin_path: &Path) -> Result<(), InspectError> {
     }
     match dataplane::pinned_layout(pin_path)? {
         LAYOUT => Ok(()),
+        0 => Err(InspectError::Empty { path: pin_path.into() }),
         found => Err(InspectError::Layout { found }),
     }
 }
