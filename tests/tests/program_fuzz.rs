@@ -4,9 +4,11 @@ use anyhow::Result;
 use proxy_common::outcome::Outcome;
 use tests::fuzz::{self, Until};
 
-/// What chance does not reach: sockets, a full table, a context that cannot be written to; and Services that are dispatched or cross, which
-/// the tables at random do not have.
-const ELSEWHERE: [Outcome; 9] = [
+/// What chance does not reach: sockets, a full table, a context that cannot be written to, others that serve as well; and Services that are
+/// dispatched or cross, which the tables at random do not have.
+const ELSEWHERE: [Outcome; 11] = [
+    Outcome::PassForeign,
+    Outcome::DropHeld,
     Outcome::RefuseBind,
     Outcome::DropTableFull,
     Outcome::DropNotWritable,

@@ -236,6 +236,9 @@ fn scenario_40_takeover_from_nftables_rules_and_back_without_a_lost_connection()
 fn scenario_40_a_takeover_ends_when_the_last_connection_of_the_other_proxy_is_over() -> Result<()> {
     let stage = Stage::new()?;
     let old = stage.open(6, Protocol::Tcp)?;
+    // Of a pod's host port, whose translation is the CNI's and stays so.
+    let host_port = Target::tcp((stage.node().addresses().v4, 18_080));
+    let host_port = Long::open(&stage.lab.client, Ask::new(host_port))?;
     stage.start_agents(&[])?;
     check(&old, "after the takeover")?;
     stage.node().kill_agent();
@@ -249,10 +252,12 @@ fn scenario_40_a_takeover_ends_when_the_last_connection_of_the_other_proxy_is_ov
     for node in &stage.lab.nodes {
         tests::bench::conntrack::forget(node.host.namespace())?;
     }
+    host_port.check("and nobody remembers it")?;
     let log = || stage.node().agent().map(|agent| agent.log());
     wait_until("the end of the takeover", Duration::from_secs(30), || {
         log().ok().filter(|log| log.contains("the last connection of another proxy is over"))
     })?;
+    host_port.check("after the takeover")?;
     stage.lab.nodes.iter().try_for_each(kube_proxy::remove)?;
     for family in Family::ALL {
         for (place, target) in stage.ways(family, Protocol::Tcp)? {

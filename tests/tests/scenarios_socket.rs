@@ -27,8 +27,9 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 /// An endpoint that comes back within that time is what it was, and no connection to it is ended.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// What a socket says that was ended: waiting, or sending.
-const ENDED: [Failure; 2] = [Failure::Reset, Failure::System { errno: libc::EDESTADDRREQ }];
+/// What a socket says that was ended: waiting, sending, or asked for its peer.
+const ENDED: [Failure; 3] =
+    [Failure::Reset, Failure::System { errno: libc::EDESTADDRREQ }, Failure::System { errno: libc::ENOTCONN }];
 
 fn open<'place>(client: &'place Place, service: &Service, protocol: Protocol) -> Result<Vec<Activity<'place>>> {
     let mut sockets = Vec::new();

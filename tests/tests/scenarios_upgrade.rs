@@ -297,7 +297,7 @@ fn scenario_13_a_confined_agent_takes_over() -> Result<()> {
         let agent = thread::scope(|scope| scope.spawn(start).join())
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         agent.wait_for("in sync")?;
-        agent.wait_for("writes only to pins and network settings")?;
+        agent.wait_for("writes only to pins, network settings")?;
         assert_eq!(agent.count(TOOK_OVER), usize::from(turn > 0), "{}", agent.log());
         assert!(!sandbox.pins.path().join("maps-second").exists());
     }

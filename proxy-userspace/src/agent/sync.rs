@@ -6,7 +6,12 @@ use proxy_common::addr::{Ipv4, Ipv6};
 use tokio::{sync::watch, time::Instant};
 use tracing::{debug, error, info, warn};
 
-use super::{NODE_PATIENCE, account::Account, seed, takeover::Takeover};
+use super::{
+    NODE_PATIENCE,
+    account::Account,
+    seed,
+    takeover::{self, Takeover},
+};
 use crate::{
     addresses::Primary,
     config::Config,
@@ -34,6 +39,17 @@ const NEWS_RETRY: Duration = Duration::from_millis(250);
 /// The address filters are swept this long after a change: it reads every flow, and a bit too many costs a packet
 /// nanoseconds.
 const PRUNE_AFTER: Duration = Duration::from_mins(10);
+
+/// Until a connection whose first packet is on its way through the kernel stands in its table.
+const CONFIRMED: Duration = Duration::from_millis(50);
+
+/// Which connections others translate. What cannot be read is none.
+fn look() -> BTreeSet<TranslatedConnection> {
+    conntrack::translated().unwrap_or_else(|error| {
+        warn!("the kernel's table of connections cannot be read: {error}; those of another proxy may break");
+        BTreeSet::new()
+    })
+}
 
 /// Those who watch something for the agent are told here what it wants to know.
 #[derive(Debug)]
@@ -361,19 +377,28 @@ impl Agent {
     /// Goes on with taking another proxy's place. The first look is waited for: until then nothing is ours.
     fn take_over(&mut self) -> Result<(), dataplane::Error> {
         if self.takeover.is_begun() && self.network.is_some() {
-            self.new_foreign = Some(conntrack::translated().unwrap_or_else(|error| {
-                warn!("the kernel's table of connections cannot be read: {error}; those of another proxy may break");
-                BTreeSet::new()
-            }));
+            let found = takeover::to_services(look(), self.reconciler.tables());
+            self.absorb_translated(&found)?;
+            if self.takeover.follows() && found.is_empty() {
+                // Somebody began to speak to a Service that nobody serves, or another proxy's first connection has just begun.
+                std::thread::sleep(CONFIRMED);
+                self.new_foreign = Some(look());
+            }
         }
         if let Some(found) = self.new_foreign.take() {
-            let addresses = self.network.iter().flat_map(|network| &network.addresses);
-            let own = addresses.map(|address| address.net.addr()).collect();
-            let connections = self.takeover.absorb(&mut self.dataplane, &found, &own)?;
-            self.account.note_foreign(connections);
+            let found = takeover::to_services(found, self.reconciler.tables());
+            self.absorb_translated(&found)?;
         }
         let follows = self.takeover.follows();
         self.watches.foreign.send_if_modified(|wanted| std::mem::replace(wanted, follows) != follows);
+        Ok(())
+    }
+
+    fn absorb_translated(&mut self, found: &BTreeSet<TranslatedConnection>) -> Result<(), dataplane::Error> {
+        let addresses = self.network.iter().flat_map(|network| &network.addresses);
+        let own = addresses.map(|address| address.net.addr()).collect();
+        let connections = self.takeover.absorb(&mut self.dataplane, found, &own)?;
+        self.account.note_foreign(connections);
         Ok(())
     }
 

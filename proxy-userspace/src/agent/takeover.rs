@@ -6,10 +6,33 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use proxy_common::node::newcomers::{LEAVE, LOOK};
+use proxy_common::{
+    addr::{Address as _, Ipv4, Ipv6, Port},
+    node::newcomers::{LEAVE, LOOK},
+    service::Frontend,
+};
 use tracing::info;
 
-use crate::dataplane::{self, Dataplane, Unfound, netlink::conntrack::TranslatedConnection};
+use crate::{
+    dataplane::{self, Dataplane, Unfound, netlink::conntrack::TranslatedConnection},
+    desired::Tables,
+};
+
+/// Those of them that are addressed to Services. What else is translated on a node, a pod's `hostPort` for one, is nobody's to take.
+pub(super) fn to_services(found: BTreeSet<TranslatedConnection>, tables: &Tables) -> BTreeSet<TranslatedConnection> {
+    let is_to_service = |connection: &TranslatedConnection| {
+        let (port, protocol) = (Port::new(connection.frontend.port()), connection.protocol);
+        match connection.frontend.ip() {
+            IpAddr::V4(address) => [Ipv4::from(address), Ipv4::ANY]
+                .into_iter()
+                .any(|address| tables.v4.services.contains_key(&Frontend::new(address, port, protocol))),
+            IpAddr::V6(address) => [Ipv6::from(address), Ipv6::ANY]
+                .into_iter()
+                .any(|address| tables.v6.services.contains_key(&Frontend::new(address, port, protocol))),
+        }
+    };
+    found.into_iter().filter(is_to_service).collect()
+}
 
 /// How far it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +53,8 @@ pub(super) struct Takeover {
     stage: Stage,
     /// Connections of the other one, when they were last counted.
     foreign: usize,
+    /// Some were spoken of.
+    is_told: bool,
 }
 
 impl Takeover {
@@ -49,8 +74,8 @@ impl Takeover {
             info!("handing over: new connections are left to the other proxy on this node, known ones go on");
         }
         // Those that an agent before this one has left there.
-        let foreign = dataplane.put_foreign(&BTreeSet::new(), &BTreeSet::new(), Unfound::Stay)?;
-        Ok(Self { stage, foreign })
+        let foreign = dataplane.count_foreign()?;
+        Ok(Self { stage, foreign, is_told: foreign > 0 })
     }
 
     /// What becomes of packets that no flow knows.
@@ -83,27 +108,46 @@ impl Takeover {
         match self.stage {
             Stage::Alone | Stage::Handover => return Ok(self.foreign),
             Stage::Begun => {
-                self.foreign = dataplane.put_foreign(found, own, Unfound::Stay)?;
+                dataplane.put_foreign(found, own, Unfound::Stay)?;
                 self.stage = Stage::Following;
-                if self.foreign > 0 {
+                dataplane.put_newcomers(self.newcomers())?;
+                // And what was noted meanwhile.
+                self.foreign = dataplane.count_foreign()?;
+                if !found.is_empty() {
+                    self.is_told = true;
                     let connections = self.foreign;
                     info!(connections, "connections of another proxy go on as they are; new ones are taken over");
                 }
             }
-            Stage::Following => {
-                let before = self.foreign;
-                self.foreign = dataplane.put_foreign(found, own, Unfound::Go)?;
-                if self.foreign == 0 {
-                    self.stage = Stage::Alone;
-                    if before > 0 {
-                        info!(
-                            "the last connection of another proxy is over: `sluice cleanup --kube-proxy` removes its rules"
-                        );
-                    }
-                }
+            Stage::Following => self.foreign = dataplane.put_foreign(found, own, Unfound::Go)?,
+        }
+        if self.foreign == 0 {
+            self.stage = Stage::Alone;
+            if self.is_told {
+                info!("the last connection of another proxy is over: `sluice cleanup --kube-proxy` removes its rules");
             }
         }
         dataplane.put_newcomers(self.newcomers())?;
         Ok(self.foreign)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proxy_common::addr::Protocol;
+
+    use super::to_services;
+    use crate::{dataplane::netlink::conntrack::TranslatedConnection, desired::Tables};
+
+    #[test]
+    fn what_is_translated_for_nobodys_service_is_left_out() {
+        let connection = TranslatedConnection {
+            protocol: Protocol::Tcp,
+            client: "198.51.100.7:40000".parse().unwrap(),
+            frontend: "192.0.2.1:18080".parse().unwrap(),
+        };
+        assert_eq!(to_services(BTreeSet::from([connection]), &Tables::default()), BTreeSet::new());
     }
 }

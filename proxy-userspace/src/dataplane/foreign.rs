@@ -39,6 +39,11 @@ impl Foreign {
         Ok(Self { v4: family::table(object, "FOREIGN_V4")?, v6: family::table(object, "FOREIGN_V6")? })
     }
 
+    /// How many entries there are.
+    pub(super) fn count(&self) -> Result<usize, Error> {
+        Ok(self.v4.entries()?.len() + self.v6.entries()?.len())
+    }
+
     /// Enters the connections that were found. `own` are the node's addresses: a datagram of one of its processes is asked about
     /// before it is known which of them it leaves with. Returns how many there are now.
     pub(super) fn follow(

@@ -281,6 +281,14 @@ impl Dataplane {
         self.write_node(Node { flags: self.node.flags & !newcomers::ALL | bits, ..self.node })
     }
 
+    /// How many connections of another proxy the programs know of, those included that they are noting at the moment.
+    pub fn count_foreign(&self) -> Result<usize, Error> {
+        if let Err(source) = syscall::bytes::wait_for_programs() {
+            tracing::debug!("programs that run cannot be waited for: {source}");
+        }
+        self.foreign.count()
+    }
+
     /// Tells the programs which connections another proxy of this node translates, whose addresses are `own`. Returns how many they
     /// know of now.
     pub fn put_foreign(
