@@ -62,6 +62,17 @@ fn kubeconfig() -> String {
     )
 }
 
+/// One whose agent was in sync before it was rebooted.
+fn rebooted() -> Result<Node> {
+    let mut node = node()?;
+    leave_kube_proxys_config_map(&mut node, &kubeconfig());
+    let pod = node.start(&[])?;
+    pod.wait_until_in_sync()?;
+    drop(pod);
+    node.reboot()?;
+    Ok(node)
+}
+
 #[test]
 fn scenario_09_a_bootstrap_file_alone_knows_where_the_server_is() -> Result<()> {
     let cluster_info = format!(
@@ -95,12 +106,7 @@ fn scenario_09_a_bootstrap_file_that_is_none_is_told_and_the_others_are_asked() 
 
 #[test]
 fn scenario_09_after_a_reboot_the_remembered_endpoints_are_asked() -> Result<()> {
-    let mut node = node()?;
-    leave_kube_proxys_config_map(&mut node, &kubeconfig());
-    let pod = node.start(&[])?;
-    pod.wait_until_in_sync()?;
-    drop(pod);
-    node.reboot()?;
+    let mut node = rebooted()?;
     node.host.config_maps.clear();
     // The first of them is gone for good. The certificate of the other one names the ClusterIP, and not where it is.
     node.sandbox.namespace.ip("address add 192.0.2.11 dev lo")?;
@@ -116,12 +122,7 @@ fn scenario_09_after_a_reboot_the_remembered_endpoints_are_asked() -> Result<()>
 
 #[test]
 fn scenario_09_after_a_reboot_the_api_servers_own_service_is_served_before_all_others() -> Result<()> {
-    let mut node = node()?;
-    leave_kube_proxys_config_map(&mut node, &kubeconfig());
-    let pod = node.start(&[])?;
-    pod.wait_until_in_sync()?;
-    drop(pod);
-    node.reboot()?;
+    let mut node = rebooted()?;
     node.server.stop();
     let pod = node.start(&[])?;
     node.wait_for_endpoints(API, &SERVERS)?;

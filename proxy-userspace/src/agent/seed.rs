@@ -5,7 +5,7 @@
 use tokio::time::Instant;
 use tracing::info;
 
-use super::sync::Agent;
+use super::{sync::Agent, takeover};
 use crate::{
     config::{Config, Source},
     dataplane::{self, netlink::conntrack},
@@ -44,10 +44,6 @@ impl Agent {
     pub(super) fn seed(&mut self) -> Result<(), dataplane::Error> {
         let (Some(state), Some(network)) = (&self.adopted, &self.network) else { return Ok(()) };
         let Some(remembered) = self.remembered.take().filter(|_| is_empty(state)) else { return Ok(()) };
-        // Another proxy serves it, and its connections are to be told from new ones first.
-        if self.config.hands_over || conntrack::translated().is_ok_and(|found| !found.is_empty()) {
-            return Ok(());
-        }
         let now = Instant::now();
         let mut reconciler = Reconciler::new(self.config.node.clone(), Capacity::default());
         reconciler.adopt(state.clone(), now.into_std());
@@ -56,6 +52,11 @@ impl Agent {
             drop(reconciler.absorb(event));
         }
         let (plan, _) = reconciler.plan(now.into_std());
+        // Another proxy serves it, and its connections are to be told from new ones first.
+        let is_anothers = |found| !takeover::to_services(found, reconciler.tables()).is_empty();
+        if self.config.hands_over || conntrack::translated().is_ok_and(is_anothers) {
+            return Ok(());
+        }
         self.dataplane.put_node(&self.node_settings(&reconciler))?;
         self.dataplane.apply(&plan)?;
         // What is written is read again before anything else is.
