@@ -1,6 +1,7 @@
 //! Deadlines: how long a test waits for a condition before it gives up.
 //!
-//! `SLUICE_TEST_SLOWNESS` (a number, 1 when unset) stretches every deadline, for emulated machines.
+//! `SLUICE_TEST_SLOWNESS` (a number, 1 when unset) stretches every deadline, for emulated machines. `SLUICE_TEST_RELEASE` (anything)
+//! says that the agent is built as it is shipped.
 
 use std::{
     env, thread,
@@ -17,6 +18,11 @@ pub fn slowness() -> f64 {
 /// A time that is long enough on this machine for what takes `usual` on a developer's.
 pub fn patience(usual: Duration) -> Duration {
     usual.mul_f64(slowness())
+}
+
+/// Whether the agent is built as it is shipped, so that what is promised of its speed must hold: `cargo xtask test --release`.
+pub fn is_shipped() -> bool {
+    env::var_os("SLUICE_TEST_RELEASE").is_some()
 }
 
 /// Asks `condition` until it has an answer.

@@ -67,7 +67,7 @@ impl Lab {
         } else {
             setup::ensure(workspace, &[setup::BPF, setup::KERNEL, setup::VM])?;
         }
-        let agent = test::build_agent(workspace)?;
+        let agent = test::build_agent(workspace, &[])?;
         let built = workspace.executables(&["build", "--package", "tests", "--bin", "lab"])?;
         let program = built.into_iter().next().context("building the lab made no program")?.path;
         let has_shell = !arguments.exit && stdin().is_terminal() && stdout().is_terminal();

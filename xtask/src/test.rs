@@ -30,6 +30,9 @@ pub(crate) struct Arguments {
     /// Every agent of a lab is started by the rendered manifest, as kubelet and a container runtime would, and asks an API server.
     #[arg(long)]
     installed: bool,
+    /// The agent that tests start is built as it is shipped, and what is promised of its speed is held to the promise.
+    #[arg(long)]
+    release: bool,
     /// Passed to the test programs: a part of a test's name, `--nocapture`, …
     #[arg(last = true)]
     options: Vec<String>,
@@ -168,13 +171,15 @@ fn unit(workspace: &Workspace, arguments: &Arguments) -> Result<Totals> {
 
 /// Runs the test programs of a suite, with the agent that they start.
 fn on_kernel<'a>(workspace: &'a Workspace, suite: Suite, targets: &[String], arguments: &Arguments) -> Result<Cmd<'a>> {
+    let profile: &[&str] = if arguments.release { &["--release"] } else { &[] };
     if suite == Suite::Scenarios {
-        build_other_layout(workspace)?;
+        build_other_layout(workspace, profile)?;
     }
-    let agent = build_agent(workspace)?;
+    let agent = build_agent(workspace, profile)?;
     let named = targets.iter().flat_map(|target| ["--test", target]);
     let cargo = workspace.cargo(&["test", "--package", "tests", "--no-fail-fast"]).args(named);
     let cargo = if arguments.installed { cargo.env(INSTALL, "manifest") } else { cargo };
+    let cargo = if arguments.release { cargo.env(RELEASE, "1") } else { cargo };
     for (test, reason) in NOT_INSTALLED.iter().filter(|_| arguments.installed) {
         println!("left out: {test}: {reason}");
     }
@@ -183,6 +188,9 @@ fn on_kernel<'a>(workspace: &'a Workspace, suite: Suite, targets: &[String], arg
 
 /// The variable that tells labs how to start agents.
 const INSTALL: &str = "SLUICE_TEST_INSTALL";
+
+/// The variable that tells tests that the agent is built as it is shipped.
+const RELEASE: &str = "SLUICE_TEST_RELEASE";
 
 /// Tests of the netns suite that say nothing of agents that are installed, and why.
 const NOT_INSTALLED: [(&str, &str); 2] = [
@@ -196,17 +204,19 @@ const NOT_INSTALLED: [(&str, &str); 2] = [
 /// The variable that tells tests where the agent is.
 pub(crate) const AGENT: &str = "SLUICE_BIN";
 
-/// Builds the agent that tests start.
-pub(crate) fn build_agent(workspace: &Workspace) -> Result<PathBuf> {
-    let built = workspace.executables(&["build", "--package", "proxy-userspace", "--bin", "sluice"])?;
+/// Builds the agent that tests start. `profile` is what cargo is told besides.
+pub(crate) fn build_agent(workspace: &Workspace, profile: &[&str]) -> Result<PathBuf> {
+    let arguments = [&["build", "--package", "proxy-userspace", "--bin", "sluice"], profile].concat();
+    let built = workspace.executables(&arguments)?;
     let agent = built.into_iter().next().context("building the agent made no program")?;
     Ok(agent.path)
 }
 
 /// Builds an agent whose maps have another layout, for tests of upgrades, and puts it where that of [`build_agent`] will be. All but
 /// the crates that know the maps is built once for both.
-pub(crate) fn build_other_layout(workspace: &Workspace) -> Result<PathBuf> {
+pub(crate) fn build_other_layout(workspace: &Workspace, profile: &[&str]) -> Result<PathBuf> {
     let arguments = ["build", "--package", "proxy-userspace", "--bin", "sluice", "--features", "other-layout"];
+    let arguments = [&arguments, profile].concat();
     let built = workspace.executables(&arguments)?;
     let agent = built.into_iter().next().context("building the agent with another layout made no program")?;
     let path = agent.path.with_file_name("sluice-other-layout");

@@ -138,7 +138,7 @@ impl Scratch {
         let command = cmd!(shell, "{program} {name} --test-threads=1").quiet().ignore_status();
         let command = match tier(mutation) {
             Tier::Program => command.env("SLUICE_BPF_OBJECT", self.build_object()?),
-            Tier::Network => command.env(test::AGENT, test::build_agent(&self.copy)?),
+            Tier::Network => command.env(test::AGENT, test::build_agent(&self.copy, &[])?),
             Tier::Library => command,
         };
         let _package = shell.push_dir(self.copy.root.join(package(mutation)));

@@ -77,7 +77,7 @@ fn kernels(workspace: &Workspace, arguments: &Arguments) -> Result<Vec<Kernel>> 
 
 /// A machine that runs one command.
 fn command(workspace: &Workspace, rootfs: &mut Rootfs<'_>, words: &[String]) -> Result<()> {
-    let agent = test::build_agent(workspace)?;
+    let agent = test::build_agent(workspace, &[])?;
     rootfs.program(&agent)?;
     rootfs.read_by_tests()?;
     let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
@@ -89,9 +89,9 @@ fn command(workspace: &Workspace, rootfs: &mut Rootfs<'_>, words: &[String]) -> 
 fn tests(workspace: &Workspace, rootfs: &mut Rootfs<'_>, arguments: &Arguments) -> Result<Vec<Suite>> {
     let (named, only) = (arguments.suites.as_slice(), &arguments.programs);
     if named.contains(&Suite::Scenarios) {
-        rootfs.program(&test::build_other_layout(workspace)?)?;
+        rootfs.program(&test::build_other_layout(workspace, &[])?)?;
     }
-    let agent = test::build_agent(workspace)?;
+    let agent = test::build_agent(workspace, &[])?;
     rootfs.program(&agent)?;
     rootfs.read_by_tests()?;
     let mut script = prelude(workspace, &agent) + "failed=0\n";

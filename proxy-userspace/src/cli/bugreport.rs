@@ -8,7 +8,7 @@ use clap::Args;
 use flate2::{Compression, write::GzEncoder};
 use serde::Serialize;
 
-use super::{Failure, output::print};
+use super::{Failure, counters::counted, output::print};
 use crate::{
     dataplane::{Options, examine, netlink},
     inspect::{FlowFilter, Inspector},
@@ -55,6 +55,7 @@ fn collect(arguments: &Arguments) -> Vec<(&'static str, Vec<u8>)> {
             ("services.json", json(inspector.services())),
             ("backends.json", json(inspector.backends())),
             ("affinities.json", json(inspector.affinities())),
+            ("counters.json", json(Ok::<_, String>(counted(&inspector, false)))),
             ("flows.json", json(inspector.flows(&FlowFilter { halves: true, ..FlowFilter::default() }))),
             ("agent.txt", command_line(&inspector)),
         ]),

@@ -57,3 +57,26 @@ fn describe(findings: &[Finding]) -> String {
     };
     columns(&["WHAT", "IS", "FOUND"], findings.iter().map(row), "")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::describe;
+    use crate::dataplane::{Finding, Verdict};
+
+    #[test]
+    fn what_is_not_good_comes_with_advice() {
+        let finding = |subject, verdict, found: &str, advice: &str| Finding {
+            subject,
+            verdict,
+            found: found.into(),
+            advice: advice.into(),
+        };
+        let findings = [
+            finding("kernel 6.1 or later", Verdict::Good, "6.18.5", ""),
+            finding("BPF file system", Verdict::Fallback, "not mounted", "the agent mounts it at /sys/fs/bpf"),
+            finding("capability BPF", Verdict::Missing, "no", "run as root"),
+        ];
+        insta::assert_snapshot!("check", describe(&findings));
+        insta::assert_snapshot!("check_json", serde_json::to_string_pretty(&findings).unwrap());
+    }
+}

@@ -5,17 +5,18 @@ mod kube_proxy;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use serde::Serialize;
 
 use super::{
     Failure,
     output::{Format, Target},
 };
-use crate::dataplane;
+use crate::dataplane::{self, OpenError, Removed};
 
 /// What to take out.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  sluice cleanup                           # everything of Sluice's\n  sluice cleanup --kube-proxy --dry-run    # what kube-proxy has left here\n  sluice cleanup --kube-proxy              # take that out, and nothing of Sluice's"
+    after_help = "Examples:\n  sluice cleanup --dry-run                 # what of Sluice's is here\n  sluice cleanup                           # take all of that out\n  sluice cleanup --kube-proxy --dry-run    # what kube-proxy has left here\n  sluice cleanup --kube-proxy              # take that out, and nothing of Sluice's"
 )]
 pub(super) struct Arguments {
     /// Directory the agent pinned its maps and links under.
@@ -28,37 +29,66 @@ pub(super) struct Arguments {
     /// runs here, and while connections are open whose destination rules have translated.
     #[arg(long)]
     kube_proxy: bool,
-    /// Say what --kube-proxy would take out, and change nothing.
-    #[arg(long, requires = "kube_proxy")]
+    /// Say what would be taken out, and change nothing.
+    #[arg(long)]
     dry_run: bool,
     /// With --kube-proxy: even if connections end with it.
     #[arg(long, requires = "kube_proxy")]
     force: bool,
-    /// Form of the answer to --kube-proxy.
-    #[arg(short, long, value_enum, default_value_t, requires = "kube_proxy")]
+    /// Form of the answer.
+    #[arg(short, long, value_enum, default_value_t)]
     output: Format,
 }
 
+/// What was taken out, or would be.
+#[derive(Debug, Serialize)]
+struct Report {
+    removed: Vec<Removed>,
+    /// What the removal would meet.
+    notes: Vec<String>,
+}
+
 pub(super) fn execute(arguments: &Arguments) -> Result<(), Failure> {
+    let target = Target { pin_path: arguments.pin_path.clone(), output: arguments.output };
     if arguments.kube_proxy {
-        let target = Target { pin_path: arguments.pin_path.clone(), output: arguments.output };
         return kube_proxy::execute(&target, arguments.dry_run, arguments.force);
     }
-    at(&arguments.pin_path)
+    if arguments.dry_run { tell(&target) } else { remove(&target) }
 }
 
 /// Takes out what is pinned there.
-#[expect(clippy::print_stdout, reason = "what was removed is the command's result")]
 pub(super) fn at(pin_path: &Path) -> Result<(), Failure> {
-    let removed = dataplane::cleanup(pin_path).map_err(|error| {
+    remove(&Target { pin_path: pin_path.into(), output: Format::Table })
+}
+
+fn remove(target: &Target) -> Result<(), Failure> {
+    let removed = dataplane::cleanup(&target.pin_path)?;
+    target.show(&Report { removed, notes: Vec::new() }, |report| describe(report, "removed", &target.pin_path))
+}
+
+fn tell(target: &Target) -> Result<(), Failure> {
+    let removed = dataplane::find(&target.pin_path)?;
+    let kept = dataplane::is_kept(&target.pin_path);
+    let notes = if kept {
+        vec!["an agent runs: without --dry-run this is refused until it has ended".into()]
+    } else {
+        Vec::new()
+    };
+    target.show(&Report { removed, notes }, |report| describe(report, "would be removed:", &target.pin_path))
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Self {
         let code = error.exit_code();
-        Failure::new(error, code)
-    })?;
-    for thing in &removed {
-        println!("removed {thing}");
+        Self::new(error, code)
     }
-    if removed.is_empty() {
-        println!("there was nothing under {}", pin_path.display());
+}
+
+fn describe(report: &Report, verb: &str, pin_path: &Path) -> String {
+    if report.removed.is_empty() {
+        return format!("there was nothing under {}", pin_path.display());
     }
-    Ok(())
+    let removed = report.removed.iter().map(|thing| format!("{verb} {thing}"));
+    let notes = report.notes.iter().map(|note| format!("note: {note}"));
+    removed.chain(notes).collect::<Vec<_>>().join("\n")
 }

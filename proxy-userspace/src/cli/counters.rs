@@ -7,7 +7,10 @@ use super::{
     Failure,
     output::{Target, columns},
 };
-use crate::inspect::meaning::{hook_name, meaning, outcome_name};
+use crate::inspect::{
+    Inspector,
+    meaning::{hook_name, meaning, outcome_name},
+};
 
 /// What to show.
 #[derive(Debug, Args)]
@@ -22,7 +25,7 @@ pub(super) struct Arguments {
 
 /// How often something has happened somewhere.
 #[derive(Debug, Serialize)]
-struct Counter {
+pub(super) struct Counter {
     hook: String,
     outcome: String,
     count: u64,
@@ -30,15 +33,21 @@ struct Counter {
 }
 
 pub(super) fn execute(arguments: &Arguments) -> Result<(), Failure> {
-    let counted = arguments.target.inspector()?.observer().counters();
-    let counted = counted.into_iter().filter(|(_, _, count)| arguments.all || *count > 0);
-    let counters = counted.map(|(hook, outcome, count)| Counter {
+    let counters = counted(&arguments.target.inspector()?, arguments.all);
+    arguments.target.show(&counters, |counters| list(counters))
+}
+
+/// What has happened, or, with `all`, also what has never.
+pub(super) fn counted(inspector: &Inspector, all: bool) -> Vec<Counter> {
+    let counted = inspector.observer().counters();
+    let counted = counted.into_iter().filter(|(_, _, count)| all || *count > 0);
+    let told = |(hook, outcome, count)| Counter {
         hook: hook_name(hook),
         outcome: outcome_name(outcome),
         count,
         meaning: meaning(outcome),
-    });
-    arguments.target.show(&counters.collect::<Vec<_>>(), |counters| list(counters))
+    };
+    counted.map(told).collect()
 }
 
 fn list(counters: &[Counter]) -> String {

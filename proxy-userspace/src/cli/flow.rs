@@ -7,10 +7,13 @@ use ipnet::{AddrParseError, IpNet};
 use proxy_common::addr;
 
 use super::{
-    Failure,
+    EX_NOT_FOUND, Failure,
     output::{Target, ago, columns},
 };
-use crate::inspect::{Flow, FlowFilter};
+use crate::{
+    explain::{Client, Destination},
+    inspect::{Flow, FlowFilter},
+};
 
 /// What to do with flows.
 #[derive(Debug, Args)]
@@ -26,6 +29,11 @@ enum Verb {
         after_help = "Examples:\n  sluice flow list --service default/web\n  sluice flow list --address 10.244.1.0/24 --protocol udp\n  sluice flow list --stale -o json"
     )]
     List(List),
+    /// Everything the kernel holds of one connection: where its packets are changed, into what, and what is known of it.
+    #[command(
+        after_help = "Exit status 3 means that there is no such connection.\n\nExamples:\n  sluice flow get 10.244.1.5:40312 10.96.0.10:80\n  sluice flow get '[fd00::5]:40312' '[fd00:96::a]:53/udp' -o json"
+    )]
+    Get(Get),
     /// Forget connections. What comes next of one is given a backend like any other, which breaks a TCP connection unless it is
     /// given the same one.
     #[command(
@@ -67,6 +75,18 @@ struct List {
     /// Every entry: replies, and the second steps of masqueraded flows, too.
     #[arg(long)]
     halves: bool,
+    #[command(flatten)]
+    target: Target,
+}
+
+#[derive(Debug, Args)]
+struct Get {
+    /// Who has opened it: ADDRESS:PORT.
+    #[arg(value_name = "CLIENT")]
+    client: Client,
+    /// To whom: ADDRESS:PORT/PROTOCOL, with tcp, udp or sctp.
+    #[arg(value_name = "DESTINATION")]
+    destination: Destination,
     #[command(flatten)]
     target: Target,
 }
@@ -119,7 +139,27 @@ pub(super) fn execute(arguments: &Arguments) -> Result<(), Failure> {
             let flows = target.inspector()?.flows(&filter.filter(*halves))?;
             target.show(&flows, |flows| list(flows))
         }
+        Verb::Get(get) => get.execute(),
         Verb::Flush(flush) => flush.execute(),
+    }
+}
+
+impl Get {
+    fn execute(&self) -> Result<(), Failure> {
+        let (destination, protocol) = (self.destination.socket(), self.destination.protocol());
+        let client = self.client.socket().ok_or_else(|| {
+            let advice =
+                "the client's port is missing: `sluice flow list --address` shows all connections of an address";
+            Failure::new(anyhow::anyhow!(advice), 2)
+        })?;
+        let flows = self.target.inspector()?.connection(protocol, client, destination)?;
+        if flows.is_empty() {
+            let error = anyhow::anyhow!(
+                "the kernel knows no {protocol} connection from {client} to {destination}: `sluice explain` tells what would become of its next packet"
+            );
+            return Err(Failure::new(error, EX_NOT_FOUND));
+        }
+        self.target.show(&flows, |flows| describe(flows))
     }
 }
 
@@ -153,6 +193,40 @@ fn list(flows: &[Flow]) -> String {
         ]
     };
     columns(&headings, flows.iter().map(row), "No flow is known.")
+}
+
+/// A paragraph for each entry.
+fn describe(flows: &[Flow]) -> String {
+    let paragraph = |flow: &Flow| {
+        format!(
+            "{} {} > {}   at {}, {}\n  becomes {} > {}, and {}\n  {}   backend {}, {}\n  {}, last packet {} ago\n",
+            flow.protocol,
+            flow.client,
+            flow.destination,
+            flow.stage,
+            flow.direction,
+            flow.new_source,
+            flow.new_destination,
+            way(flow.output),
+            flow.service,
+            flow.backend,
+            flow.backend_state.name(),
+            phase(flow),
+            ago(flow.idle_seconds.into()),
+        )
+    };
+    flows.iter().map(paragraph).collect::<Vec<_>>().join("\n")
+}
+
+/// An output, in words.
+fn way(output: &str) -> &'static str {
+    match output {
+        "forward" => "goes to the next device at once",
+        "hairpin" => "goes back by the device that it came by",
+        "dispatch" => "goes to the backend's node, which answers",
+        "tunnel" => "goes to the backend's node in a tunnel",
+        _ => "goes on through the kernel",
+    }
 }
 
 fn phase(flow: &Flow) -> String {

@@ -154,21 +154,22 @@ impl Monitor {
             let event = Event::new(record, &self.roster, booted).filter(|event| self.filter.fits(event));
             let Some(event) = event else { continue };
             self.left -= 1;
-            if write(&self.text(&event)?)? == Then::End || self.left == 0 {
+            if write(&text(&event, self.format)?)? == Then::End || self.left == 0 {
                 return Ok(Then::End);
             }
         }
         Ok(Then::GoOn)
     }
+}
 
-    fn text(&self, event: &Event) -> Result<String, Failure> {
-        match self.format {
-            Format::Table => Ok(line(event, TimeZone::system())),
-            Format::Json => serde_json::to_string(event).map_err(|error| Failure::new(error, 1)),
-            Format::Yaml => serde_saphyr::to_string(event)
-                .map(|text| format!("---\n{}", text.trim_end()))
-                .map_err(|error| Failure::new(error, 1)),
-        }
+/// A line, or a document of YAML.
+fn text(event: &Event, format: Format) -> Result<String, Failure> {
+    match format {
+        Format::Table => Ok(line(event, TimeZone::system())),
+        Format::Json => serde_json::to_string(event).map_err(|error| Failure::new(error, 1)),
+        Format::Yaml => serde_saphyr::to_string(event)
+            .map(|text| format!("---\n{}", text.trim_end()))
+            .map_err(|error| Failure::new(error, 1)),
     }
 }
 
@@ -220,8 +221,17 @@ fn line(event: &Event, zone: TimeZone) -> String {
 mod tests {
     use jiff::tz::TimeZone;
 
-    use super::{heading, line};
-    use crate::inspect::{End, Event, opened};
+    use super::{heading, line, text};
+    use crate::{
+        cli::output::Format,
+        inspect::{End, Event, opened},
+    };
+
+    #[test]
+    fn programs_are_told_the_same() {
+        insta::assert_snapshot!(text(&opened(), Format::Json).unwrap());
+        insta::assert_snapshot!(text(&opened(), Format::Yaml).unwrap());
+    }
 
     #[test]
     fn a_line_says_who_talks_to_whom_by_which_name() {

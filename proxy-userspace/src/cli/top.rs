@@ -143,7 +143,29 @@ impl Watch {
 
 #[cfg(test)]
 mod tests {
-    use super::short;
+    use super::{plain, short};
+    use crate::inspect::{Rate, Rates};
+
+    #[test]
+    fn rates_are_told_to_people_and_to_programs() {
+        let rate = |name: &str, packets: f64| Rate {
+            name: name.into(),
+            opened: packets / 100.0,
+            packets,
+            bytes: packets * 1_000.0,
+            reply_packets: packets / 2.0,
+            reply_bytes: packets * 50.0,
+        };
+        let rates = Rates {
+            seconds: 1.0,
+            services: vec![rate("shop/web:http/TCP", 123_456.0), rate("shop/cart/TCP", 12.5)],
+            backends: vec![rate("10.244.1.5:8080", 123_456.0)],
+        };
+        insta::assert_snapshot!("top", plain(&rates, false));
+        insta::assert_snapshot!("top_backends", plain(&rates, true));
+        insta::assert_snapshot!("top_json", serde_json::to_string_pretty(&rates).unwrap());
+        assert_eq!(plain(&Rates::default(), false), "Nothing goes on.");
+    }
 
     #[test]
     fn numbers_are_short() {

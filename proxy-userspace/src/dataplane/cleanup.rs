@@ -1,14 +1,15 @@
-//! Takes everything out of the kernel that agents have put there under one pin path, and nothing else.
+//! Takes everything out of the kernel that agents have put there under one pin path, and nothing else. What that is, is found
+//! first, and can be told without being done.
 
 use std::{
     fmt, fs, io,
     path::{Path, PathBuf},
 };
 
-use aya::programs::TcAttachType;
+use serde::Serialize;
 
 use super::{
-    clsact,
+    clsact::{self, Side},
     error::{Error, OpenError},
     links::{links_directory, pins},
     load::{maps_directory, pinned_maps},
@@ -18,22 +19,25 @@ use super::{
     reserved_ports,
 };
 
-/// Something that was removed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Something that is removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Removed {
-    /// A program was detached.
+    /// A program is detached.
     Link {
         /// Which.
         program: ProgramName,
         /// Name of the device, or `cgroup`.
         target: String,
+        /// Where the link was pinned.
+        path: PathBuf,
     },
     /// A filter of a device's clsact qdisc.
     Filter {
         /// The device.
         device: String,
-        /// `ingress` or `egress`.
-        side: &'static str,
+        /// Which way packets go that meet it.
+        side: Side,
     },
     /// A map, with what it held.
     Map {
@@ -60,8 +64,8 @@ pub enum Removed {
 impl fmt::Display for Removed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Link { program, target } => write!(f, "program {program} on {target}"),
-            Self::Filter { device, side } => write!(f, "filter at {side} of {device}"),
+            Self::Link { program, target, .. } => write!(f, "program {program} on {target}"),
+            Self::Filter { device, side } => write!(f, "filter at {} of {device}", side.name()),
             Self::Map { path } => write!(f, "map {}", path.display()),
             Self::ReservedPorts { ports } => write!(f, "{ports} from the reserved ports"),
             Self::Tunnel { device } => write!(f, "device {device}"),
@@ -72,53 +76,82 @@ impl fmt::Display for Removed {
 
 /// Removes every link, filter and map of ours, and the directories if nothing else is in them. Filters are removed from
 /// the devices of the calling thread's network namespace; the clsact qdisc stays, because others may use it. Refused
-/// while an agent uses the pins.
+/// while an agent uses the pins. Must not be called in a tokio runtime.
 pub fn cleanup(pin_path: &Path) -> Result<Vec<Removed>, OpenError> {
     let _lock = pin_path.exists().then(|| super::lock(pin_path)).transpose()?;
-    let mut removed = Vec::new();
-    remove_links(pin_path, &mut removed)?;
-    remove_filters(&mut removed)?;
-    for path in pinned_maps(pin_path)? {
-        fs::remove_file(&path).map_err(|source| OpenError::PinPath { path: path.clone(), source })?;
-        removed.push(Removed::Map { path });
-    }
-    let released = reserved_ports::release(pin_path);
-    let released = released.map_err(|source| Error::Kernel { what: "the reserved ports", source })?;
-    removed.extend(released.map(|ports| Removed::ReservedPorts { ports }));
-    let tunnels = netlink::tunnels::remove();
-    let tunnels = tunnels.map_err(|source| Error::Kernel { what: "the devices of tunnels", source })?;
-    removed.extend(tunnels.into_iter().map(|device| Removed::Tunnel { device }));
-    for path in [links_directory(pin_path), maps_directory(pin_path), second_directory(pin_path), pin_path.into()] {
-        match fs::remove_dir(&path) {
-            Ok(()) => removed.push(Removed::Directory { path }),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {}
-            Err(source) => return Err(OpenError::PinPath { path, source }),
+    let found = find(pin_path)?;
+    found.iter().try_for_each(|thing| thing.remove(pin_path))?;
+    Ok(found)
+}
+
+/// What [`cleanup`] would remove now. Changes nothing, and may be asked while an agent runs. Must not be called in a tokio runtime.
+pub fn find(pin_path: &Path) -> Result<Vec<Removed>, OpenError> {
+    let links = links_directory(pin_path);
+    let mut pinned = if links.exists() { pins(&links)? } else { Vec::new() };
+    pinned.sort();
+    let mut found: Vec<Removed> =
+        pinned.into_iter().map(|(program, target, path)| Removed::Link { program, target, path }).collect();
+    let filters = clsact::present().map_err(|source| Error::Kernel { what: "the filters of its devices", source })?;
+    found.extend(filters.into_iter().map(|(device, side)| Removed::Filter { device, side }));
+    found.extend(pinned_maps(pin_path)?.into_iter().map(|path| Removed::Map { path }));
+    found.extend(reserved_ports::held(pin_path).map(|ports| Removed::ReservedPorts { ports }));
+    let tunnels = netlink::tunnels::present().map_err(|source| Error::Kernel { what: TUNNELS, source })?;
+    found.extend(tunnels.into_iter().map(|device| Removed::Tunnel { device }));
+    let mut gone: Vec<PathBuf> = found.iter().filter_map(|thing| thing.path().map(Path::to_owned)).collect();
+    gone.push(reserved_ports::place(pin_path));
+    for path in [links, maps_directory(pin_path), second_directory(pin_path), pin_path.into()] {
+        if holds_nothing_but(&path, &gone).map_err(|source| OpenError::PinPath { path: path.clone(), source })? {
+            gone.push(path.clone());
+            found.push(Removed::Directory { path });
         }
     }
-    Ok(removed)
+    Ok(found)
 }
 
-fn remove_links(pin_path: &Path, removed: &mut Vec<Removed>) -> Result<(), OpenError> {
-    let directory = links_directory(pin_path);
-    if !directory.exists() {
-        return Ok(());
-    }
-    for (program, target, path) in pins(&directory)? {
-        fs::remove_file(&path).map_err(|source| OpenError::PinPath { path, source })?;
-        removed.push(Removed::Link { program, target });
-    }
-    Ok(())
-}
+/// Of the calling thread's network namespace.
+const TUNNELS: &str = "the devices of tunnels";
 
-fn remove_filters(removed: &mut Vec<Removed>) -> Result<(), OpenError> {
-    let devices =
-        clsact::device_names().map_err(|source| Error::Kernel { what: "the names of its devices", source })?;
-    for device in devices {
-        for (at, side) in [(TcAttachType::Ingress, "ingress"), (TcAttachType::Egress, "egress")] {
-            if clsact::remove(&device, at) {
-                removed.push(Removed::Filter { device: device.clone(), side });
+/// Whether there is such a directory, and all that is in it goes.
+fn holds_nothing_but(directory: &Path, gone: &[PathBuf]) -> io::Result<bool> {
+    match fs::read_dir(directory) {
+        Ok(entries) => {
+            for entry in entries {
+                if !gone.contains(&entry?.path()) {
+                    return Ok(false);
+                }
             }
+            Ok(true)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+impl Removed {
+    /// Where it stands in the BPF file system.
+    fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Link { path, .. } | Self::Map { path } | Self::Directory { path } => Some(path),
+            Self::Filter { .. } | Self::ReservedPorts { .. } | Self::Tunnel { .. } => None,
         }
     }
-    Ok(())
+
+    fn remove(&self, pin_path: &Path) -> Result<(), OpenError> {
+        let kernel = |what| move |source| OpenError::from(Error::Kernel { what, source });
+        match self {
+            Self::Link { path, .. } | Self::Map { path } => {
+                fs::remove_file(path).map_err(|source| OpenError::PinPath { path: path.clone(), source })
+            }
+            Self::Directory { path } => {
+                fs::remove_dir(path).map_err(|source| OpenError::PinPath { path: path.clone(), source })
+            }
+            // One that is gone with its device needs nobody to remove it.
+            Self::Filter { device, side } => {
+                clsact::remove(device, *side);
+                Ok(())
+            }
+            Self::ReservedPorts { .. } => reserved_ports::release(pin_path).map_err(kernel("the reserved ports")),
+            Self::Tunnel { device } => netlink::tunnels::remove(device).map_err(kernel(TUNNELS)),
+        }
+    }
 }

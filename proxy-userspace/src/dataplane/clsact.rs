@@ -1,7 +1,7 @@
 //! TC programs as filters of the clsact qdisc, for kernels before 6.6. A filter cannot be pinned; it is known again by
 //! its priority and handle, which are ours alone.
 
-use std::{fs, io};
+use std::{io, pin::pin};
 
 use aya::{
     Ebpf,
@@ -10,6 +10,12 @@ use aya::{
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
     },
 };
+use futures::TryStreamExt as _;
+use rtnetlink::{
+    Handle,
+    packet_route::link::{LinkAttribute, LinkMessage},
+};
+use serde::Serialize;
 
 use super::program::{Hook, ProgramName};
 
@@ -70,9 +76,79 @@ fn keep(link: SchedClassifierLink) {
     std::mem::forget(link);
 }
 
-/// Removes our filters at one side of a device, and says whether there was one.
-pub(super) fn remove(device: &str, at: TcAttachType) -> bool {
-    [PRIORITY, PRIORITY_BEHIND].into_iter().filter(|priority| remove_at(device, at, *priority)).count() > 0
+/// A side of a clsact qdisc.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Side {
+    /// What the device receives.
+    Ingress,
+    /// What it sends.
+    Egress,
+}
+
+impl Side {
+    /// In a word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+}
+
+/// The sides of devices of the calling thread's network namespace at which there is a filter of ours. Must not be called in a
+/// tokio runtime.
+pub(super) fn present() -> io::Result<Vec<(String, Side)>> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await.map_err(io::Error::other)?;
+        let mut found = Vec::new();
+        for link in links {
+            for side in [Side::Ingress, Side::Egress] {
+                if has_filter(&handle, link.header.index, side).await {
+                    found.push((name(&link), side));
+                }
+            }
+        }
+        Ok(found)
+    })
+}
+
+fn name(link: &LinkMessage) -> String {
+    let name = |attribute: &LinkAttribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.clone()),
+        _ => None,
+    };
+    link.attributes.iter().find_map(name).unwrap_or_default()
+}
+
+/// A device that goes away meanwhile has none.
+async fn has_filter(handle: &Handle, index: u32, side: Side) -> bool {
+    let request = handle.traffic_filter(index.cast_signed()).get();
+    let request = match side {
+        Side::Ingress => request.ingress(),
+        Side::Egress => request.egress(),
+    };
+    let mut filters = pin!(request.execute());
+    while let Ok(Some(filter)) = filters.try_next().await {
+        let (priority, handle) = ((filter.header.info >> 16) as u16, u32::from(filter.header.handle));
+        if [PRIORITY, PRIORITY_BEHIND].contains(&priority) && handle == u32::from(HANDLE) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Removes our filters at one side of a device.
+pub(super) fn remove(device: &str, side: Side) {
+    let at = match side {
+        Side::Ingress => TcAttachType::Ingress,
+        Side::Egress => TcAttachType::Egress,
+    };
+    for priority in [PRIORITY, PRIORITY_BEHIND] {
+        remove_at(device, at, priority);
+    }
 }
 
 fn remove_at(device: &str, at: TcAttachType, priority: u16) -> bool {
@@ -82,11 +158,4 @@ fn remove_at(device: &str, at: TcAttachType, priority: u16) -> bool {
 /// Removes our filter of a program from a device.
 pub(super) fn remove_program(device: &str, program: ProgramName) -> bool {
     attach_type(program).is_some_and(|at| remove_at(device, at, priority(program)))
-}
-
-/// The names of the devices of the calling thread's network namespace.
-pub(super) fn device_names() -> io::Result<Vec<String>> {
-    let text = fs::read_to_string("/proc/thread-self/net/dev")?;
-    // Two lines of headings, then `name: counters`.
-    Ok(text.lines().skip(2).filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned())).collect())
 }

@@ -22,6 +22,7 @@ mod namespaces;
 pub mod netlink;
 mod observer;
 mod options;
+mod pair;
 mod pinned;
 mod preflight;
 mod presence;
@@ -69,7 +70,8 @@ use self::{
 pub use self::{
     attach::{AttachProblem, AttachReport, Attachment, Mechanism},
     attached::{Attached, attached},
-    cleanup::{Removed, cleanup},
+    cleanup::{Removed, cleanup, find},
+    clsact::Side,
     devices::device_name,
     error::{Error, OpenError},
     events::{Watch, WatchError},

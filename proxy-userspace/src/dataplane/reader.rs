@@ -11,10 +11,14 @@ use proxy_common::{
     service::{Affinity, Client, Frontend, Service, Source},
     socket::{SocketPeer, SocketTarget},
     stats::Stats,
-    tuple::Tuple,
+    tuple::{Stage, Tuple},
 };
 
-use super::{error::Error, observer::FamilyObserver};
+use super::{
+    error::Error,
+    observer::FamilyObserver,
+    pair::{is_second_step, second_steps, twin_key},
+};
 
 /// Entries of a map, by key.
 type Entries<K, V> = Result<Vec<(K, V)>, Error>;
@@ -37,6 +41,9 @@ pub trait FamilyReader {
     fn names(&self) -> Result<HashMap<u32, ServiceName>, Error>;
     /// `EMBRYOS_*` and then `FLOWS_*`: a flow that moves on meanwhile is seen twice rather than not at all.
     fn visit_flows(&self, each: &mut FlowVisitor<'_, Self::Addr>) -> Result<(), Error>;
+    /// The entries of `EMBRYOS_*` and `FLOWS_*` that a packet with these ends meets at any hook, in the order of hooks, each
+    /// followed by its other half and by those of its second step. The tuple's stage does not matter.
+    fn connection(&self, ends: &Tuple<Self::Addr>) -> Entries<Tuple<Self::Addr>, Flow<Self::Addr>>;
     /// `AFFINITY_*`
     fn affinities(&self) -> Entries<Client<Self::Addr>, Affinity>;
     /// `SOURCES_*`: index of a Service port, prefix, and its length.
@@ -87,6 +94,23 @@ where
         Ok(())
     }
 
+    fn connection(&self, ends: &Tuple<A>) -> Entries<Tuple<A>, Flow<A>> {
+        let mut found = Vec::new();
+        for stage in [Stage::FromPod, Stage::UplinkIn, Stage::ToPod, Stage::UplinkOut, Stage::Cross] {
+            let key = Tuple { stage, ..*ends };
+            let Some(flow) = self.take(&key, &mut found)? else { continue };
+            self.take(&twin_key(&key, &flow), &mut found)?;
+            for step in second_steps(&key, &flow) {
+                let second = self.flow(&step)?.filter(is_second_step);
+                if let Some(second) = second {
+                    self.take(&step, &mut found)?;
+                    self.take(&twin_key(&step, &second), &mut found)?;
+                }
+            }
+        }
+        Ok(found)
+    }
+
     fn affinities(&self) -> Entries<Client<A>, Affinity> {
         self.affinity.entries()
     }
@@ -106,5 +130,27 @@ where
 
     fn backend_counts(&self, end: u32) -> Result<Vec<Stats>, Error> {
         self.backend_stats.values(end as usize)
+    }
+}
+
+impl<A> FamilyObserver<A>
+where
+    Tuple<A>: Pod + PartialEq,
+    Flow<A>: Pod,
+{
+    fn flow(&self, key: &Tuple<A>) -> Result<Option<Flow<A>>, Error> {
+        for table in self.flows.iter().rev() {
+            if let Some(flow) = table.find(key)? {
+                return Ok(Some(flow));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Adds an entry to those that were found, once.
+    fn take(&self, key: &Tuple<A>, found: &mut Vec<(Tuple<A>, Flow<A>)>) -> Result<Option<Flow<A>>, Error> {
+        let flow = self.flow(key)?;
+        found.extend(flow.filter(|_| found.iter().all(|(known, _)| known != key)).map(|flow| (*key, flow)));
+        Ok(flow)
     }
 }

@@ -144,8 +144,13 @@ fn hold(pin_path: &Path, range: &RangeInclusive<u16>) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Takes out what we have entered, and says what that was.
-pub(super) fn release(pin_path: &Path) -> io::Result<Option<String>> {
+/// What we have entered.
+pub(super) fn held(pin_path: &Path) -> Option<String> {
+    place(pin_path).is_symlink().then(|| noted(pin_path).to_string())
+}
+
+/// Takes out what we have entered.
+pub(super) fn release(pin_path: &Path) -> io::Result<()> {
     let ours = noted(pin_path);
     if ours != Ports::default()
         && let Ok(all) = read(RESERVED)
@@ -155,9 +160,8 @@ pub(super) fn release(pin_path: &Path) -> io::Result<Option<String>> {
         fs::write(RESERVED, format!("{others}\n"))?;
     }
     match fs::remove_file(place(pin_path)) {
-        Ok(()) => Ok(Some(ours.to_string())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -180,7 +184,8 @@ fn ephemeral() -> Result<RangeInclusive<u16>, Refusal> {
     range.ok_or_else(|| Refusal::NotReadable { path, reason: format!("{text:?}") })
 }
 
-fn place(pin_path: &Path) -> PathBuf {
+/// Where it is noted.
+pub(super) fn place(pin_path: &Path) -> PathBuf {
     pin_path.join(NOTE)
 }
 

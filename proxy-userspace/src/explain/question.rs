@@ -90,6 +90,25 @@ impl FromStr for Destination {
     }
 }
 
+impl Client {
+    /// Its address and port, if one connection is meant.
+    pub(crate) fn socket(self) -> Option<SocketAddr> {
+        self.port.map(|port| SocketAddr::new(self.address, port))
+    }
+}
+
+impl Destination {
+    /// Its address and port.
+    pub(crate) fn socket(self) -> SocketAddr {
+        self.address
+    }
+
+    /// By which it is called.
+    pub(crate) fn protocol(self) -> Protocol {
+        self.protocol
+    }
+}
+
 /// Who calls whom, from where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use proxy_common::{
     addr::{Port, Protocol},
+    backend::Backend,
     flow::{self, Direction, Output, Tier, state},
     tuple::{Stage, Tuple},
 };
@@ -108,6 +109,24 @@ pub(super) fn chosen<R: FamilyReader>(maps: &R, filter: &FlowFilter) -> Result<K
     Ok(keys)
 }
 
+/// The entries that a packet with these ends meets, and those that belong to them.
+pub(super) fn connection<R: FamilyReader>(maps: &R, ends: &Tuple<R::Addr>) -> Result<Vec<Flow>, InspectError> {
+    let found = maps.connection(ends)?;
+    if found.is_empty() {
+        return Ok(Vec::new());
+    }
+    let names = Names::read(maps)?;
+    let backends = maps.all_backends()?;
+    Ok(found.iter().map(|(key, flow)| show(&names, serving(&backends, flow), key, flow)).collect())
+}
+
+/// Whether the backend of a flow serves: the one that was chosen, not one that has its number now.
+fn serving<A>(backends: &[Backend<A>], flow: &flow::Flow<A>) -> State {
+    let backend = backends.get(flow.backend as usize);
+    let same = backend.filter(|backend| backend.generation == flow.backend_generation);
+    same.map_or(State::Gone, |backend| backend.state.into())
+}
+
 fn visit<R: FamilyReader>(
     maps: &R,
     filter: &FlowFilter,
@@ -115,13 +134,8 @@ fn visit<R: FamilyReader>(
 ) -> Result<(), InspectError> {
     let names = Names::read(maps)?;
     let backends = maps.all_backends()?;
-    let is_serving = |flow: &flow::Flow<R::Addr>| {
-        let backend = backends.get(flow.backend as usize);
-        let same = backend.filter(|backend| backend.generation == flow.backend_generation);
-        same.map_or(State::Gone, |backend| backend.state.into())
-    };
     Ok(maps.visit_flows(&mut |tier, key, flow| {
-        let shown = show(&names, is_serving(flow), key, flow);
+        let shown = show(&names, serving(&backends, flow), key, flow);
         if filter.fits(&shown) {
             each(tier, key, shown);
         }
@@ -129,7 +143,8 @@ fn visit<R: FamilyReader>(
 }
 
 fn show<A: Copy + Into<IpAddr>>(names: &Names, backend_state: State, key: &Tuple<A>, flow: &flow::Flow<A>) -> Flow {
-    let end = |address: A, port: Port| SocketAddr::new(address.into(), port.number());
+    // Between the families, addresses of IPv4 stand mapped in the table.
+    let end = |address: A, port: Port| SocketAddr::new(address.into().to_canonical(), port.number());
     let idle_seconds = silence(flow.last_seen);
     Flow {
         service: names.of(flow.service),

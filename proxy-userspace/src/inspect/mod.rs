@@ -14,11 +14,15 @@ mod status;
 
 use std::{
     io,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
-use proxy_common::node::LAYOUT;
+use proxy_common::{
+    addr::{Ipv6, Port, Protocol},
+    node::LAYOUT,
+    tuple::{Stage, Tuple},
+};
 use serde::Serialize;
 
 #[cfg(test)]
@@ -153,6 +157,34 @@ impl Inspector {
         let mut flows = flow::all(self.observer.v4(), filter)?;
         flows.extend(flow::all(self.observer.v6(), filter)?);
         flows.sort_by_key(|flow| (flow.idle_seconds, flow.client, flow.destination));
+        Ok(flows)
+    }
+
+    /// What the kernel holds of the connection whose packets go, at any hook, from one address to another: the entry that they
+    /// meet, its other half, and those by which its source is replaced later. Empty if there is no such connection.
+    pub fn connection(
+        &self,
+        protocol: Protocol,
+        source: SocketAddr,
+        destination: SocketAddr,
+    ) -> Result<Vec<Flow>, InspectError> {
+        let (sport, dport) = (Port::new(source.port()), Port::new(destination.port()));
+        let mut flows = Vec::new();
+        let mapped = |address: Ipv4Addr| Ipv6::mapped(address.into());
+        let (from, to) = match (source.ip(), destination.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                let ends = Tuple::new(from.into(), to.into(), sport, dport, protocol, Stage::FromPod);
+                flows = flow::connection(self.observer.v4(), &ends)?;
+                (mapped(from), mapped(to))
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => (from.into(), to.into()),
+            // A reply of a backend of the other family, before it is translated, has both ends of its own family.
+            _ => return Ok(flows),
+        };
+        flows.extend(flow::connection(
+            self.observer.v6(),
+            &Tuple::new(from, to, sport, dport, protocol, Stage::FromPod),
+        )?);
         Ok(flows)
     }
 

@@ -22,8 +22,8 @@ use proxy_common::{
 };
 use proxy_userspace::{
     dataplane::{
-        AttachProblem, ClassifierMode, Dataplane, Mechanism, NodeSettings, Options, ProgramName, Removed, SocketLb,
-        UplinkMode, cleanup,
+        AttachProblem, ClassifierMode, Dataplane, Mechanism, NodeSettings, Options, ProgramName, Removed, Side,
+        SocketLb, UplinkMode, cleanup,
         netlink::{self, NetworkEvent},
     },
     desired::Prefix,
@@ -355,7 +355,9 @@ fn filters_take_the_place_of_links_on_older_kernels() -> Result<()> {
     }
     node.run(|| {
         let _filter = Stranger::new()?.filter("pod0")?;
-        cleanup(&node.options.pin_path)?;
+        let removed = cleanup(&node.options.pin_path)?;
+        let filter = Removed::Filter { device: "up0".into(), side: Side::Egress };
+        assert!(removed.contains(&filter), "{removed:?}");
         let found = filters(&node.namespace, "pod0", "ingress")?;
         assert!(found.contains("pref 77") && found.matches("handle").count() == 1, "{found}");
         Ok(())

@@ -123,17 +123,26 @@ fn warn_of_filter() {
     }
 }
 
-/// Takes them away. Returns the names of those that were there. Must not be called in a tokio runtime.
-pub fn remove() -> io::Result<Vec<&'static str>> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-        let handle = open()?;
-        let mut removed = Vec::new();
+/// The names of those that are there. Must not be called in a tokio runtime.
+pub fn present() -> io::Result<Vec<&'static str>> {
+    ask(async |handle| {
+        let mut names = Vec::new();
         for Tunnel { name, .. } in TUNNELS {
-            if let Some(index) = index(&handle, name).await {
-                handle.link().del(index).execute().await.map_err(io::Error::other)?;
-                removed.push(name);
-            }
+            names.extend(index(&handle, name).await.map(|_| name));
         }
-        Ok(removed)
+        Ok(names)
     })
+}
+
+/// Takes one away, if it is there. Must not be called in a tokio runtime.
+pub fn remove(name: &str) -> io::Result<()> {
+    ask(async |handle| match index(&handle, name).await {
+        Some(index) => handle.link().del(index).execute().await.map_err(io::Error::other),
+        None => Ok(()),
+    })
+}
+
+fn ask<T>(question: impl AsyncFnOnce(Handle) -> io::Result<T>) -> io::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async { question(open()?).await })
 }

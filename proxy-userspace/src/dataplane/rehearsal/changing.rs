@@ -4,7 +4,7 @@
 use aya::Pod;
 use proxy_common::{
     backend::BackendId,
-    flow::{Direction, Flow, Tier},
+    flow::{Flow, Tier},
     service::{Affinity, Client},
     tuple::{Stage, Tuple},
 };
@@ -12,6 +12,7 @@ use proxy_common::{
 use crate::dataplane::{
     error::{Error, OpenError},
     family::Maps,
+    pair::{is_second_step, second_steps, twin_key},
     table::Table,
 };
 
@@ -141,22 +142,10 @@ where
     fn step(&self, key: &Tuple<A>, flow: &Flow<A>) -> Result<Option<Keyed<A>>, Error> {
         for step in second_steps(key, flow) {
             let found = self.flow(&step)?;
-            if let Some(found) = found.filter(|(_, flow)| flow.is_mask() || flow.direction == Direction::Transit) {
+            if let Some(found) = found.filter(|(_, flow)| is_second_step(flow)) {
                 return Ok(Some((step, found)));
             }
         }
         Ok(None)
     }
-}
-
-/// Key of the other half.
-fn twin_key<A: Copy>(key: &Tuple<A>, flow: &Flow<A>) -> Tuple<A> {
-    let to = &flow.rewrite;
-    Tuple::new(to.daddr, to.saddr, to.dport, to.sport, key.proto, flow.twin_stage)
-}
-
-/// Where a packet of the flow, with its destination replaced and its source as it was, may get another source.
-fn second_steps<A: Copy>(key: &Tuple<A>, flow: &Flow<A>) -> [Tuple<A>; 2] {
-    let to = &flow.rewrite;
-    [Stage::ToPod, Stage::UplinkOut].map(|stage| Tuple::new(key.saddr, to.daddr, key.sport, to.dport, key.proto, stage))
 }

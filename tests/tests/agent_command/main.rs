@@ -1,0 +1,240 @@
+//! The command line on a fixed state: what each verb prints for people and for programs, and what its exit status is. Needs root.
+
+mod node;
+mod snapshot;
+mod thousands;
+
+use std::{
+    fs,
+    path::Path,
+    process::Output,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::maps::{Array, HashMap, Map, MapData};
+use proxy_common::{
+    addr::{Ipv4, Port, Protocol},
+    service::{Frontend, Service},
+    stats::Stats,
+};
+use tests::sandbox::Sandbox;
+
+use self::node::{Node, run};
+
+#[test]
+fn json_and_yaml_say_the_same() -> Result<()> {
+    let node = Node::new()?;
+    for words in [&["service", "list"][..], &["backend", "list"], &["affinity", "list"], &["flow", "list"]] {
+        let json: serde_json::Value = serde_json::from_str(&node.ask(&[words, &["-o", "json"]].concat())?)?;
+        let yaml = node.ask(&[words, &["-o", "yaml"]].concat())?;
+        let yaml: serde_json::Value = serde_saphyr::from_str(&yaml).with_context(|| yaml.clone())?;
+        assert_eq!(json, yaml, "{words:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_agent_may_be_gone() -> Result<()> {
+    let Node { sandbox, agent } = Node::new()?;
+    drop(agent);
+    let output = run(&sandbox, &["status"])?;
+    let status = String::from_utf8(output.stdout)?;
+    assert!(output.status.success() && status.contains("not running: traffic goes on"), "{status}");
+    let output = run(&sandbox, &["service", "list", "-n", "shop"])?;
+    assert!(String::from_utf8(output.stdout)?.contains("shop/web:http"));
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_told_is_an_exit_status_and_a_sentence() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let complaint = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
+    let output = run(&sandbox, &["service", "list"])?;
+    assert_eq!(output.status.code(), Some(78), "{}", complaint(&output));
+    assert!(complaint(&output).contains("nothing of Sluice is pinned under"), "{}", complaint(&output));
+    let node = Node::new()?;
+    let output = node.run(&["service", "get", "shop/none"])?;
+    assert_eq!(output.status.code(), Some(3), "{}", complaint(&output));
+    assert!(complaint(&output).contains("no Service shop/none"), "{}", complaint(&output));
+    let unknown = ["flow", "get", "10.244.1.9:40001", "10.96.0.10:80"];
+    let cases: [(&[&str], i32, &str); 3] = [
+        (&["flow", "flush"], 2, "say which flows"),
+        (&unknown, 3, "no TCP connection from 10.244.1.9:40001 to 10.96.0.10:80"),
+        (&["flow", "get", "10.244.1.9", "10.96.0.10:80"], 2, "the client's port is missing"),
+    ];
+    for (words, code, expected) in cases {
+        let output = node.run(words)?;
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {}", complaint(&output));
+        assert!(complaint(&output).contains(expected), "{words:?}: {}", complaint(&output));
+    }
+    Ok(())
+}
+
+#[test]
+fn flows_are_found_by_what_is_known_of_them_and_forgotten_in_pairs() -> Result<()> {
+    let node = Node::new()?;
+    node.open_flow(40_000)?;
+    node.open_flow(40_001)?;
+    let count = |words: &[&str]| -> Result<usize> {
+        let answer = node.ask(&[&["flow", "list", "-o", "json"], words].concat())?;
+        Ok(serde_json::from_str::<Vec<serde_json::Value>>(&answer)?.len())
+    };
+    let cases: [(&[&str], usize); 9] = [
+        (&[], 2),
+        (&["--halves"], 4),
+        (&["--service", "shop/web"], 2),
+        (&["--service", "shop/cart"], 0),
+        (&["--address", "10.244.2.0/24"], 2),
+        (&["--address", "10.244.3.1"], 0),
+        (&["--port", "40001"], 1),
+        (&["--protocol", "udp"], 0),
+        (&["--stale"], 0),
+    ];
+    for (words, expected) in cases {
+        assert_eq!(count(words)?, expected, "{words:?}");
+    }
+    assert_eq!(node.ask(&["flow", "flush", "--port", "40001"])?.trim(), "2 entries are out");
+    assert_eq!(count(&["--halves"])?, 2);
+    assert_eq!(node.ask(&["flow", "flush", "--all"])?.trim(), "2 entries are out");
+    assert_eq!(count(&["--halves"])?, 0);
+    Ok(())
+}
+
+#[test]
+fn a_connection_is_found_by_either_of_its_directions() -> Result<()> {
+    let node = Node::new()?;
+    node.open_flow(40_000)?;
+    let ends = [("10.244.1.9:40000", "10.96.0.10:80"), ("10.244.2.5:8080", "10.244.1.9:40000/tcp")];
+    for ((source, destination), first) in ends.into_iter().zip(["original", "reply"]) {
+        let answer = node.ask(&["flow", "get", source, destination, "-o", "json"])?;
+        let entries: Vec<serde_json::Value> = serde_json::from_str(&answer)?;
+        assert_eq!(entries.len(), 2, "{answer}");
+        assert_eq!(entries[0]["direction"], first, "{answer}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_a_cleanup_would_do_is_what_it_does() -> Result<()> {
+    let Node { sandbox, agent } = Node::new()?;
+    let pins = || fs::read_dir(sandbox.pins.path().join("maps")).map(Iterator::count);
+    let before = pins()?;
+    let told = |words: &[&str]| -> Result<serde_json::Value> {
+        let output = run(&sandbox, &[words, &["-o", "json"]].concat())?;
+        ensure!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(serde_json::from_slice(&output.stdout)?)
+    };
+    let planned = told(&["cleanup", "--dry-run"])?;
+    assert!(planned["notes"][0].as_str().is_some_and(|note| note.contains("an agent runs")), "{planned}");
+    assert_eq!(run(&sandbox, &["cleanup"])?.status.code(), Some(1), "while an agent runs");
+    drop(agent);
+    let planned = told(&["cleanup", "--dry-run"])?;
+    assert_eq!((pins()?, planned["notes"].as_array().map(Vec::len)), (before, Some(0)), "{planned}");
+    assert_eq!(planned["removed"], told(&["cleanup"])?["removed"]);
+    assert!(!sandbox.pins.path().exists());
+    assert_eq!(told(&["cleanup", "--dry-run"])?["removed"], serde_json::json!([]));
+    Ok(())
+}
+
+#[test]
+fn verify_agrees_with_the_agent_and_names_what_somebody_has_changed() -> Result<()> {
+    let node = Node::new()?;
+    assert!(node.ask(&["verify"])?.starts_with("The kernel holds what it should: "));
+    let mut services: HashMap<_, Frontend<Ipv4>, Service> = node.map("SERVICES_V4")?;
+    let frontend = Frontend::new(Ipv4 { octets: [10, 96, 0, 11] }, Port::new(80), Protocol::Tcp);
+    let service = services.get(&frontend, 0)?;
+    services.remove(&frontend)?;
+    let stray = Frontend::new(Ipv4 { octets: [10, 96, 0, 99] }, Port::new(80), Protocol::Tcp);
+    services.insert(stray, service, 0)?;
+    let output = node.run(&["verify"])?;
+    let told = String::from_utf8(output.stdout)?;
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    for expected in [
+        "SERVICES_V4   10.96.0.11 port 80/TCP of shop/cart/TCP   is missing",
+        "SERVICES_V4   10.96.0.99 port 80/TCP",
+        "INBOUND       10.96.0.99",
+    ] {
+        assert!(told.contains(expected), "{expected:?} in\n{told}");
+    }
+    services.insert(frontend, service, 0)?;
+    services.remove(&stray)?;
+    assert!(node.ask(&["verify"])?.starts_with("The kernel holds what it should: "));
+    Ok(())
+}
+
+#[test]
+fn check_finds_nothing_missing_where_an_agent_runs() -> Result<()> {
+    let node = Node::new()?;
+    let answer = node.ask(&["check", "--uplinks", "uplink", "-o", "json"])?;
+    let findings: Vec<serde_json::Value> = serde_json::from_str(&answer)?;
+    let verdict = |subject: &str| findings.iter().find(|finding| finding["subject"] == subject).map(|f| &f["verdict"]);
+    for subject in ["programs", "uplinks", "BPF file system", "cgroup v2", "capability BPF"] {
+        assert_eq!(verdict(subject), Some(&"good".into()), "{subject}: {answer}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_bug_report_is_an_archive_of_what_the_kernel_holds() -> Result<()> {
+    let node = Node::new()?;
+    let archive = node.sandbox.directory.path().join("report.tar.gz");
+    let path = archive.display().to_string();
+    node.ask(&["bugreport", "--to", &path])?;
+    let listed = std::process::Command::new("tar").args(["-tzf", &path]).output()?;
+    let listed = String::from_utf8(listed.stdout)?;
+    for name in ["counters.json", "status.json", "services.json", "flows.json", "check.json", "agent.txt", "links.txt"]
+    {
+        assert!(listed.contains(&format!("sluice-bugreport/{name}")), "{name} in\n{listed}");
+    }
+    // What is there is not written over.
+    assert_eq!(node.run(&["bugreport", "--to", &path])?.status.code(), Some(1));
+    Ok(())
+}
+
+#[test]
+fn shells_and_manuals_know_every_verb() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    for shell in ["bash", "zsh", "fish"] {
+        let script = String::from_utf8(run(&sandbox, &["completions", shell])?.stdout)?;
+        assert!(script.contains("bugreport"), "{shell}: {script}");
+    }
+    let directory = sandbox.directory.path();
+    let output = run(&sandbox, &["man", &directory.display().to_string()])?;
+    assert!(output.status.success(), "{output:?}");
+    for page in ["sluice.1", "sluice-service-list.1"] {
+        assert!(Path::new(directory).join(page).exists(), "{page}");
+    }
+    Ok(())
+}
+
+#[test]
+fn top_tells_rates_of_what_was_counted_meanwhile() -> Result<()> {
+    let node = Node::new()?;
+    let index = node.index([10, 96, 0, 10], 80, Protocol::Tcp)?;
+    let map = MapData::from_pin(node.sandbox.pins.path().join("maps/SERVICE_STATS_4"))?;
+    let mut counts: Array<_, Stats> = Map::Array(map).try_into()?;
+    let done = AtomicBool::new(false);
+    let answer = thread::scope(|scope| {
+        let counting = scope.spawn(|| -> Result<()> {
+            for packets in (0..).step_by(100) {
+                counts.set(index, Stats { packets, ..Stats::default() }, 0)?;
+                if done.load(Ordering::Relaxed) {
+                    break;
+                }
+                thread::yield_now();
+            }
+            Ok(())
+        });
+        let answer = node.ask(&["top", "--once", "-o", "json"]);
+        done.store(true, Ordering::Relaxed);
+        counting.join().map_err(|_panic| anyhow::anyhow!("counting has panicked"))??;
+        answer
+    })?;
+    let rates: serde_json::Value = serde_json::from_str(&answer)?;
+    let busiest = &rates["services"][0];
+    assert_eq!(busiest["name"], "shop/web:http/TCP", "{answer}");
+    assert!(busiest["packets"].as_f64().is_some_and(|rate| rate > 0.0), "{answer}");
+    Ok(())
+}
