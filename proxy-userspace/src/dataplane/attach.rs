@@ -2,10 +2,10 @@
 //! options and the devices that exist ask for, whatever was there before.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fmt,
     fs::File,
-    io,
+    io, mem,
     os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
@@ -16,11 +16,12 @@ use super::{
     clsact,
     error::{Error, OpenError},
     links::{Change, Held, Links, LoadedProgram, Target},
+    load,
     netlink::{Link, NodeNetwork},
     options::{ClassifierMode, Options, UplinkMode},
     preflight,
     program::ProgramName,
-    select::select,
+    select::{select, takes_xdp},
 };
 
 const XDP_FLAGS_SKB_MODE: u32 = 2;
@@ -138,6 +139,7 @@ struct Cgroup {
 pub(super) struct Attacher {
     options: Options,
     cgroup: Option<Cgroup>,
+    /// Those that were attached once.
     programs: BTreeMap<ProgramName, LoadedProgram>,
     uses_tcx: bool,
     /// What was attached by links in the last round: none is lost with its pin.
@@ -151,12 +153,12 @@ pub(super) struct Attacher {
 }
 
 impl Attacher {
-    pub(super) fn new(options: &Options, cgroup: Option<&Path>, object: &Ebpf) -> Result<Self, OpenError> {
+    pub(super) fn new(options: &Options, cgroup: Option<&Path>) -> Result<Self, OpenError> {
         let cgroup = cgroup.map(open_cgroup).transpose()?;
         Ok(Self {
             options: options.clone(),
             cgroup,
-            programs: loaded_programs(options, object)?,
+            programs: BTreeMap::new(),
             uses_tcx: options.classifiers == ClassifierMode::Auto && preflight::kernel_is_at_least((6, 6)),
             held: Held::default(),
             filters: None,
@@ -169,8 +171,14 @@ impl Attacher {
     pub(super) fn attach(&mut self, object: &mut Ebpf, network: &NodeNetwork) -> Result<AttachReport, Error> {
         let links = Links::read(&self.options.pin_path, &mut self.held)?;
         let selection = select(&self.options, network);
-        let mut round =
-            Round { attacher: self, object, links, report: AttachReport::default(), filters: BTreeSet::new() };
+        let mut round = Round {
+            programs: mem::take(&mut self.programs),
+            attacher: self,
+            object,
+            links,
+            report: AttachReport::default(),
+            filters: BTreeSet::new(),
+        };
         for device in selection.absent {
             round.report.problems.push(AttachProblem::DeviceAbsent { device });
         }
@@ -183,8 +191,8 @@ impl Attacher {
             round.uplink(link);
         }
         round.sockets();
-        let (report, filters, held) = round.finish();
-        self.held = held;
+        let (report, filters, held, programs) = round.finish();
+        (self.held, self.programs) = (held, programs);
         let xdp = report.attachments.iter().filter(|attachment| attachment.program == ProgramName::UplinkXdp);
         self.settled = xdp.filter_map(|attachment| attachment.ifindex).collect();
         self.remove_filters(network, filters);
@@ -232,20 +240,6 @@ fn open_cgroup(path: &Path) -> Result<Cgroup, OpenError> {
     Ok(Cgroup { path: path.into(), directory, id })
 }
 
-fn loaded_programs(options: &Options, object: &Ebpf) -> Result<BTreeMap<ProgramName, LoadedProgram>, OpenError> {
-    options
-        .programs()
-        .map(|program| {
-            let name = program.as_str();
-            let error = |source| OpenError::Program { program: name, source };
-            let loaded = object.program(name).ok_or(OpenError::Missing { what: "program", name })?;
-            let fd = loaded.fd().map_err(error)?.as_fd().try_clone_to_owned().map_err(|source| error(source.into()))?;
-            let id = loaded.info().map_err(error)?.id();
-            Ok((program, LoadedProgram { fd, id }))
-        })
-        .collect()
-}
-
 /// A target, for the report.
 #[derive(Clone, Copy)]
 struct Place<'a> {
@@ -259,10 +253,14 @@ impl<'a> From<&'a Link> for Place<'a> {
     }
 }
 
+/// What a round leaves: the report, the filters that are wanted, the links that are held, and the programs.
+type Ended = (AttachReport, BTreeSet<(String, ProgramName)>, Held, BTreeMap<ProgramName, LoadedProgram>);
+
 /// One round of attaching.
 struct Round<'a> {
     attacher: &'a Attacher,
     object: &'a mut Ebpf,
+    programs: BTreeMap<ProgramName, LoadedProgram>,
     links: Links,
     report: AttachReport,
     filters: BTreeSet<(String, ProgramName)>,
@@ -291,15 +289,13 @@ impl Round<'_> {
 
     /// Attaches XDP if it is wanted there, and says whether it is attached.
     fn xdp(&mut self, link: &Link) -> bool {
-        let (flags, mechanism) = match self.attacher.options.uplink_mode {
-            UplinkMode::Xdp => (XDP_FLAGS_DRV_MODE, Mechanism::Xdp),
-            UplinkMode::XdpGeneric => (XDP_FLAGS_SKB_MODE, Mechanism::XdpGeneric),
-            UplinkMode::Tc => return false,
-        };
-        // No tunnel takes XDP in its driver, and nothing is gained by it anywhere else.
-        if !link.has_ethernet || link.is_overlay() {
+        if !takes_xdp(&self.attacher.options, link) {
             return false;
         }
+        let (flags, mechanism) = match self.attacher.options.uplink_mode {
+            UplinkMode::XdpGeneric => (XDP_FLAGS_SKB_MODE, Mechanism::XdpGeneric),
+            UplinkMode::Xdp | UplinkMode::Tc => (XDP_FLAGS_DRV_MODE, Mechanism::Xdp),
+        };
         let wants_generic = mechanism == Mechanism::XdpGeneric;
         // A link keeps the mode it was made with, perhaps by a predecessor with other options.
         let is_settled = self.attacher.settled.contains(&link.ifindex);
@@ -328,7 +324,7 @@ impl Round<'_> {
             (self.link(program, Target::Device(&link.name, link.ifindex), 0), Mechanism::Tcx)
         } else {
             self.filters.insert((link.name.clone(), program));
-            (clsact::ensure(self.object, program, &link.name).map_err(io::Error::other), Mechanism::Clsact)
+            (self.filter(program, &link.name), Mechanism::Clsact)
         };
         self.outcome(program, link.into(), mechanism, result);
     }
@@ -343,12 +339,17 @@ impl Round<'_> {
     }
 
     fn link(&mut self, program: ProgramName, target: Target<'_>, flags: u32) -> io::Result<()> {
-        let loaded = self.attacher.programs.get(&program).ok_or(io::ErrorKind::NotFound)?;
+        let loaded = loaded(&mut self.programs, self.object, program)?;
         let change = self.links.ensure(program, loaded, target, flags)?;
         if change != Change::None {
             tracing::debug!(%program, ?target, ?change, "attached");
         }
         Ok(())
+    }
+
+    fn filter(&mut self, program: ProgramName, device: &str) -> io::Result<()> {
+        loaded(&mut self.programs, self.object, program)?;
+        clsact::ensure(self.object, program, device).map_err(io::Error::other)
     }
 
     fn outcome(&mut self, program: ProgramName, place: Place<'_>, mechanism: Mechanism, result: io::Result<()>) {
@@ -372,12 +373,24 @@ impl Round<'_> {
     }
 
     /// What is not wanted goes last, so that no device is without a program in between.
-    fn finish(mut self) -> (AttachReport, BTreeSet<(String, ProgramName)>, Held) {
-        let (removed, held) = std::mem::replace(&mut self.links, Links::empty()).remove_others();
+    fn finish(mut self) -> Ended {
+        let (removed, held) = mem::replace(&mut self.links, Links::empty()).remove_others();
         for (pin, result) in removed {
             tracing::debug!(pin, "removed a link that is not wanted any more");
             self.note_removal(&pin, result);
         }
-        (self.report, self.filters, held)
+        (self.report, self.filters, held, self.programs)
     }
+}
+
+/// A program that the kernel has been given, or is given now.
+fn loaded<'a>(
+    programs: &'a mut BTreeMap<ProgramName, LoadedProgram>,
+    object: &mut Ebpf,
+    program: ProgramName,
+) -> io::Result<&'a LoadedProgram> {
+    Ok(match programs.entry(program) {
+        Entry::Occupied(loaded) => loaded.into_mut(),
+        Entry::Vacant(place) => place.insert(load::loaded(object, program).map_err(io::Error::other)?),
+    })
 }

@@ -2,9 +2,13 @@
 //! version would make. aya opens any pin of the right name: one with larger values would have it read past its buffers.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
-    os::fd::AsRawFd as _,
+    os::fd::{AsFd as _, AsRawFd as _},
+    panic::resume_unwind,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    thread,
 };
 
 use aya::{
@@ -22,9 +26,12 @@ use super::{
     error::OpenError,
     flow_table::{self, FlowTableSize},
     layout::Layout,
+    links::LoadedProgram,
     migration::second_directory,
+    netlink,
     options::{Options, SocketLb},
     program::ProgramName,
+    select::select,
     syscall,
     table::Table,
 };
@@ -91,7 +98,7 @@ fn load_over(options: &Options, directory: &Path, shapes: &BTreeMap<String, Shap
         loader.map_pin_path(name, directory.join(name)).map_max_entries(name, shape.max_entries);
     }
     let mut object = loader.load(OBJECT)?;
-    load_programs(&mut object, options)?;
+    load_programs(&mut object, &needed(options))?;
     Ok(object)
 }
 
@@ -102,8 +109,9 @@ pub(super) fn rehearse(options: &Options) -> Result<usize, OpenError> {
         loader.map_max_entries(name, 1_024);
     }
     let mut object = loader.load(OBJECT)?;
-    load_programs(&mut object, options)?;
-    Ok(options.programs().count())
+    let programs: Vec<_> = options.programs().collect();
+    load_programs(&mut object, &programs)?;
+    Ok(programs.len())
 }
 
 /// The value of the object's constant `SOCKET_LB`.
@@ -229,19 +237,68 @@ pub fn pinned_layout(pin_path: &Path) -> Result<u32, super::Error> {
     }
 }
 
-fn load_programs(object: &mut Ebpf, options: &Options) -> Result<(), OpenError> {
-    options.programs().try_for_each(|program| load_program(object, program))
+/// How many programs the kernel looks at at once, at most: it takes up to a hundred megabytes for each while it does.
+const AT_ONCE: usize = 2;
+
+/// The programs of the devices that are there. Those of others are loaded when these come.
+fn needed(options: &Options) -> Vec<ProgramName> {
+    let network = netlink::snapshot_blocking();
+    network.map_or_else(|_| options.programs().collect(), |network| select(options, &network).programs(options))
 }
 
-/// Has the kernel verify a program.
+/// Has the kernel verify programs, which is most of an agent's start.
+fn load_programs(object: &mut Ebpf, wanted: &[ProgramName]) -> Result<(), OpenError> {
+    let wanted: Vec<&'static str> = wanted.iter().map(|program| program.as_str()).collect();
+    if let Some(name) = wanted.iter().find(|name| object.program(name).is_none()) {
+        return Err(OpenError::Missing { what: "program", name });
+    }
+    let programs = object.programs_mut().filter_map(|(name, program)| {
+        // In the order that is asked for, so that none that takes long is the last.
+        wanted.iter().position(|wanted| *wanted == name).map(|place| (place, wanted[place], program))
+    });
+    let mut programs: Vec<_> = programs.collect();
+    programs.sort_by_key(|(place, ..)| Reverse(*place));
+    let queue = Mutex::new(programs);
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let work = || {
+        while let Some((_, name, program)) = next() {
+            verify(name, program)?;
+        }
+        Ok(())
+    };
+    let others = thread::available_parallelism().map_or(0, |processors| processors.get().min(AT_ONCE) - 1);
+    thread::scope(|scope| {
+        let others: Vec<_> = (0..others).map(|_| scope.spawn(work)).collect();
+        let own = work();
+        let others = others.into_iter().map(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        others.fold(own, Result::and)
+    })
+}
+
+/// A program as the kernel has it, which is given it now if it was not before.
+pub(super) fn loaded(object: &mut Ebpf, program: ProgramName) -> Result<LoadedProgram, OpenError> {
+    let name = program.as_str();
+    let error = |source| OpenError::Program { program: name, source };
+    let found = object.program_mut(name).ok_or(OpenError::Missing { what: "program", name })?;
+    if found.fd().is_err() {
+        verify(name, found)?;
+    }
+    let fd = found.fd().map_err(error)?.as_fd().try_clone_to_owned().map_err(|source| error(source.into()))?;
+    Ok(LoadedProgram { fd, id: found.info().map_err(error)?.id() })
+}
+
+/// Has the kernel verify one program.
 pub(super) fn load_program(object: &mut Ebpf, program: ProgramName) -> Result<(), OpenError> {
     let name = program.as_str();
-    let loaded = object.program_mut(name).ok_or(OpenError::Missing { what: "program", name })?;
-    match loaded {
-        Program::Xdp(loaded) => loaded.load(),
-        Program::SchedClassifier(loaded) => loaded.load(),
-        Program::CgroupSockAddr(loaded) => loaded.load(),
-        Program::CgroupSock(loaded) => loaded.load(),
+    verify(name, object.program_mut(name).ok_or(OpenError::Missing { what: "program", name })?)
+}
+
+fn verify(name: &'static str, program: &mut Program) -> Result<(), OpenError> {
+    match program {
+        Program::Xdp(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
         _ => return Err(OpenError::Missing { what: "program of the right type called", name }),
     }
     .map_err(|source| OpenError::Program { program: name, source })

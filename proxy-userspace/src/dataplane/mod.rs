@@ -168,7 +168,7 @@ impl Dataplane {
         let cgroup = preflight::check(options)?;
         let lock = prepare(&options.pin_path)?;
         let object = migration::open(options)?;
-        let attacher = Attacher::new(options, cgroup.as_deref(), &object)?;
+        let attacher = Attacher::new(options, cgroup.as_deref())?;
         let node_map: Table<u32, Node> = family::table(&object, "NODE")?;
         let mut dataplane = Self {
             v4: FamilyMaps::new(&object, &family::V4)?,

@@ -17,7 +17,7 @@ use proxy_common::node::Vlan;
 pub use self::{
     peers::{LinkLayerAddress, Reach, watch_peers},
     route::device_towards,
-    watcher::{SERVICE_DEVICE, snapshot, watch},
+    watcher::{SERVICE_DEVICE, snapshot, snapshot_blocking, watch},
 };
 
 /// The node's links and addresses at one moment.

@@ -76,14 +76,14 @@ impl Hook {
 }
 
 impl ProgramName {
-    /// Every program.
+    /// Every program. Those that the kernel verifies for longest come first.
     pub const ALL: [Self; 20] = [
-        Self::PodIn,
-        Self::PodOut,
         Self::UplinkXdp,
         Self::UplinkIn,
-        Self::UplinkOut,
+        Self::PodIn,
         Self::UplinkInL3,
+        Self::PodOut,
+        Self::UplinkOut,
         Self::UplinkOutL3,
         Self::CrossUplinkIn,
         Self::CrossPodIn,

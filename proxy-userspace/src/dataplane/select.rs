@@ -2,7 +2,8 @@
 
 use super::{
     netlink::{Link, NodeNetwork, tunnels},
-    options::{DevicePattern, Options},
+    options::{DevicePattern, Options, UplinkMode},
+    program::ProgramName,
 };
 
 /// The devices to attach to.
@@ -14,6 +15,26 @@ pub(super) struct Selection<'a> {
     pub(super) pod_devices: Vec<&'a Link>,
     /// Names the operator gave that no device has.
     pub(super) absent: Vec<String>,
+}
+
+impl Selection<'_> {
+    /// The programs that these uplinks get, and those of every node's pods and sockets, among those that the options ask for.
+    pub(super) fn programs(&self, options: &Options) -> Vec<ProgramName> {
+        let any = |is_meant: &dyn Fn(&Link) -> bool| self.uplinks.iter().any(|link| is_meant(link));
+        let is_needed = |program: &ProgramName| match program {
+            ProgramName::UplinkXdp => any(&|link| takes_xdp(options, link)),
+            ProgramName::UplinkIn => any(&|link| !link.is_layer3 && !takes_xdp(options, link)),
+            ProgramName::UplinkOut | ProgramName::CrossUplinkIn => any(&|link| !link.is_layer3),
+            ProgramName::UplinkInL3 | ProgramName::UplinkOutL3 => any(&|link| link.is_layer3),
+            _ => true,
+        };
+        options.programs().filter(is_needed).collect()
+    }
+}
+
+/// Whether XDP is to be tried at an uplink: no tunnel takes it in its driver, and nothing is gained by it anywhere else.
+pub(super) fn takes_xdp(options: &Options, link: &Link) -> bool {
+    options.uplink_mode != UplinkMode::Tc && link.has_ethernet && !link.is_layer3 && !link.is_overlay()
 }
 
 /// What a device is.
@@ -67,7 +88,7 @@ fn is_listed(patterns: &[DevicePattern], link: &Link) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Link, NodeNetwork, Options, select};
+    use super::{Link, NodeNetwork, Options, ProgramName, Selection, UplinkMode, select};
 
     fn network() -> NodeNetwork {
         let link = |ifindex, name: &str| Link { ifindex, name: name.into(), has_ethernet: true, ..Link::default() };
@@ -146,5 +167,28 @@ mod tests {
     fn loopback_is_not_meant_by_a_pattern() {
         assert!(!names(&["*"], &[]).0.contains(&"lo".into()));
         assert_eq!(names(&["lo"], &[]).0, ["lo"]);
+    }
+
+    #[test]
+    fn programs_of_uplinks_are_those_of_the_kinds_that_there_are() {
+        let ethernet = Link { name: "eth0".into(), has_ethernet: true, ..Link::default() };
+        let layer3 = Link { name: "wg0".into(), is_layer3: true, ..Link::default() };
+        let overlay = Link { kind: "vxlan".into(), ..ethernet.clone() };
+        let cases: [(&str, &[&Link], UplinkMode, &[&str]); 5] = [
+            ("none", &[], UplinkMode::Xdp, &[]),
+            ("Ethernet", &[&ethernet], UplinkMode::Xdp, &["uplink_xdp", "uplink_out"]),
+            ("Ethernet, without XDP", &[&ethernet], UplinkMode::Tc, &["uplink_in", "uplink_out"]),
+            ("WireGuard", &[&layer3], UplinkMode::Xdp, &["uplink_in_l3", "uplink_out_l3"]),
+            ("both of Ethernet", &[&ethernet, &overlay], UplinkMode::Xdp, &["uplink_xdp", "uplink_in", "uplink_out"]),
+        ];
+        for (name, uplinks, uplink_mode, expected) in cases {
+            let options = Options { uplink_mode, ..Options::new("/nowhere") };
+            let selection = Selection { uplinks: uplinks.to_vec(), ..Selection::default() };
+            let programs = selection.programs(&options);
+            let of_uplinks: Vec<&str> =
+                programs.iter().map(|program| program.as_str()).filter(|name| name.starts_with("uplink")).collect();
+            assert_eq!(of_uplinks, expected, "{name}");
+            assert!(programs.contains(&ProgramName::PodIn) && programs.contains(&ProgramName::Connect4), "{name}");
+        }
     }
 }

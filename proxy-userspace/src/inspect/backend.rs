@@ -1,9 +1,6 @@
 //! Backends, as the maps have them, and which Service ports lead to them.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
-};
+use std::net::{IpAddr, SocketAddr};
 
 use proxy_common::{
     addr::{Address as _, Protocol},
@@ -72,37 +69,47 @@ impl From<BackendState> for State {
 
 /// Every backend of one family.
 pub(super) fn all<R: FamilyReader>(maps: &R, slots: &[u32]) -> Result<Vec<Backend>, InspectError> {
-    let mut users = users(maps, slots)?;
-    let used = (0_u32..).zip(maps.all_backends()?).filter(|(_, backend)| backend.state != BackendState::Free);
-    let shown = used.map(|(id, backend)| Backend {
+    let backends = maps.all_backends()?;
+    let users = users(maps, slots, backends.len())?;
+    let used = (0_u32..).zip(backends).zip(users).filter(|((_, backend), _)| backend.state != BackendState::Free);
+    let shown = used.map(|((id, backend), services)| Backend {
         address: SocketAddr::new(backend.addr.into(), backend.port.number()),
         id,
         state: backend.state.into(),
         is_local: backend.is_local != 0,
         node: (backend.node != R::Addr::ANY).then(|| backend.node.into()),
         generation: backend.generation,
-        services: users.remove(&id).unwrap_or_default().into_iter().collect(),
+        services,
     });
     Ok(shown.collect())
 }
 
-/// The Service ports that lead to each backend.
-fn users(maps: &impl FamilyReader, slots: &[u32]) -> Result<BTreeMap<u32, BTreeSet<String>>, InspectError> {
+/// The Service ports that lead to each of so many backends.
+fn users(maps: &impl FamilyReader, slots: &[u32], count: usize) -> Result<Vec<Vec<String>>, InspectError> {
     let names = Names::read(maps)?;
-    let mut users: BTreeMap<u32, BTreeSet<String>> = BTreeMap::new();
+    let mut users = vec![Vec::new(); count];
     for (frontend, service) in maps.services()? {
         if frontend.proto == Protocol::Any {
             continue;
         }
         let name = format!("{}/{}", names.of(service.index), frontend.proto);
-        let ids = [service.internal, service.external].map(|range| {
+        let ranges = [service.internal, service.external].map(|range| {
             let first = range.first as usize;
             slots.get(first..first + range.count as usize).unwrap_or_default()
         });
-        let ids: BTreeSet<u32> = ids.into_iter().flatten().copied().collect();
+        let mut ids = ranges.concat();
+        ids.sort_unstable();
+        ids.dedup();
         for id in ids {
-            users.entry(id).or_default().insert(name.clone());
+            // One beyond the last was taken away between two looks.
+            if let Some(users) = users.get_mut(id as usize) {
+                users.push(name.clone());
+            }
         }
+    }
+    for users in &mut users {
+        users.sort_unstable();
+        users.dedup();
     }
     Ok(users)
 }

@@ -72,12 +72,13 @@ fn processor_time_of_children() -> Result<Duration> {
 fn each_verb_answers_within_200_ms_with_10_000_services() -> Result<()> {
     let sandbox = Sandbox::new()?;
     fill(&sandbox, 10_000)?;
-    let verbs: [&[&str]; 10] = [
+    let verbs: [&[&str]; 11] = [
         &["status"],
         &["counters"],
         &["service", "list"],
         &["service", "get", "many/service-7"],
         &["backend", "list"],
+        &["backend", "list", "-o", "json"],
         &["flow", "list"],
         &["affinity", "list"],
         &["top", "--once"],

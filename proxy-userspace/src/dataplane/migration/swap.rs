@@ -6,7 +6,6 @@ use std::{
     fs, io,
     os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
-    thread,
 };
 
 use aya::Ebpf;
@@ -17,8 +16,7 @@ use crate::dataplane::{
     error::{Error, OpenError},
     layout::Layout,
     links::{self, links_directory},
-    load,
-    netlink::{self, NodeNetwork},
+    load, netlink,
     options::{ClassifierMode, Options},
     preflight,
     program::ProgramName,
@@ -66,21 +64,13 @@ impl Swap {
         if self.programs.contains_key(&program) {
             return Ok(());
         }
-        let name = program.as_str();
-        let error = |source| OpenError::Program { program: name, source };
-        let missing = OpenError::Missing { what: "program", name };
-        if object.program(name).ok_or(missing)?.fd().is_err() {
-            load::load_program(object, program)?;
-        }
-        let loaded = object.program(name).ok_or(OpenError::Missing { what: "program", name })?;
-        let fd = loaded.fd().map_err(error)?.as_fd().try_clone_to_owned().map_err(|source| error(source.into()))?;
-        self.programs.insert(program, fd);
+        self.programs.insert(program, load::loaded(object, program)?.fd);
         Ok(())
     }
 
     /// A filter does not say which program it has: it is the one that its device would be given.
     fn add_filters(&mut self, options: &Options, object: &mut Ebpf) -> Result<(), OpenError> {
-        let network = network()?;
+        let network = netlink::snapshot_blocking().map_err(|source| Error::Kernel { what: "its devices", source })?;
         let selection = select(options, &network);
         for link in selection.pod_devices {
             for program in [ProgramName::PodIn, ProgramName::PodOut, ProgramName::CrossPodIn] {
@@ -126,17 +116,4 @@ fn detach(path: &PathBuf, reason: &io::Error) {
     if let Err(error) = fs::remove_file(path) {
         warn!("{} cannot be removed: {error}", path.display());
     }
-}
-
-/// On a thread of its own: the caller may be one that must not wait for tasks.
-fn network() -> Result<NodeNetwork, OpenError> {
-    let error = |source| Error::Kernel { what: "its devices", source };
-    let asked = thread::scope(|scope| {
-        let asking = scope.spawn(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(netlink::snapshot()).map_err(io::Error::other)
-        });
-        asking.join().unwrap_or_else(|_panic| Err(io::Error::other("the thread that asked has panicked")))
-    });
-    Ok(asked.map_err(error)?)
 }

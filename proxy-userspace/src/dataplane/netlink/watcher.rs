@@ -3,7 +3,9 @@
 
 use std::{
     collections::BTreeSet,
+    io,
     net::{Ipv4Addr, Ipv6Addr},
+    thread,
     time::Duration,
 };
 
@@ -44,6 +46,17 @@ pub const SERVICE_DEVICE: &str = "kube-ipvs0";
 
 /// Notifications of one connection, in the order the kernel sent them.
 type Notifications = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
+
+/// [`snapshot`] on a thread of its own: for callers that must not wait for tasks, whether or not they are of a runtime.
+pub fn snapshot_blocking() -> io::Result<NodeNetwork> {
+    thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(snapshot()).map_err(io::Error::other)
+        });
+        asking.join().unwrap_or_else(|_panic| Err(io::Error::other("the thread that asked has panicked")))
+    })
+}
 
 /// The network of this namespace as it is now.
 pub async fn snapshot() -> Result<NodeNetwork, NetlinkError> {
