@@ -134,20 +134,62 @@ impl Takeover {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::{collections::BTreeSet, sync::Arc};
 
-    use proxy_common::addr::Protocol;
+    use proxy_common::{
+        addr::{Address as _, Ipv4, Port, Protocol},
+        service::{Frontend, Pick, WhenEmpty},
+    };
 
     use super::to_services;
-    use crate::{dataplane::netlink::conntrack::TranslatedConnection, desired::Tables};
+    use crate::{
+        dataplane::netlink::conntrack::TranslatedConnection,
+        desired::{DesiredService, Tables},
+        model::{ObjectName, ServicePortName},
+    };
+
+    fn service() -> Arc<DesiredService<Ipv4>> {
+        let service = ObjectName { namespace: "default".into(), name: "web".into() };
+        Arc::new(DesiredService {
+            port: Arc::new(ServicePortName { service, port: String::new(), protocol: Protocol::Tcp }),
+            pick: Pick::default(),
+            flags: 0,
+            affinity_seconds: 0,
+            sources: Arc::default(),
+            internal: Arc::default(),
+            external: Arc::default(),
+            local: Arc::default(),
+            internal_empty: WhenEmpty::Reject,
+            external_empty: WhenEmpty::Reject,
+        })
+    }
+
+    fn connection(protocol: Protocol, frontend: &str) -> TranslatedConnection {
+        TranslatedConnection {
+            protocol,
+            client: "198.51.100.7:40000".parse().unwrap(),
+            frontend: frontend.parse().unwrap(),
+        }
+    }
 
     #[test]
     fn what_is_translated_for_nobodys_service_is_left_out() {
-        let connection = TranslatedConnection {
-            protocol: Protocol::Tcp,
-            client: "198.51.100.7:40000".parse().unwrap(),
-            frontend: "192.0.2.1:18080".parse().unwrap(),
-        };
-        assert_eq!(to_services(BTreeSet::from([connection]), &Tables::default()), BTreeSet::new());
+        let mut tables = Tables::default();
+        let (cluster_ip, any) = (Ipv4 { octets: [10, 96, 0, 10] }, Ipv4::ANY);
+        for (address, port) in [(cluster_ip, 80), (any, 30_080)] {
+            tables.v4.services.insert(Frontend::new(address, Port::new(port), Protocol::Tcp), service());
+        }
+        let cases = [
+            ("a ClusterIP", connection(Protocol::Tcp, "10.96.0.10:80"), true),
+            ("a NodePort, at any address", connection(Protocol::Tcp, "192.0.2.1:30080"), true),
+            ("another protocol", connection(Protocol::Udp, "10.96.0.10:80"), false),
+            ("another port of the ClusterIP", connection(Protocol::Tcp, "10.96.0.10:81"), false),
+            ("a pod's hostPort", connection(Protocol::Tcp, "192.0.2.1:18080"), false),
+            ("the other family", connection(Protocol::Tcp, "[2001:db8::1]:80"), false),
+        ];
+        for (name, connection, is_taken) in cases {
+            let taken = to_services(BTreeSet::from([connection]), &tables);
+            assert_eq!(taken.contains(&connection), is_taken, "{name}");
+        }
     }
 }
