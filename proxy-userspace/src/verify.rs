@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use proxy_common::{addr::Address, service::Frontend};
+use proxy_common::{addr::Address, backend::BackendState, service::Frontend};
 use serde::Serialize;
 use tokio::{
     sync::mpsc::{self, Receiver},
@@ -19,6 +19,7 @@ use crate::{
     dataplane::{self, OpenError, netlink},
     desired::{FamilyTables, Tables},
     diff::{Capacity, FamilyState, KernelState, Plan, Step},
+    inspect::State,
     reconcile::Reconciler,
     source::{self, Event},
 };
@@ -206,11 +207,14 @@ impl<A: Address + std::fmt::Display> Told<'_, A> {
         match step {
             Step::PutBackend(id, backend) => {
                 let found = self.state.backends.get(*id as usize);
-                let problem = format!("should be {:?}, is {:?}", backend.state, found.map(|found| found.state));
+                let name = |state: BackendState| State::from(state).name();
+                let found = found.map_or("not there", |found| name(found.state));
+                let problem = format!("should be {}, is {found}", name(backend.state));
                 told(self.maps.backends, format!("{id}: {}:{}", backend.addr, backend.port), &problem)
             }
             Step::PutSlots(first, ids) => {
-                told("SLOTS", format!("{first} and {} more", ids.len() - 1), "lead to other backends")
+                let last = *first as usize + ids.len().saturating_sub(1);
+                told("SLOTS", format!("{first} to {last}"), "lead to other backends")
             }
             Step::PutLocalAddr(address, _) => told(
                 self.maps.local_addrs,

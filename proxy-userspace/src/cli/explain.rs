@@ -31,6 +31,7 @@ pub(super) fn execute(arguments: &Arguments) -> Result<(), Failure> {
     let Arguments { client, destination, from, device, target } = arguments;
     let question =
         Question::new(*client, *destination, *from, device.clone()).map_err(|error| Failure::new(error, 2))?;
+    target.warn_of_another_network();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new(error, 1))?;
     let answer = runtime.block_on(explain(&target.pin_path, &question)).map_err(|error| {

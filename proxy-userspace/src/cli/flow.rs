@@ -230,7 +230,12 @@ fn way(output: &str) -> &'static str {
 }
 
 fn phase(flow: &Flow) -> String {
-    if flow.goes_on { flow.phase.to_owned() } else { format!("{}, over", flow.phase) }
+    match flow.phase {
+        phase if flow.goes_on => phase.to_owned(),
+        // Nobody has ended it: it was silent for too long.
+        phase @ ("opening" | "established") => format!("{phase}, timed out"),
+        phase => format!("{phase}, over"),
+    }
 }
 
 #[cfg(test)]

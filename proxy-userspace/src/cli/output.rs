@@ -1,6 +1,7 @@
 //! How commands show what they found: as a table for people, or as JSON and YAML whose fields stay what they are.
 
 use std::{
+    fs,
     io::{self, Write as _},
     path::PathBuf,
 };
@@ -39,6 +40,21 @@ impl Target {
     /// Opens the maps.
     pub(super) fn inspector(&self) -> Result<Inspector, Failure> {
         Ok(Inspector::open(&self.pin_path)?)
+    }
+
+    /// Says so, on standard error, where an agent keeps the maps that is in another network namespace than this command, which looks
+    /// at the devices and addresses of its own.
+    pub(super) fn warn_of_another_network(&self) {
+        let Ok(status) = self.inspector().and_then(|inspector| Ok(inspector.status()?)) else { return };
+        let network = |process: &str| fs::read_link(format!("/proc/{process}/ns/net")).ok();
+        let process = status.agent.pid.to_string();
+        let (own, agents) = (network("self"), network(&process));
+        if status.agent.is_running && agents.is_some() && own != agents {
+            eprintln!(
+                "sluice: the agent is in another network namespace, and this command looks at the devices and addresses of its own: \
+                 run it by `nsenter --net=/proc/{process}/ns/net`"
+            );
+        }
     }
 
     /// Shows an answer.

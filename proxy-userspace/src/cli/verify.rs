@@ -35,6 +35,7 @@ pub(super) fn execute(arguments: &Arguments) -> Result<(), Failure> {
     let inspector = arguments.target.inspector()?;
     let mut config = arguments.config(&inspector).map_err(|error| Failure::new(error, 2))?;
     config.dataplane.pin_path.clone_from(&arguments.target.pin_path);
+    arguments.target.warn_of_another_network();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new(error, 1))?;
     let compared = runtime.block_on(verify(&config, Duration::from_secs(arguments.timeout)));

@@ -8,6 +8,7 @@ use super::{
     links::{links_directory, pins},
     netlink::NodeNetwork,
     options::Options,
+    preflight,
     program::{Hook, ProgramName},
     select::select,
 };
@@ -36,7 +37,12 @@ impl Attached {
 /// What is attached, by the pins under a path.
 pub fn attached(pin_path: &Path, network: &NodeNetwork) -> Result<Attached, Error> {
     let found = pins(&links_directory(pin_path))?.into_iter().map(|(program, target, _)| (program, target));
-    Ok(with_filters(found.collect(), network))
+    let programs = found.collect();
+    // Where TCX is, it is used.
+    if preflight::kernel_is_at_least((6, 6)) {
+        return Ok(Attached { programs, is_guess: false });
+    }
+    Ok(with_filters(programs, network))
 }
 
 /// Adds the filters of TC that the defaults ask for, where none of TC's programs has a pin.

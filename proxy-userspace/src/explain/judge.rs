@@ -275,7 +275,7 @@ fn notes(case: &Case<'_>, fate: Fate, seen: &Rehearsal) -> Vec<String> {
         (stand.origin == Origin::Pod && is_new && chooses_at_connect(case, service.as_ref()), POD_NOTE),
         (
             case.attached.is_guess,
-            "TC's programs have no pins here (a kernel before 6.6, or clsact): where they are is a guess by the defaults",
+            "TC's programs have no pins on a kernel before 6.6: where they are is a guess by the defaults",
         ),
     ];
     notes.into_iter().filter(|(is_so, _)| *is_so).map(|(_, note)| note.to_owned()).collect()

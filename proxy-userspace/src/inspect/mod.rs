@@ -23,6 +23,7 @@ use proxy_common::{
     node::LAYOUT,
     tuple::{Stage, Tuple},
 };
+use rustix::fs::{Access, access};
 use serde::Serialize;
 
 #[cfg(test)]
@@ -112,6 +113,9 @@ pub(crate) fn check(pin_path: &Path) -> Result<(), InspectError> {
         }
         Err(_) => return Err(InspectError::NothingPinned { path: pin_path.into() }),
         Ok(_) => {}
+    }
+    if access(maps.join("NODE"), Access::READ_OK | Access::WRITE_OK).is_err() {
+        return Err(InspectError::NotAllowed { path: pin_path.into() });
     }
     match dataplane::pinned_layout(pin_path)? {
         LAYOUT => Ok(()),

@@ -22,9 +22,9 @@ use comfy_table::{Table, presets::UTF8_BORDERS_ONLY};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tests::{
     lab::{
-        Between, Lab, LabOptions, UplinkMode,
+        Between, Lab, LabOptions, Node, UplinkMode,
         address::Family,
-        agent::{AgentOptions, clean_up, use_program},
+        agent::{AgentOptions, clean_up, sluice_program, use_program},
         manifest::{self, Published},
         survey::{self, Finding},
     },
@@ -260,9 +260,16 @@ fn shell(lab: &Lab, interrupt: &Interrupt) -> Result<()> {
     for place in lab.places() {
         write_command(directory.path(), place)?;
     }
+    for node in &lab.nodes {
+        write_verbs(directory.path(), node)?;
+    }
     let names: Vec<_> = lab.places().map(Place::name).collect();
     eprintln!("\nA command per place runs others inside: {}.", names.join(" "));
-    eprintln!("Try: client-a ip route; client sh; ls {}. Leave with exit.", lab.nodes[0].pins().display());
+    eprintln!("The command line of each node's agent: sluice-a status, sluice-b flow list, …");
+    eprintln!("Services are those of examples/. Try:");
+    eprintln!("  client-a bash -c 'exec 3<>/dev/tcp/10.96.0.10/7; echo hi >&3; head -n 1 <&3'");
+    eprintln!("  sluice-a service get echo");
+    eprintln!("Leave with exit.");
     let path = std::env::var_os("PATH").unwrap_or_default();
     let paths = std::iter::once(directory.path().to_owned()).chain(std::env::split_paths(&path));
     let program = std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into());
@@ -287,6 +294,20 @@ fn write_command(directory: &Path, place: &Place) -> Result<()> {
     let (own, netns, cgroup) = (own.display(), place.namespace().path(), place.cgroup().display());
     let script = format!("#!/bin/sh\nexec '{own}' enter '{}' '{cgroup}' \"$@\"\n", netns.display());
     let path = directory.join(place.name());
+    fs::write(&path, script)?;
+    Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o755))?)
+}
+
+/// A command that asks what a node's agent has pinned, in the node's place.
+fn write_verbs(directory: &Path, node: &Node) -> Result<()> {
+    let place = directory.join(node.host.name());
+    let script = format!(
+        "#!/bin/sh\nexec '{}' '{}' \"$@\" --pin-path '{}'\n",
+        place.display(),
+        sluice_program()?.display(),
+        node.pins().display()
+    );
+    let path = directory.join(node.plan.name.replace("node", "sluice"));
     fs::write(&path, script)?;
     Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o755))?)
 }
