@@ -237,7 +237,7 @@ pub fn pinned_layout(pin_path: &Path) -> Result<u32, super::Error> {
     }
 }
 
-/// How many programs the kernel looks at at once, at most: it takes up to a hundred megabytes for each while it does.
+/// How many programs the kernel looks at at once, at most: it takes memory for each while it does, which counts as the agent's.
 const AT_ONCE: usize = 2;
 
 /// The programs of the devices that are there. Those of others are loaded when these come.
