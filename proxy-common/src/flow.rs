@@ -151,6 +151,12 @@ impl<A> Flow<A> {
         self.state & state::MASK != 0
     }
 
+    /// Whether it is confirmed, and so lives in `FLOWS_*`.
+    #[inline(always)]
+    pub const fn is_confirmed(&self) -> bool {
+        self.state & state::CONFIRMED != 0
+    }
+
     /// Whether there is no other half, because replies do not come this way.
     #[inline(always)]
     pub const fn is_one_way(&self) -> bool {

@@ -18,6 +18,7 @@ pub mod lifetime;
 pub mod names;
 pub mod node;
 pub mod outcome;
+pub mod rehearsal;
 pub mod service;
 pub mod socket;
 pub mod stats;

@@ -64,12 +64,22 @@ pub mod masquerade {
 pub mod newcomers {
     /// They are left to the proxy beside us, and noted in `FOREIGN_*`. Known flows go on.
     pub const LEAVE: u32 = 8;
-    /// Those that stand in `FOREIGN_*` are left to the proxy beside us.
+    /// Those that stand in `FOREIGN_*` as what a client sends are left to the proxy beside us.
     pub const LOOK: u32 = 16;
     /// They are dropped, so that nothing opens a flow while the flow table is copied into another one. Senders try again.
     pub const HOLD: u32 = 32;
+    /// No agent has yet found out whether there is a proxy beside us. The programs go by the others.
+    pub const UNDECIDED: u32 = 64;
     /// All of them.
-    pub const ALL: u32 = LEAVE | LOOK | HOLD;
+    pub const ALL: u32 = LEAVE | LOOK | HOLD | UNDECIDED;
+}
+
+/// What a tuple in `FOREIGN_*` is to a connection of another proxy.
+pub mod foreign {
+    /// As its client sends.
+    pub const SENT: u32 = 1;
+    /// As its backend answers: no flow of ours may get replies by the same.
+    pub const ANSWERED: u32 = 2;
 }
 
 /// How many ranges of `ServiceCIDRs` there may be of each family.

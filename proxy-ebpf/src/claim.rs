@@ -1,5 +1,5 @@
-//! Enters a drafted pair into the flow table, under another source port if another flow has the reply's tuple, and under another
-//! address of the node if there is one and no port was found.
+//! Enters a drafted pair into the flow table, under another source port if another flow, or a connection of another proxy, has the
+//! reply's tuple, and under another address of the node if there is one and no port was found.
 //!
 //! What the attempts found is left in the draft, which is a map's: of its content the verifier knows nothing. Linux 6.1 goes
 //! through the callback of a loop once only, so that what one attempt cannot leave on the stack it takes for impossible.
@@ -13,7 +13,7 @@ use proxy_common::{
     tuple::Tuple,
 };
 
-use crate::{family::Family, flow, kernel, pick, service};
+use crate::{family::Family, flow, kernel, newcomer, pick, service};
 
 /// Source ports tried before the flow is dropped. Each is anywhere, so the chance that all are taken is the share of ports
 /// in use, to this power.
@@ -67,11 +67,12 @@ unsafe extern "C" fn attempt<F: Family, const CROSSES: bool>(index: u64, claim: 
     let key = unsafe { &*claim.key };
     let (Some(node), Some(draft)) = (service::node(), flow::draft::<F>()) else { return 1 };
     flow::set_rewrite::<F>(&mut draft.flow.rewrite, key, &draft.to);
-    if flow::open::<F>(key, draft) {
+    let is_anothers = newcomer::are_others_at_work() && newcomer::meets_foreign_replies::<F>(key);
+    if !is_anothers && flow::open::<F>(key, draft) {
         draft.is_settled = 1;
         return 1;
     }
-    if !flow::vacate::<F>() {
+    if is_anothers || !flow::vacate::<F>() {
         draft.is_retry = 1;
         draft.to.sport = another_source_port::<F, CROSSES>(node, key, index);
         if !CROSSES && index >= WITH_FIRST && is_one_of_ours::<F>(node, draft.to.saddr) {

@@ -28,7 +28,7 @@ use crate::{
     admit::Admission,
     counters::count,
     datapath::{self, TCP, UDP},
-    event,
+    embryo, event,
     family::{Family, V4, V6},
     filter,
     flow::{self, Advance, Entry},
@@ -123,20 +123,30 @@ fn transport<F: Wire, L: Summed>(hook: Hook, packet: &mut Skb, saddr: Ipv6, dadd
     let bytes = size_of::<F::Header>() as u32 + u32::from(payload);
 
     let mut known = Advance::Afresh;
-    if let Some(entry) = flow::confirmed::<V6>(&key) {
+    let mut confirmed = flow::confirmed::<V6>(&key);
+    if confirmed.is_none() {
+        if let Some(entry) = flow::embryo::<V6>(&key) {
+            known = datapath::advance::<V6, L>(hook, &key, entry, flags, node);
+            if known == Advance::Keep
+                && let Some(copy) = embryo::copy::<V6>(&key, entry)
+            {
+                stats::note_at_once::<V6>(copy, bytes);
+                let answer = send::<F, L>(hook, packet, copy, node, payload);
+                // Last, because the entry may move.
+                embryo::hatch::<V6>(hook, &key, entry, flags);
+                return answer;
+            }
+        }
+        // It may have moved meanwhile.
+        if !flow::is_opening(flags) {
+            confirmed = flow::confirmed::<V6>(&key);
+        }
+    }
+    if let Some(entry) = confirmed {
         known = datapath::advance::<V6, L>(hook, &key, entry, flags, node);
         if known == Advance::Keep {
             stats::note::<V6>(entry, bytes);
             return send::<F, L>(hook, packet, entry, node, payload);
-        }
-    } else if let Some(entry) = flow::embryo::<V6>(&key) {
-        known = datapath::advance::<V6, L>(hook, &key, entry, flags, node);
-        if known == Advance::Keep {
-            stats::note_at_once::<V6>(entry, bytes);
-            let answer = send::<F, L>(hook, packet, entry, node, payload);
-            // Last, because the entry may move.
-            flow::hatch::<V6>(hook, &key, entry, flags);
-            return answer;
         }
     }
     if matches!(hook, Hook::CrossUplinkIn) && host::is_another::<Skb>(packet.context()) {

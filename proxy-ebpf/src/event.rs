@@ -22,6 +22,7 @@ use crate::{
     family::{Family, V4, V6},
     kernel,
     maps::{EVENTS, WATCH},
+    once::Once as _,
     packet::Packet,
     parse::{Payload, UdpHeader},
 };
@@ -53,8 +54,20 @@ pub(crate) fn drafted<F: Family>(hook: Hook, outcome: Outcome, key: &Tuple<F::Ad
 }
 
 /// Tells of a flow, under the tuple of the packet that something happened to it with.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn flow<F: Family>(hook: Hook, outcome: Outcome, key: &Tuple<F::Addr>, flow: &Flow<F::Addr>, ifindex: u32) {
+    F::Addr::tell(hook, outcome, key, flow, ifindex);
+}
+
+/// What [`flow`] does.
+#[inline(always)]
+pub(crate) fn tell_flow<F: Family>(
+    hook: Hook,
+    outcome: Outcome,
+    key: &Tuple<F::Addr>,
+    flow: &Flow<F::Addr>,
+    ifindex: u32,
+) {
     if !is_watched() {
         return;
     }

@@ -14,6 +14,7 @@ use crate::{
     fragment::Fragment,
     headers::{self, Walked},
     maps,
+    once::Once,
     packet::Packet,
     parse::{self, FragmentHeader, Ipv4Header, Ipv6Header, Payload, ethertype},
 };
@@ -24,7 +25,7 @@ const HOP_LIMIT: u8 = 64;
 /// An address family.
 pub trait Family: 'static {
     /// Its addresses.
-    type Addr: Address + Hashed + 'static;
+    type Addr: Address + Hashed + Once + 'static;
     /// Its header, without options and extensions.
     type Header: 'static;
     /// In network order.

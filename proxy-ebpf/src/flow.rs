@@ -12,12 +12,14 @@ use proxy_common::{
 };
 
 use crate::{
-    active, checksum, clock::silence, counters::count, event, family::Family, kernel, parse::tcp, service, stats, table,
+    active, checksum, clock::silence, counters::count, event, family::Family, kernel, once::Once as _, parse::tcp,
+    service, stats, table,
 };
 
 /// An entry of a flow table. The kernel may give the memory to another flow after an eviction, which takes the least
-/// recently used: not one that was looked up a moment ago. An insert under the same key does not write in place but frees
-/// the entry: then it must be looked up again.
+/// recently used: not one that was looked up a moment ago. But what is taken out, or replaced by an insert under its key, is
+/// given away at once, to the next flow that is entered; so nothing that is in use is replaced, and an embryo, which another
+/// CPU may confirm and take out meanwhile, is worked on as a copy ([`crate::embryo`]).
 #[derive(Clone, Copy)]
 pub(crate) struct Entry<A: 'static>(*mut Flow<A>);
 
@@ -36,7 +38,7 @@ impl<A: Copy> Entry<A> {
     }
 
     #[inline(always)]
-    fn add_state(self, bits: u8) {
+    pub(crate) fn add_state(self, bits: u8) {
         // SAFETY: as in `flow`. Two CPUs may lose one of two bits set at the same instant; the next packet sets it again.
         unsafe { (*self.0).state |= bits };
     }
@@ -104,13 +106,9 @@ impl<A: Copy> Entry<A> {
     }
 }
 
-/// Packets each way of a confirmed UDP flow that are added up at once: few exchanges are longer, and none says that it is
-/// over.
-const EAGER: u8 = 8;
-
 /// What a known tuple's packet means for its flow.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Advance {
+pub enum Advance {
     /// It belongs to the flow.
     Keep,
     /// The tuple is used anew: forget the flow and choose again.
@@ -200,7 +198,7 @@ fn counts<A>(flow: &Flow<A>) -> bool {
 
 /// Enters a new pair, whose original half is `draft.flow`. The reply's key is claimed first and must be free in both tiers:
 /// another flow that has it would get this one's replies. The order (claim among the embryos, then look among the
-/// confirmed) is what makes it safe against `hatch`, which enters among the confirmed before it leaves the embryos.
+/// confirmed) is what makes it safe against `embryo::hatch`, which enters among the confirmed before it leaves the embryos.
 ///
 /// `false` when the key is another flow's.
 #[inline(always)]
@@ -229,8 +227,10 @@ pub(crate) fn open<F: Family>(key: &Tuple<F::Addr>, draft: &mut Draft<F::Addr>) 
             holder.set_last_seen(draft.flow.last_seen);
             draft.flow.state = holder.flow().state;
         }
-        if draft.flow.state & state::CONFIRMED != 0 {
-            return table::enter::<F>(Tier::Flows, key, &draft.flow);
+        if draft.flow.is_confirmed() {
+            // Unless another CPU has done so.
+            table::claim::<F>(Tier::Flows, key, &draft.flow);
+            return true;
         }
     }
     // Another CPU may have opened the same flow a moment ago: then its backend counts, and the reply claimed here is
@@ -252,7 +252,7 @@ fn is_same<F: Family>(a: &Rewrite<F::Addr>, b: &Rewrite<F::Addr>) -> bool {
 
 /// Whether an entry is the other half of a flow, and not of another that got the key when that half was evicted.
 #[inline(always)]
-fn leads_to<F: Family>(half: Entry<F::Addr>, key: &Tuple<F::Addr>) -> bool {
+pub(crate) fn leads_to<F: Family>(half: Entry<F::Addr>, key: &Tuple<F::Addr>) -> bool {
     let to = &half.flow().rewrite;
     F::words(to.saddr) == F::words(key.daddr)
         && F::words(to.daddr) == F::words(key.saddr)
@@ -279,8 +279,15 @@ pub(crate) fn vacate<F: Family>() -> bool {
 
 /// Cuts a rewrite in two: the first step, left in `draft.flow.rewrite`, changes the destination only; an entry for the
 /// uplink's egress does the rest.
-#[inline(never)]
-pub(crate) fn cut<F: Family>(key: &Tuple<F::Addr>, flow: &Flow<F::Addr>, draft: &mut Draft<F::Addr>) {
+#[inline(always)]
+pub(crate) fn cut<F: Family>(key: &Tuple<F::Addr>, flow: &Flow<F::Addr>) {
+    F::Addr::cut(key, flow);
+}
+
+/// What [`cut`] does.
+#[inline(always)]
+pub(crate) fn cut_in_two<F: Family>(key: &Tuple<F::Addr>, flow: &Flow<F::Addr>) {
+    let Some(draft) = draft::<F>() else { return };
     let to = &flow.rewrite;
     draft.twin_key = Tuple::new(key.saddr, to.daddr, key.sport, to.dport, key.proto, Stage::UplinkOut);
     draft.to = Tuple::new(to.saddr, to.daddr, to.sport, to.dport, key.proto, Stage::UplinkOut);
@@ -317,18 +324,26 @@ pub(crate) fn is_alive<F: Family>(key: &Tuple<F::Addr>, node: &Node) -> bool {
 }
 
 /// Forgets a pair, wherever its halves are.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn forget<F: Family>(key: &Tuple<F::Addr>, flow: &Flow<F::Addr>) {
-    let other = twin_key(key, flow);
+    F::Addr::forget(key, flow);
+}
+
+/// What [`forget`] does.
+#[inline(always)]
+pub(crate) fn forget_pair<F: Family>(key: &Tuple<F::Addr>, flow: &Flow<F::Addr>) {
+    // One place for both keys, as the stack is short where this is called.
+    let mut place = twin_key(key, flow);
     if !is_closing(flow.state) && counts(flow) {
         active::lower::<F>(flow.backend);
     }
-    if !flow.is_one_way() && half::<F>(&other).is_none_or(|half| leads_to::<F>(half, key)) {
-        table::leave::<F>(Tier::Flows, &other);
-        table::leave::<F>(Tier::Embryos, &other);
+    if !flow.is_one_way() && half::<F>(&place).is_none_or(|half| leads_to::<F>(half, key)) {
+        table::leave::<F>(Tier::Flows, &place);
+        table::leave::<F>(Tier::Embryos, &place);
     }
-    table::leave::<F>(Tier::Flows, key);
-    table::leave::<F>(Tier::Embryos, key);
+    place = *key;
+    table::leave::<F>(Tier::Flows, &place);
+    table::leave::<F>(Tier::Embryos, &place);
 }
 
 /// Looks after a known flow that has something to say: TCP flags that open or close, or a second gone by.
@@ -340,23 +355,28 @@ pub(crate) fn advance<F: Family>(
     flags: u8,
     node: &Node,
 ) -> Advance {
-    if flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0 && note_flags::<F>(key, entry.0, flags) {
+    if flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0 && F::Addr::note_flags(key, entry.0, flags) {
         return Advance::Afresh;
     }
     let silent = silence(kernel::jiffies(), entry.flow().last_seen);
     if silent >= node.jiffies_per_second {
-        return refresh::<F>(hook, key, entry.0, silent, node.jiffies_per_second);
+        return F::Addr::refresh(hook, key, entry.0, silent, node.jiffies_per_second);
     }
     Advance::Keep
 }
 
+/// Whether a packet asks for a connection.
+#[inline(always)]
+pub(crate) const fn is_opening(flags: u8) -> bool {
+    flags & (tcp::SYN | tcp::ACK) == tcp::SYN
+}
+
 /// TCP's beginnings and ends, and those of SCTP that mean the same. `true` when a handshake is not this flow's: a SYN starts a
 /// new connection on its tuple, or a backend answers the SYN of one that went past us, from a port that was used here before.
-#[inline(never)]
-fn note_flags<F: Family>(key: &Tuple<F::Addr>, entry: *mut Flow<F::Addr>, flags: u8) -> bool {
-    let entry = Entry(entry);
+#[inline(always)]
+pub(crate) fn note_flags<F: Family>(key: &Tuple<F::Addr>, entry: Entry<F::Addr>, flags: u8) -> bool {
     let flow = entry.flow();
-    if flags & (tcp::SYN | tcp::ACK) == tcp::SYN
+    if is_opening(flags)
         && flow.direction == Direction::Original
         && !flow.is_mask()
         && (is_closing(flow.state) || !service::still_serves::<F>(flow.backend, flow.backend_generation))
@@ -395,15 +415,14 @@ fn note_flags<F: Family>(key: &Tuple<F::Addr>, entry: *mut Flow<F::Addr>, flags:
 /// when the flow was silent for longer than it lives, or its reply's key has gone to another flow meanwhile.
 ///
 /// That a connection's backend has gone is looked for here only, because the agent says so long after the fact.
-#[inline(never)]
-fn refresh<F: Family>(
+#[inline(always)]
+pub(crate) fn refresh<F: Family>(
     hook: Hook,
     key: &Tuple<F::Addr>,
-    entry: *mut Flow<F::Addr>,
+    entry: Entry<F::Addr>,
     silent: u32,
     second: u32,
 ) -> Advance {
-    let entry = Entry(entry);
     let flow = entry.flow();
     let lifetime = lifetime::seconds(key.proto, flow.state);
     // What replaces the source of another pair lives as long as that one.
@@ -418,7 +437,9 @@ fn refresh<F: Family>(
     }
     let now = kernel::jiffies();
     entry.set_last_seen(now);
-    entry.set_eager(1);
+    if flow.is_confirmed() {
+        entry.set_eager(1);
+    }
     // A connection that is dispatched goes on to its node for as long as its client likes: that one knows what has become of it.
     if flow.direction == Direction::Transit || flow.is_one_way() {
         return Advance::Keep;
@@ -438,10 +459,10 @@ fn refresh<F: Family>(
     }
     let Some(draft) = draft::<F>() else { return Advance::Keep };
     set_twin(&mut draft.twin, key, flow);
-    let is_rebuilt = if flow.state & state::CONFIRMED != 0 {
-        table::enter::<F>(Tier::Flows, &other, &draft.twin)
+    let is_rebuilt = if flow.is_confirmed() {
+        table::claim::<F>(Tier::Flows, &other, &draft.twin)
     } else {
-        table::enter::<F>(Tier::Embryos, &other, &draft.twin)
+        table::claim::<F>(Tier::Embryos, &other, &draft.twin)
     };
     if is_rebuilt {
         count(hook, Outcome::Repaired);
@@ -454,58 +475,6 @@ fn refresh<F: Family>(
 #[inline(always)]
 pub(crate) fn half<F: Family>(key: &Tuple<F::Addr>) -> Option<Entry<F::Addr>> {
     confirmed::<F>(key).or_else(|| embryo::<F>(key))
-}
-
-/// Looks after an embryo: a reply is noted in both halves; TCP is confirmed by the client's next ACK after it, SCTP by its
-/// COOKIE ECHO, UDP by the reply itself. Where replies do not come this way, by what the client sends next: that it did not give
-/// up is the only sign of them. The entry is not to be used after it.
-#[inline(never)]
-pub(crate) fn hatch<F: Family>(hook: Hook, key: &Tuple<F::Addr>, entry: Entry<F::Addr>, flags: u8) {
-    let flow = entry.flow();
-    let bits = match flow.direction {
-        Direction::Transit => return,
-        Direction::Reply if key.proto == Protocol::Udp => state::REPLIED | state::CONFIRMED,
-        Direction::Reply => state::REPLIED,
-        Direction::Original => {
-            let is_one_way = flow.is_one_way();
-            let is_third =
-                flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::ACK || is_one_way && key.proto == Protocol::Udp;
-            if flow.state & state::REPLIED == 0 && !is_one_way || !is_third {
-                return;
-            }
-            state::CONFIRMED
-        }
-    };
-    let Some(draft) = draft::<F>() else { return };
-    draft.twin_key = twin_key(key, flow);
-    if bits & state::CONFIRMED == 0 {
-        entry.add_state(bits);
-        if let Some(other) = embryo::<F>(&draft.twin_key) {
-            other.add_state(bits);
-        }
-        return;
-    }
-    draft.flow = *flow;
-    draft.flow.state |= bits;
-    draft.flow.last_seen = kernel::jiffies();
-    draft.flow.eager = if key.proto == Protocol::Udp { EAGER } else { 0 };
-    // First enter, then leave: see `open`.
-    let has_twin = !draft.flow.is_one_way();
-    if has_twin {
-        set_twin(&mut draft.twin, key, &draft.flow);
-        if !table::enter::<F>(Tier::Flows, &draft.twin_key, &draft.twin) {
-            return;
-        }
-    }
-    if !table::enter::<F>(Tier::Flows, key, &draft.flow) {
-        return;
-    }
-    if has_twin {
-        table::leave::<F>(Tier::Embryos, &draft.twin_key);
-    }
-    table::leave::<F>(Tier::Embryos, key);
-    count(hook, Outcome::Confirmed);
-    event::flow::<F>(hook, Outcome::Confirmed, key, &draft.flow, 0);
 }
 
 #[cfg(test)]

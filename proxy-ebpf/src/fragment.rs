@@ -17,9 +17,9 @@ use crate::{
     checksum,
     counters::count,
     datapath::{self, Extent},
-    dispatch, event,
+    dispatch, embryo, event,
     family::Family,
-    filter, flow, newcomer,
+    filter, newcomer,
     output::{self, Verdict},
     packet::Packet,
     parse::{Tcp, TcpHeader, Transport as _, Udp, UdpHeader},
@@ -161,7 +161,7 @@ fn follow<P: Packet, F: Family>(
         return if is_lost { Sorted::dropped(DROP_FRAGMENT) } else { pass(hook, packet, Outcome::PassFragment) };
     };
     let tuple = Tuple::new(key.saddr, key.daddr, ports.sport, ports.dport, key.proto, key.stage);
-    let Some(entry) = flow::half::<F>(&tuple) else {
+    let Some(entry) = embryo::known::<F>(&tuple) else {
         let is_lost = is_for_service::<F>(key) && !newcomer::are_others_at_work();
         return if is_lost { Sorted::dropped(DROP_FRAGMENT) } else { pass(hook, packet, Outcome::PassFragment) };
     };
@@ -170,7 +170,12 @@ fn follow<P: Packet, F: Family>(
     }
     let flow = entry.flow();
     let Some(header) = packet.at::<F::Header>(P::NETWORK) else { return Sorted::PASS };
-    stats::note::<F>(entry, (fragment.end - P::NETWORK) as u32);
+    let bytes = (fragment.end - P::NETWORK) as u32;
+    if flow.is_confirmed() {
+        stats::note::<F>(entry, bytes);
+    } else {
+        stats::note_at_once::<F>(entry, bytes);
+    }
     // Of no use elsewhere, as the verifier sees; not so in the key.
     if stage == Stage::UplinkIn && flow.output.is_dispatch() {
         return match dispatch::forward::<P, F>(packet, flow) {

@@ -62,8 +62,8 @@ pub(crate) type Drafts<A> = PerCpuArray<Draft<A>, 2>;
 pub(crate) type Fragments<A> = LruHashMap<Fragmented<A>, Ports, FRAGMENTS>;
 /// A table of translated sockets.
 pub(crate) type Sockets<A> = LruHashMap<SocketPeer<A>, SocketTarget<A>, SOCKETS>;
-/// A table of connections that another proxy of this node translates; the stage is [`proxy_common::tuple::Stage::FromPod`].
-/// The value is 1.
+/// A table of tuples of connections that another proxy of this node translates; the stage is
+/// [`proxy_common::tuple::Stage::FromPod`]. The value is one of [`proxy_common::node::foreign`].
 pub(crate) type Foreign<A> = HashMap<Tuple<A>, u32, FOREIGN, NO_PREALLOC>;
 /// A table of prefixes from which Services may be used.
 pub(crate) type Sources<A> = LpmTrie<Source<A>, u32, SOURCES, NO_PREALLOC>;

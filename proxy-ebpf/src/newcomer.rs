@@ -4,12 +4,12 @@
 
 use aya_ebpf::bindings::BPF_ANY;
 use proxy_common::{
-    node::newcomers,
+    node::{foreign, newcomers},
     outcome::{Hook, Outcome},
     tuple::{Stage, Tuple},
 };
 
-use crate::{admit::Admission, counters::count, family::Family, service};
+use crate::{admit::Admission, counters::count, family::Family, flow, service};
 
 /// Whether a packet to a Service, or to what could be one, may open a flow. Out of line, as everything rare.
 #[inline(never)]
@@ -36,11 +36,22 @@ pub(crate) fn is_foreign<F: Family>(key: &Tuple<F::Addr>) -> bool {
     let mut key = *key;
     key.stage = Stage::FromPod;
     if flags & newcomers::LEAVE != 0 {
-        let _ = F::foreign().insert(&key, 1, u64::from(BPF_ANY));
+        let _ = F::foreign().insert(&key, foreign::SENT, u64::from(BPF_ANY));
         return true;
     }
-    // SAFETY: only whether there is an entry counts.
-    unsafe { F::foreign().get(&key) }.is_some()
+    // SAFETY: of the entry one aligned word is read.
+    unsafe { F::foreign().get(&key) }.is_some_and(|what| *what == foreign::SENT)
+}
+
+/// Whether the replies of the drafted flow would come by the tuple of replies to a connection of the proxy beside us: that one may
+/// masquerade by any port, and each of the two would get the other's.
+#[inline(never)]
+pub(crate) fn meets_foreign_replies<F: Family>(key: &Tuple<F::Addr>) -> bool {
+    let Some(draft) = flow::draft::<F>() else { return false };
+    draft.twin_key = flow::twin_key(key, &draft.flow);
+    draft.twin_key.stage = Stage::FromPod;
+    // SAFETY: as above.
+    unsafe { F::foreign().get(&draft.twin_key) }.is_some_and(|what| *what == foreign::ANSWERED)
 }
 
 /// Whether somebody else may serve connections to Services, too, so that what is none of our flows is not dropped for that.

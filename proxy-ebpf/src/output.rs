@@ -151,7 +151,7 @@ fn send_through_stack<P: Packet, F: Family, L: Transport>(
     transport: usize,
 ) -> Result<Verdict, Outcome> {
     let Some(draft) = flow::draft::<F>() else { return Err(Outcome::DropNotWritable) };
-    flow::cut::<F>(key, flow, draft);
+    flow::cut::<F>(key, flow);
     if nat::apply::<P, F, L>(packet, &draft.flow.rewrite, transport) {
         Ok(Verdict::PASS)
     } else {

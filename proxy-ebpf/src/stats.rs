@@ -17,6 +17,7 @@ use crate::{
     flow::Entry,
     kernel,
     maps::{BACKEND_STATS_4, BACKEND_STATS_6, SERVICE_STATS_4, SERVICE_STATS_6},
+    once::Once as _,
 };
 
 /// Notes a packet of a flow, whose bytes count from the IP header on. What is to be segmented later is one packet.
@@ -41,7 +42,7 @@ pub(crate) fn note_at_once<F: Family>(entry: Entry<F::Addr>, bytes: u32) {
 pub(crate) fn add_up<F: Family>(entry: Entry<F::Addr>) {
     if kernel::STATS.load() != 0 {
         // By its address, because an entry in a structure would be handed over by way of the stack.
-        add_noted::<F>(entry.address());
+        F::Addr::add_noted(entry.address());
     }
 }
 
@@ -56,8 +57,9 @@ pub(crate) fn opened<F: Family>(service: u32, backend: BackendId) {
     }
 }
 
-#[inline(never)]
-fn add_noted<F: Family>(flow: *mut Flow<F::Addr>) {
+/// What [`add_up`] does.
+#[inline(always)]
+pub(crate) fn add_noted<F: Family>(flow: *mut Flow<F::Addr>) {
     let entry = Entry::at(flow);
     let flow = entry.flow();
     let (packets, bytes) = entry.take_noted();

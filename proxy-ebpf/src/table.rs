@@ -7,7 +7,7 @@ use proxy_common::{
     tuple::Tuple,
 };
 
-use crate::{family::Family, flow::Entry, maps::TURNOVER};
+use crate::{family::Family, flow::Entry, maps::TURNOVER, once::tally};
 
 /// An entry of a tier.
 #[inline(always)]
@@ -56,9 +56,9 @@ fn insert<F: Family>(tier: Tier, key: &Tuple<F::Addr>, flow: &Flow<F::Addr>, fla
     .is_ok()
 }
 
-/// Counts one that has entered, or one that has left. Out of line, as `count` is.
-#[inline(never)]
-fn tally(index: u32, is_leaving: u32) {
+/// Counts one that has entered, or one that has left.
+#[inline(always)]
+pub(crate) fn count_turnover(index: u32, is_leaving: u32) {
     let Some(turnover) = TURNOVER.get_ptr_mut(index) else { return };
     // SAFETY: the pointer is to this CPU's own value, which stays as long as the map.
     let turnover = unsafe { &mut *turnover };

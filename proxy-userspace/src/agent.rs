@@ -16,7 +16,7 @@ use tokio::{
     },
     time::{Instant, sleep_until},
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use self::{
     account::{Account, Pulse},
@@ -29,6 +29,7 @@ use crate::{
         netlink::{self, NetworkEvent, Reach, tunnels::TunnelError},
     },
     source::{self, Event, kubernetes},
+    verify::socket::{self, Question},
 };
 
 /// How long the tables wait for the Node object once all else is known: they can do without it, but a restarted agent
@@ -88,6 +89,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     let dataplane = Dataplane::open(&config.dataplane)?;
     let account = Account::open(&config, client, pulse).map_err(OpenError::from)?;
     account.count_sweeps(&dataplane);
+    let mut questions = listen(&config);
     let (wanted, asked) = watch::channel(BTreeSet::new());
     let (looks, is_looked) = watch::channel(false);
     let watches = Watches { peers: wanted, foreign: looks };
@@ -100,6 +102,10 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
             event = events.recv() => agent.absorb(event.ok_or(AgentError::SourceEnded)?),
             event = network.recv() => agent.absorb_network(event.ok_or(AgentError::NetworkEnded)?),
             macs = neighbours.recv() => agent.absorb_peers(macs.ok_or(AgentError::NetworkEnded)?),
+            Some(question) = questions.recv() => {
+                agent.answer(question);
+                continue;
+            }
             found = foreign.recv() => agent.absorb_foreign(found.ok_or(AgentError::NetworkEnded)?),
             () = sleep_until(agent.wakes_at().unwrap_or_else(far_away)) => {}
             _ = terminate.recv() => break,
@@ -115,6 +121,16 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     }
     info!("stopped; everything stays in the kernel");
     Ok(())
+}
+
+/// For those who want to know whether the kernel holds what it should. They have other ways.
+fn listen(config: &Config) -> Receiver<Question> {
+    let nobody = || mpsc::channel(1).1;
+    let Some(state_dir) = &config.state_dir else { return nobody() };
+    socket::serve(state_dir, config.dataplane.pin_path.clone()).unwrap_or_else(|error| {
+        warn!("{}: no socket: {error}; `sluice verify` will have to read all objects anew", state_dir.display());
+        nobody()
+    })
 }
 
 /// The API server, if there is one, may be asked for more than objects.

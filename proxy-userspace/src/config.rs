@@ -40,6 +40,8 @@ pub struct Config {
     pub sync_period: Duration,
     /// New connections are left to another proxy on this node.
     pub hands_over: bool,
+    /// Where files are kept, those for the next agent among them; none means nowhere.
+    pub state_dir: Option<PathBuf>,
     /// What the process has given up: bits of [`proxy_common::names::confined`].
     pub confined: u32,
 }

@@ -159,8 +159,19 @@ fn refuse_system_calls() -> Result<(), ConfineError> {
 fn guard_files(pin_path: &Path, state: Option<&Path>) -> Result<(), ConfineError> {
     let writes = AccessFs::from_write(ABI::V3);
     let settings = AccessFs::WriteFile | AccessFs::Truncate;
+    let pinning = AccessFs::MakeDir
+        | AccessFs::MakeReg
+        | AccessFs::MakeSym
+        | AccessFs::RemoveDir
+        | AccessFs::RemoveFile
+        | AccessFs::Refer;
     let mut rules = Ruleset::default().handle_access(writes)?.create()?;
-    rules = rules.add_rule(PathBeneath::new(PathFd::new(dataplane::pin_root(pin_path))?, writes))?;
+    let root = dataplane::pin_root(pin_path);
+    rules = rules.add_rule(PathBeneath::new(PathFd::new(&root)?, writes))?;
+    // A BPF file system that is mounted anew has another root, below the same directory.
+    if let Some(parent) = root.parent().filter(|_| root != pin_path) {
+        rules = rules.add_rule(PathBeneath::new(PathFd::new(parent)?, pinning))?;
+    }
     // One that is missing is told of when something is to be written there.
     if let Some(state) = state.filter(|state| state.is_dir()) {
         rules = rules.add_rule(PathBeneath::new(PathFd::new(state)?, writes))?;

@@ -76,6 +76,7 @@ struct Handles {
     partial_sync: Durations,
     last_synced: Seconds,
     last_queued: Seconds,
+    pending_since: Gauge<f64, AtomicU64>,
     service_changes: Changes,
     endpoint_changes: Changes,
     no_local_endpoints: Family<PolicyLabel, Gauge>,
@@ -85,6 +86,7 @@ struct Handles {
     reconciler_sync: Durations,
     api_events: Family<OutcomeLabel, Counter>,
     foreign_connections: Gauge,
+    attach_failures: Gauge,
 }
 
 /// Changes of one kind of object.
@@ -118,6 +120,7 @@ impl Default for Metrics {
             partial_sync: Family::new_with_constructor(Buckets::Sync),
             last_synced: Family::default(),
             last_queued: Family::default(),
+            pending_since: Gauge::default(),
             service_changes: Changes::default(),
             endpoint_changes: Changes::default(),
             no_local_endpoints: Family::default(),
@@ -127,6 +130,7 @@ impl Default for Metrics {
             reconciler_sync: Family::new_with_constructor(Buckets::Sync),
             api_events: Family::default(),
             foreign_connections: Gauge::default(),
+            attach_failures: Gauge::default(),
         };
         handles.begin();
         Self { handles: Arc::new(handles) }
@@ -185,6 +189,8 @@ impl Handles {
         registry.register("sluice_api_events", "Events about objects, for the API server", self.api_events.clone());
         let what = "Connections that another proxy of this node has had since before the takeover";
         registry.register("sluice_foreign_connections", what, self.foreign_connections.clone());
+        let what = "Programs that could not be attached in the last round; the log names them";
+        registry.register("sluice_attach_failures", what, self.attach_failures.clone());
     }
 
     fn register_syncs(&self, registry: &mut Registry) {
@@ -192,6 +198,8 @@ impl Handles {
         let (synced, queued) = (self.last_synced.clone(), self.last_queued.clone());
         registry.register(name("last_timestamp_seconds"), "When the kernel followed last", synced);
         registry.register(name("last_queued_timestamp_seconds"), "When something to write came last", queued);
+        let what = "Since when the oldest change waits to be written, 0 if none does";
+        registry.register("sluice_sync_pending_since_timestamp_seconds", what, self.pending_since.clone());
         for (kind, changes) in [("service", &self.service_changes), ("endpoint", &self.endpoint_changes)] {
             let (pending, total) = (changes.pending.clone(), changes.total.clone());
             registry.register(name(&format!("{kind}_changes_pending")), "Changes not yet in the kernel", pending);
@@ -237,6 +245,11 @@ impl Metrics {
         self.handles.api_events.get_or_create(&OutcomeLabel::SUPPRESSED).inc();
     }
 
+    /// So many programs are not where they should be.
+    pub fn set_attach_failures(&self, programs: usize) {
+        self.handles.attach_failures.set(programs.try_into().unwrap_or(i64::MAX));
+    }
+
     /// So many connections of another proxy go on.
     pub fn set_foreign_connections(&self, connections: usize) {
         self.handles.foreign_connections.set(connections.try_into().unwrap_or(i64::MAX));
@@ -257,6 +270,9 @@ impl Metrics {
         for family in IpFamily::ALL {
             self.handles.last_queued.get_or_create(&family.into()).set(at.as_duration().as_secs_f64());
         }
+        if self.handles.pending_since.get() <= 0.0 {
+            self.handles.pending_since.set(at.as_duration().as_secs_f64());
+        }
     }
 
     /// The kernel has everything. Both families are written in one go.
@@ -269,6 +285,7 @@ impl Metrics {
             kind.get_or_create(&label).observe(took.as_secs_f64());
             handles.last_synced.get_or_create(&label).set(at.as_duration().as_secs_f64());
         }
+        handles.pending_since.set(0.0);
         handles.service_changes.settle();
         handles.endpoint_changes.settle();
     }
@@ -309,6 +326,9 @@ pub(crate) fn everything() -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use jiff::Timestamp;
     use prometheus_client::encoding::text::encode;
 
     use super::{Metrics, network_programming_buckets};
@@ -320,6 +340,26 @@ mod tests {
         assert_eq!((buckets[2], buckets[60], buckets[61], buckets[62]), (1.0, 59.0, 60.0, 65.0));
         assert_eq!(buckets[72..75], [115.0, 120.0, 150.0]);
         assert_eq!(buckets.last(), Some(&300.0));
+    }
+
+    #[test]
+    fn what_waits_has_waited_since_its_first_attempt() {
+        let metrics = Metrics::default();
+        let said = || {
+            let mut text = String::new();
+            encode(&mut text, &metrics.registry()).unwrap();
+            let line = text.lines().find(|line| line.starts_with("sluice_sync_pending_since_timestamp_seconds "));
+            line.unwrap().rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+        };
+        let at = |second| Timestamp::from_second(second).unwrap();
+        assert!(said() <= 0.0);
+        metrics.queued(at(7));
+        metrics.queued(at(9));
+        assert!((said() - 7.0).abs() < 0.5);
+        metrics.synced(Duration::ZERO, true, at(11));
+        assert!(said() <= 0.0);
+        metrics.queued(at(13));
+        assert!((said() - 13.0).abs() < 0.5);
     }
 
     #[test]

@@ -139,7 +139,12 @@ impl Reconciler {
 
     /// Whether everything is known that the tables are made of. Nothing is written before.
     pub fn is_complete(&self) -> bool {
-        self.model.is_complete() && self.network.is_some() && self.ledger.is_some()
+        self.knows_all() && self.ledger.is_some()
+    }
+
+    /// The same, but for what the kernel holds.
+    pub fn knows_all(&self) -> bool {
+        self.model.is_complete() && self.network.is_some()
     }
 
     /// Whether the source has said what it knows of the Node, and of others if they matter, be it nothing. The tables can do

@@ -1,24 +1,32 @@
-//! Whether the kernel holds what it should. In: an agent's configuration, and the pins. The objects are read anew, from their
-//! source, and made into tables as the agent does it; out come the differences, in words. Nothing is written.
+//! Whether the kernel holds what it should. In: an agent that runs, or its configuration, and the pins. The agent compares its own
+//! tables with the maps; or the objects are read anew, from their source, and made into tables as the agent does it. Out come the
+//! differences, in words. Nothing is written.
+
+pub(crate) mod socket;
 
 use std::{
+    borrow::Cow,
+    collections::BTreeSet,
+    panic,
     path::Path,
     time::{Duration, Instant},
 };
 
 use proxy_common::{addr::Address, backend::BackendState, service::Frontend};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::{
     sync::mpsc::{self, Receiver},
+    task,
     time::timeout,
 };
 
+use self::socket::{Answer, Asked};
 use crate::{
     agent::{self, AgentError},
     config::Config,
-    dataplane::{self, OpenError, netlink},
+    dataplane::{self, OpenError, Unfiltered, netlink},
     desired::{FamilyTables, Tables},
-    diff::{Capacity, FamilyState, KernelState, Plan, Step},
+    diff::{Capacity, FamilyState, KernelState, Ledger, Overflow, Plan, Step},
     inspect::State,
     reconcile::Reconciler,
     source::{self, Event},
@@ -47,9 +55,20 @@ pub enum VerifyError {
         "the source of objects has not told everything within {0:?}: see that it can be reached, or wait for longer (--timeout)"
     )]
     Silent(Duration),
+    /// The agent has said nothing.
+    #[error(
+        "the agent has not answered within {0:?}: see `sluice status`, or read the objects from their source (--anew)"
+    )]
+    AgentSilent(Duration),
     /// The node's own devices and addresses.
     #[error("the node's network cannot be read: {0}")]
     Network(String),
+    /// The agent has nothing to compare with.
+    #[error("the agent is not in sync yet: see `sluice status`, or read the objects from their source (--anew)")]
+    NotInSync,
+    /// The agent could not compare.
+    #[error("the agent cannot compare: {0}")]
+    Agent(String),
 }
 
 impl VerifyError {
@@ -58,25 +77,37 @@ impl VerifyError {
         match self {
             Self::Source(error) => error.exit_code(),
             Self::Maps(error) => error.exit_code(),
-            Self::Silent(_) | Self::Network(_) => 1,
+            Self::Silent(_) | Self::AgentSilent(_) | Self::Network(_) | Self::NotInSync | Self::Agent(_) => 1,
         }
     }
 }
 
 /// A place where the kernel holds something else than it should.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Difference {
     /// The map.
-    pub map: &'static str,
+    pub map: Cow<'static, str>,
     /// The entry, and the Service port it is for if that is known.
     pub entry: String,
     /// What is wrong with it.
     pub problem: String,
 }
 
+/// What the kernel is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Objects {
+    /// The objects as the agent that runs has heard of them.
+    Agent,
+    /// Those that their source has now.
+    Source,
+}
+
 /// What was compared, and what differs.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Comparison {
+    /// By whose word.
+    pub objects: Objects,
     /// Frontends that the objects ask for.
     pub frontends: usize,
     /// Backends that they name.
@@ -85,16 +116,67 @@ pub struct Comparison {
     pub differences: Vec<Difference>,
 }
 
-/// Compares. What differs is looked at again, because the agent may be just behind the objects, or ahead of them.
-pub async fn verify(config: &Config, patience: Duration) -> Result<Comparison, VerifyError> {
+/// Has the agent with that number compare, whose `--state-dir` this is, as seen from here. What differs is looked at again, because the
+/// agent writes while it compares.
+pub async fn by_agent(state_dir: &Path, pid: u32, patience: Duration) -> Result<ByAgent, VerifyError> {
+    let ask = async || {
+        let answer = timeout(patience, socket::ask(state_dir, pid)).await;
+        match answer.map_err(|_elapsed| VerifyError::AgentSilent(patience))? {
+            Asked::Answered(Answer::Compared(comparison)) => Ok(ByAgent::Compared(comparison)),
+            Asked::Answered(Answer::NotInSync) => Err(VerifyError::NotInSync),
+            Asked::Answered(Answer::Failed(error)) => Err(VerifyError::Agent(error)),
+            Asked::Nobody(reason) => Ok(ByAgent::Nobody(reason)),
+        }
+    };
+    let mut comparison = match ask().await? {
+        ByAgent::Compared(comparison) => comparison,
+        nobody @ ByAgent::Nobody(_) => return Ok(nobody),
+    };
+    for _ in 1..LOOKS {
+        if comparison.differences.is_empty() {
+            break;
+        }
+        tokio::time::sleep(SECOND_LOOK).await;
+        let ByAgent::Compared(again) = ask().await? else { break };
+        comparison = again.standing(&comparison);
+    }
+    Ok(ByAgent::Compared(comparison))
+}
+
+/// What comes of having the agent compare.
+#[derive(Debug)]
+pub enum ByAgent {
+    /// It has.
+    Compared(Comparison),
+    /// It cannot be asked: why.
+    Nobody(String),
+}
+
+impl Comparison {
+    /// This one, of whose differences only those count that stood in an earlier one, too: what is written between the reading of one map
+    /// and of another looks like one.
+    fn standing(mut self, earlier: &Self) -> Self {
+        let earlier: BTreeSet<&Difference> = earlier.differences.iter().collect();
+        self.differences.retain(|difference| earlier.contains(difference));
+        self
+    }
+}
+
+/// Reads the objects anew, and compares. What differs is looked at again, because the agent may be just behind the objects, or ahead of
+/// them.
+pub async fn anew(config: &Config, patience: Duration) -> Result<Comparison, VerifyError> {
     let (sender, mut events) = mpsc::channel(source::QUEUE);
     let _client = agent::start_source(config, sender).await?;
+    let pin_path = &config.dataplane.pin_path;
+    // While the objects are read: the two take most of the time.
+    let path = pin_path.clone();
+    let state = task::spawn_blocking(move || dataplane::read_pinned(&path));
     let network = netlink::snapshot().await.map_err(|error| VerifyError::Network(error.to_string()))?;
     let mut reconciler = Reconciler::new(config.node.clone(), Capacity::default());
     reconciler.absorb_network(network);
-    reconciler.adopt(dataplane::read_pinned(&config.dataplane.pin_path)?, Instant::now());
     learn(&mut reconciler, &mut events, patience).await?;
-    let mut comparison = compare(&mut reconciler, &config.dataplane.pin_path)?;
+    let state = state.await.unwrap_or_else(|failed| panic::resume_unwind(failed.into_panic()))?;
+    let mut comparison = compare(&mut reconciler, pin_path, &state)?;
     for _ in 1..LOOKS {
         if comparison.differences.is_empty() {
             break;
@@ -103,7 +185,7 @@ pub async fn verify(config: &Config, patience: Duration) -> Result<Comparison, V
         while let Ok(event) = events.try_recv() {
             reconciler.absorb(event);
         }
-        comparison = compare(&mut reconciler, &config.dataplane.pin_path)?;
+        comparison = compare(&mut reconciler, pin_path, &dataplane::read_pinned(pin_path)?)?.standing(&comparison);
     }
     Ok(comparison)
 }
@@ -116,7 +198,7 @@ async fn learn(
 ) -> Result<(), VerifyError> {
     let silent = || VerifyError::Silent(patience);
     let complete = async {
-        while !reconciler.is_complete() {
+        while !reconciler.knows_all() {
             reconciler.absorb(events.recv().await.ok_or(AgentError::SourceEnded)?);
         }
         Ok::<_, AgentError>(())
@@ -133,33 +215,53 @@ async fn learn(
     Ok(())
 }
 
-fn compare(reconciler: &mut Reconciler, pin_path: &Path) -> Result<Comparison, VerifyError> {
+fn compare(reconciler: &mut Reconciler, pin_path: &Path, state: &KernelState) -> Result<Comparison, VerifyError> {
     if reconciler.asks_for_listeners()
         && let Ok(listeners) = dataplane::listeners()
     {
         reconciler.absorb_listeners(listeners);
     }
+    let unfiltered = dataplane::unfiltered(pin_path, state).map_err(OpenError::from)?;
+    reconciler.adopt(state.clone(), Instant::now());
+    let planned = reconciler.plan(Instant::now());
+    Ok(told(Objects::Source, planned, unfiltered, state, reconciler.tables()))
+}
+
+/// The same for an agent's tables.
+fn of_tables(tables: &Tables, pin_path: &Path) -> Result<Comparison, VerifyError> {
     let state = dataplane::read_pinned(pin_path)?;
     let unfiltered = dataplane::unfiltered(pin_path, &state).map_err(OpenError::from)?;
-    reconciler.adopt(state.clone(), Instant::now());
-    let (plan, overflows) = reconciler.plan(Instant::now());
-    let tables = reconciler.tables();
-    let mut differences = tell(&plan, &state, tables);
+    let now = Instant::now();
+    // An agent has little memory to spare: the state is read once more where there is something to say about it.
+    let planned = Ledger::adopt(state, Capacity::default(), now).plan_all(tables, now);
+    let state = if planned.0.is_empty() { KernelState::default() } else { dataplane::read_pinned(pin_path)? };
+    Ok(told(Objects::Agent, planned, unfiltered, &state, tables))
+}
+
+fn told(
+    objects: Objects,
+    (plan, overflows): (Plan, Vec<Overflow>),
+    unfiltered: Vec<Unfiltered>,
+    state: &KernelState,
+    tables: &Tables,
+) -> Comparison {
+    let mut differences = tell(&plan, state, tables);
     differences.extend(overflows.into_iter().map(|overflow| Difference {
-        map: "SERVICES",
+        map: "SERVICES".into(),
         entry: String::new(),
         problem: overflow.to_string(),
     }));
     differences.extend(unfiltered.into_iter().map(|unfiltered| Difference {
-        map: unfiltered.filter,
+        map: unfiltered.filter.into(),
         entry: unfiltered.address.to_string(),
         problem: "the filter does not know the address: its packets are not looked at".into(),
     }));
-    Ok(Comparison {
+    Comparison {
+        objects,
         frontends: tables.v4.services.len() + tables.v6.services.len(),
         backends: tables.v4.backends.len() + tables.v6.backends.len(),
         differences,
-    })
+    }
 }
 
 /// A plan in words: each write that would be needed is something that is wrong.
@@ -168,7 +270,7 @@ fn tell(plan: &Plan, state: &KernelState, tables: &Tables) -> Vec<Difference> {
     differences.extend(Told { state: &state.v6, tables: &tables.v6, maps: &V6 }.all(&plan.v6));
     if plan.service_cidrs.is_some() {
         differences.push(Difference {
-            map: "SERVICE_CIDRS",
+            map: "SERVICE_CIDRS".into(),
             entry: String::new(),
             problem: "the ranges of ClusterIPs are not the cluster's".into(),
         });
@@ -203,7 +305,10 @@ impl<A: Address + std::fmt::Display> Told<'_, A> {
     }
 
     fn one(&self, step: &Step<A>) -> Difference {
-        let told = |map, entry: String, problem: &str| Difference { map, entry, problem: problem.into() };
+        let told = |map: &'static str, entry: String, problem: &str| {
+            let (map, problem) = (map.into(), problem.into());
+            Difference { map, entry, problem }
+        };
         match step {
             Step::PutBackend(id, backend) => {
                 let found = self.state.backends.get(*id as usize);
@@ -246,5 +351,26 @@ impl<A: Address + std::fmt::Display> Told<'_, A> {
         let address = format!("{addr} port {port}/{proto}");
         let service = self.tables.services.get(frontend);
         service.map_or(address.clone(), |service| format!("{address} of {}", service.port))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Comparison, Difference, Objects};
+
+    fn looks(differing: &[&str]) -> Comparison {
+        let differences = differing
+            .iter()
+            .map(|entry| Difference { map: "SERVICES_V4".into(), entry: (*entry).into(), problem: "is missing".into() })
+            .collect();
+        Comparison { objects: Objects::Agent, frontends: 3, backends: 3, differences }
+    }
+
+    /// An agent that writes all the time is caught in the middle of another write each time.
+    #[test]
+    fn only_what_stands_in_every_look_differs() {
+        let standing = looks(&["c", "d"]).standing(&looks(&["b", "c"]).standing(&looks(&["a", "b", "c"])));
+        assert_eq!(standing, looks(&["c"]));
+        assert_eq!(looks(&["b"]).standing(&looks(&["a"])), looks(&[]));
     }
 }

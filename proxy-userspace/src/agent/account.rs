@@ -225,6 +225,11 @@ impl Account {
         self.progress.set_ready();
     }
 
+    /// So many programs are not where they should be.
+    pub(super) fn note_attach_failures(&self, programs: usize) {
+        self.metrics.set_attach_failures(programs);
+    }
+
     /// So many connections of another proxy go on.
     pub(super) fn note_foreign(&self, connections: usize) {
         self.metrics.set_foreign_connections(connections);

@@ -28,6 +28,7 @@ use crate::{
         Event,
         kubernetes::{Memory, Remembered},
     },
+    verify::socket::Question,
 };
 
 /// Waits between attempts after failures: the first, and the longest.
@@ -40,6 +41,8 @@ const NEWS_RETRY: Duration = Duration::from_millis(250);
 /// nanoseconds.
 const PRUNE_AFTER: Duration = Duration::from_mins(10);
 
+/// Until programs that could not be attached at first are tried again: nothing is ready before.
+const ATTACH_AGAIN: Duration = Duration::from_secs(1);
 /// Until a connection whose first packet is on its way through the kernel stands in its table.
 const CONFIRMED: Duration = Duration::from_millis(50);
 
@@ -69,6 +72,8 @@ pub(super) struct Agent {
     /// When programs are attached next: at once after news of the network, and else now and then, because what others have
     /// detached is not told.
     pub(super) attach_at: Option<Instant>,
+    /// Whether that went well the last time. Of interest until it has, for the first time.
+    is_attached: bool,
     has_new_routes: bool,
     /// The kernel's state is not known: at the start, and after a failure.
     pub(super) is_blind: bool,
@@ -128,6 +133,7 @@ impl Agent {
             config,
             network: None,
             attach_at: None,
+            is_attached: false,
             has_new_routes: false,
             is_blind: true,
             failures: 0,
@@ -179,6 +185,12 @@ impl Agent {
     /// Takes in which connections others translate.
     pub(super) fn absorb_foreign(&mut self, found: BTreeSet<TranslatedConnection>) {
         self.new_foreign = Some(found);
+    }
+
+    /// Says what the kernel should hold.
+    pub(super) fn answer(&self, question: Question) {
+        // Who asked may be gone.
+        let _ = question.send((self.stage == Stage::InSync).then(|| self.reconciler.tables().clone()));
     }
 
     /// Whether other nodes matter.
@@ -359,11 +371,12 @@ impl Agent {
         self.overflows = overflows;
     }
 
-    /// Attaches if it is time to. What cannot be attached does not keep tables from being written.
+    /// Attaches if it is time to. Says whether that went well, or, where it was not, whether it ever has. What cannot be attached does not
+    /// keep tables from being written.
     pub(super) fn attach(&mut self) -> bool {
         let now = Instant::now();
         let Some(network) = self.network.as_ref().filter(|_| self.attach_at.is_some_and(|at| at <= now)) else {
-            return true;
+            return self.is_attached || self.stage == Stage::InSync;
         };
         self.attach_at = Some(now + self.config.sync_period);
         self.dataplane.reserve_ports(&self.config.source_ports.0);
@@ -371,7 +384,16 @@ impl Agent {
         if let Err(error) = &attached {
             error!("{error}; trying again in {:?}", self.config.sync_period);
         }
-        attached.is_ok()
+        self.is_attached = attached.is_ok_and(|report| {
+            self.account.note_attach_failures(report.failures());
+            let is_whole = self.stage == Stage::InSync || !report.lacks_programs();
+            if !is_whole {
+                self.attach_at = Some(now + ATTACH_AGAIN);
+                warn!("not ready before what cannot be attached is: trying again in {ATTACH_AGAIN:?}");
+            }
+            is_whole
+        });
+        self.is_attached
     }
 
     /// Goes on with taking another proxy's place. The first look is waited for: until then nothing is ours.

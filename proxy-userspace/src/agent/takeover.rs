@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use proxy_common::{
     addr::{Address as _, Ipv4, Ipv6, Port},
-    node::newcomers::{LEAVE, LOOK},
+    node::newcomers::{LEAVE, LOOK, UNDECIDED},
     service::Frontend,
 };
 use tracing::info;
@@ -63,7 +63,7 @@ impl Takeover {
         let left = dataplane.newcomers();
         let stage = if hands_over {
             Stage::Handover
-        } else if dataplane.is_fresh() || left & LEAVE != 0 {
+        } else if left & (LEAVE | UNDECIDED) != 0 {
             Stage::Begun
         } else if left & LOOK != 0 {
             Stage::Following
@@ -169,6 +169,8 @@ mod tests {
             protocol,
             client: "198.51.100.7:40000".parse().unwrap(),
             frontend: frontend.parse().unwrap(),
+            backend: "10.244.2.5:8080".parse().unwrap(),
+            answered: "198.51.100.7:40000".parse().unwrap(),
         }
     }
 

@@ -39,7 +39,10 @@ pub(super) fn execute(arguments: &Arguments) -> Result<(), Failure> {
     let mut affinities = target.inspector()?.affinities()?;
     affinities.retain(|affinity| *all || !affinity.is_over());
     affinities.retain(|affinity| service.as_ref().is_none_or(|name| affinity.service.is_called(name)));
-    target.show(&affinities, |affinities| list(affinities))
+    target.show(&affinities, |affinities| match service {
+        Some(service) if affinities.is_empty() => format!("No client stays with a backend of a Service {service}."),
+        _ => list(affinities),
+    })
 }
 
 fn list(affinities: &[Affinity]) -> String {

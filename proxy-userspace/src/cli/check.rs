@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     dataplane::{DevicePattern, Finding, Options, Verdict, examine, netlink},
+    inspect::own_agent_at_work,
     kube_proxy,
 };
 
@@ -28,6 +29,9 @@ pub(super) struct Arguments {
     /// Directory of the cgroup whose sockets are to be balanced, as for `sluice run`.
     #[arg(long, value_name = "DIR")]
     cgroup: Option<PathBuf>,
+    /// Have the kernel verify every program, even where an agent of this very executable has those that its devices need at work.
+    #[arg(long)]
+    load: bool,
     #[command(flatten)]
     target: Target,
 }
@@ -40,7 +44,10 @@ pub(super) fn execute(arguments: &Arguments) -> Result<(), Failure> {
     options.uplinks.clone_from(&arguments.uplinks);
     options.pod_devices.clone_from(&arguments.pod_devices);
     options.cgroup.clone_from(&arguments.cgroup);
-    let mut findings = examine(&options, network.as_ref().map_err(Clone::clone));
+    // What is asked of other devices may need programs that the agent has not loaded.
+    let is_asked = arguments.load || !options.uplinks.is_empty() || !options.pod_devices.is_empty();
+    let own_agent = if is_asked { None } else { own_agent_at_work(&options.pin_path) };
+    let mut findings = examine(&options, network.as_ref().map_err(Clone::clone), own_agent);
     findings.push(kube_proxy::finding());
     arguments.target.show(&findings, |findings| describe(findings))?;
     match findings.iter().filter(|finding| finding.verdict == Verdict::Missing).count() {

@@ -2,10 +2,17 @@
 
 mod kube_proxy;
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
 use serde::Serialize;
+use tokio::{
+    runtime,
+    signal::unix::{SignalKind, signal},
+};
 
 use super::{
     Failure,
@@ -18,6 +25,7 @@ use crate::dataplane::{self, OpenError, Removed};
 #[command(
     after_help = "Examples:\n  sluice cleanup --dry-run                 # what of Sluice's is here\n  sluice cleanup                           # take all of that out\n  sluice cleanup --kube-proxy --dry-run    # what kube-proxy has left here\n  sluice cleanup --kube-proxy              # take that out, and nothing of Sluice's"
 )]
+#[expect(clippy::struct_excessive_bools, reason = "flags are independent of each other")]
 pub(super) struct Arguments {
     /// Directory the agent pinned its maps and links under.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/sluice")]
@@ -32,6 +40,9 @@ pub(super) struct Arguments {
     /// Say what would be taken out, and change nothing.
     #[arg(long)]
     dry_run: bool,
+    /// When all is done, stay until a signal comes: a DaemonSet starts what ends anew, for ever.
+    #[arg(long, conflicts_with = "dry_run")]
+    stay: bool,
     /// With --kube-proxy: even if connections end with it.
     #[arg(long, requires = "kube_proxy")]
     force: bool,
@@ -50,10 +61,26 @@ struct Report {
 
 pub(super) fn execute(arguments: &Arguments) -> Result<(), Failure> {
     let target = Target { pin_path: arguments.pin_path.clone(), output: arguments.output };
-    if arguments.kube_proxy {
-        return kube_proxy::execute(&target, arguments.dry_run, arguments.force);
+    match (arguments.kube_proxy, arguments.dry_run) {
+        (true, dry_run) => kube_proxy::execute(&target, dry_run, arguments.force)?,
+        (false, true) => tell(&target)?,
+        (false, false) => remove(&target)?,
     }
-    if arguments.dry_run { tell(&target) } else { remove(&target) }
+    if arguments.stay { stay().map_err(|error| Failure::new(error, 1)) } else { Ok(()) }
+}
+
+/// Waits for SIGTERM or SIGINT, which the first process of a container would not hear by itself.
+fn stay() -> io::Result<()> {
+    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (mut ended, mut interrupted) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        eprintln!("sluice: this is done; staying until SIGTERM comes");
+        tokio::select! {
+            _ = ended.recv() => {}
+            _ = interrupted.recv() => {}
+        }
+        Ok(())
+    })
 }
 
 /// Takes out what is pinned there.

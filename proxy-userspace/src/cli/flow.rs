@@ -136,8 +136,10 @@ impl Filter {
 pub(super) fn execute(arguments: &Arguments) -> Result<(), Failure> {
     match &arguments.verb {
         Verb::List(List { filter, halves, target }) => {
-            let flows = target.inspector()?.flows(&filter.filter(*halves))?;
-            target.show(&flows, |flows| list(flows))
+            let filter = filter.filter(*halves);
+            let nothing = if filter.is_all() { "No flow is known." } else { "No flow that is known fits." };
+            let flows = target.inspector()?.flows(&filter)?;
+            target.show(&flows, |flows| list(flows, nothing))
         }
         Verb::Get(get) => get.execute(),
         Verb::Flush(flush) => flush.execute(),
@@ -176,7 +178,7 @@ impl Flush {
     }
 }
 
-fn list(flows: &[Flow]) -> String {
+fn list(flows: &[Flow], nothing: &str) -> String {
     let headings = ["PROTOCOL", "CLIENT", "DESTINATION", "BECOMES", "SERVICE", "AT", "PHASE", "IDLE"];
     let row = |flow: &Flow| {
         // The source matters where it is replaced.
@@ -192,7 +194,7 @@ fn list(flows: &[Flow]) -> String {
             ago(flow.idle_seconds.into()),
         ]
     };
-    columns(&headings, flows.iter().map(row), "No flow is known.")
+    columns(&headings, flows.iter().map(row), nothing)
 }
 
 /// A paragraph for each entry.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context as _;
+use anyhow::anyhow;
 use clap::{Args, CommandFactory as _};
 
 use super::{Cli, Failure, output::print};
@@ -19,7 +19,9 @@ pub(super) struct Arguments {
 pub(super) fn execute(arguments: &Arguments) -> Result<(), Failure> {
     let directory = &arguments.directory;
     let written = clap_mangen::generate_to(Cli::command(), directory);
-    let written = written.with_context(|| format!("cannot write manual pages into {}", directory.display()));
-    written.map_err(|error| Failure::new(error, 1))?;
+    let failed = |error| {
+        anyhow!("cannot write manual pages into {}: {error}; name a directory that exists", directory.display())
+    };
+    written.map_err(|error| Failure::new(failed(error), 1))?;
     print(&format!("manual pages are in {}", directory.display()))
 }

@@ -65,7 +65,7 @@ enum Command {
     Check(check::Arguments),
     /// What the programs have counted, by hook and outcome.
     Counters(counters::Arguments),
-    /// Whether the kernel holds what the objects of the cluster ask for.
+    /// Whether the kernel holds what the agent that runs wants, or what the objects of the cluster ask for.
     Verify(verify::Arguments),
     /// A script that has a shell complete commands and flags.
     Completions(completions::Arguments),
@@ -84,8 +84,13 @@ struct Failure {
 
 /// What the agent would run with, had it been started by these words.
 pub(crate) fn configuration<'a>(words: impl IntoIterator<Item = &'a str>) -> anyhow::Result<crate::config::Config> {
+    run::configuration(run_arguments(words)?)
+}
+
+/// The same without the file that they may name.
+fn run_arguments<'a>(words: impl IntoIterator<Item = &'a str>) -> anyhow::Result<run::Arguments> {
     match Cli::try_parse_from(words)?.command {
-        Command::Run(arguments) => run::configuration(*arguments),
+        Command::Run(arguments) => Ok(*arguments),
         _ => anyhow::bail!("it is not `sluice run`"),
     }
 }

@@ -11,7 +11,7 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 
 use super::Failure;
-use crate::inspect::{InspectError, Inspector};
+use crate::inspect::{self, InspectError, Inspector};
 
 /// Where to look, and how to show it.
 #[derive(Clone, Debug, Args)]
@@ -45,11 +45,11 @@ impl Target {
     /// Says so, on standard error, where an agent keeps the maps that is in another network namespace than this command, which looks
     /// at the devices and addresses of its own.
     pub(super) fn warn_of_another_network(&self) {
-        let Ok(status) = self.inspector().and_then(|inspector| Ok(inspector.status()?)) else { return };
+        let Some(agent) = inspect::agent_at_work(&self.pin_path) else { return };
+        let process = agent.pid.to_string();
         let network = |process: &str| fs::read_link(format!("/proc/{process}/ns/net")).ok();
-        let process = status.agent.pid.to_string();
         let (own, agents) = (network("self"), network(&process));
-        if status.agent.is_running && agents.is_some() && own != agents {
+        if agents.is_some() && own != agents {
             eprintln!(
                 "sluice: the agent is in another network namespace, and this command looks at the devices and addresses of its own: \
                  run it by `nsenter --net=/proc/{process}/ns/net`"

@@ -57,7 +57,10 @@ impl List {
         if let Some(namespace) = &self.namespace {
             ports.retain(|port| port.name.namespace == *namespace);
         }
-        self.target.show(&ports, |ports| list(ports))
+        self.target.show(&ports, |ports| match &self.namespace {
+            Some(namespace) if ports.is_empty() => format!("The kernel has no Service of the namespace {namespace}."),
+            _ => list(ports),
+        })
     }
 }
 

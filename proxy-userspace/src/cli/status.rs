@@ -94,9 +94,13 @@ fn agent(agent: &AgentStatus) -> Vec<[String; 2]> {
 /// Programs by device, in one line each.
 fn devices(attached: &[Attached]) -> Vec<(String, String)> {
     let mut devices: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-    for Attached { target, program, mechanism, .. } in attached {
-        // Of a cgroup there are eleven, always the same.
-        let shown = if target == "cgroup" { program.clone() } else { format!("{program} ({mechanism})") };
+    for Attached { target, program, mechanism, is_dead, .. } in attached {
+        let shown = match (target.as_str(), is_dead) {
+            (_, true) => format!("{program} (gone)"),
+            // Of a cgroup there are eleven, always the same.
+            ("cgroup", _) => program.clone(),
+            _ => format!("{program} ({mechanism})"),
+        };
         devices.entry(target).or_default().push(shown);
     }
     devices.into_iter().map(|(target, programs)| (target.to_owned(), programs.join(" "))).collect()

@@ -1,49 +1,51 @@
 //! `sluice verify`: whether the kernel holds what it should.
 
-use std::{fs, time::Duration};
+use std::{
+    fmt::Display,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use anyhow::Context as _;
+use anyhow::anyhow;
 use clap::Args;
 
 use super::{
     Failure, configuration,
     output::{Target, columns},
+    run_arguments,
 };
 use crate::{
-    config::Config,
     inspect::Inspector,
-    verify::{Comparison, Difference, verify},
+    verify::{self, ByAgent, Comparison, Difference, Objects, VerifyError},
 };
 
 /// What to compare.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit status 1 means that something differs.\n\nExamples:\n  sluice verify                                  # as the agent that runs was started\n  sluice verify -- --source file:/etc/sluice     # or by these flags of `sluice run`"
+    after_help = "Exit status 1 means that something differs.\n\nExamples:\n  sluice verify                                  # with what the agent that runs has heard of\n  sluice verify --anew                           # with what its source says now\n  sluice verify -- --source file:/etc/sluice     # or by these flags of `sluice run`"
 )]
 pub(super) struct Arguments {
-    /// Seconds until the source of objects must have told everything.
+    /// Seconds until the agent must have answered, each time it is asked, or the source of objects told everything.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     timeout: u64,
+    /// Read all objects from their source again, as an agent does that starts, even if one runs that could be asked
+    #[arg(long)]
+    anew: bool,
     #[command(flatten)]
     target: Target,
-    /// Flags of `sluice run`; without any, those that the running agent was started with.
+    /// Flags of `sluice run`, by which all objects are read; without any, those that the running agent was started with.
     #[arg(last = true)]
     flags: Vec<String>,
 }
 
 pub(super) fn execute(arguments: &Arguments) -> Result<(), Failure> {
     let inspector = arguments.target.inspector()?;
-    let mut config = arguments.config(&inspector).map_err(|error| Failure::new(error, 2))?;
-    config.dataplane.pin_path.clone_from(&arguments.target.pin_path);
-    arguments.target.warn_of_another_network();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new(error, 1))?;
-    let compared = runtime.block_on(verify(&config, Duration::from_secs(arguments.timeout)));
+    let compared = runtime.block_on(arguments.compare(&inspector));
     runtime.shutdown_background();
-    let comparison = compared.map_err(|error| {
-        let code = error.exit_code();
-        Failure::new(error, code)
-    })?;
+    let comparison = compared?;
     arguments.target.show(&comparison, describe)?;
     match comparison.differences.len() {
         0 => Ok(()),
@@ -52,29 +54,67 @@ pub(super) fn execute(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 impl Arguments {
-    fn config(&self, inspector: &Inspector) -> anyhow::Result<Config> {
-        let words = if self.flags.is_empty() { running(inspector)? } else { self.flags.clone() };
-        configuration(["sluice", "run"].into_iter().chain(words.iter().map(String::as_str)))
+    async fn compare(&self, inspector: &Inspector) -> Result<Comparison, Failure> {
+        let patience = Duration::from_secs(self.timeout);
+        let words = if self.flags.is_empty() { running(inspector) } else { Ok(self.flags.clone()) };
+        let words = words.map_err(|error| Failure::new(error, 2))?;
+        let words = || ["sluice", "run"].into_iter().chain(words.iter().map(String::as_str));
+        let failed = |error: VerifyError| {
+            let code = error.exit_code();
+            Failure::new(error, code)
+        };
+        let agent = inspector.agent().ok().filter(|_| !self.anew && self.flags.is_empty());
+        let state_dir = run_arguments(words()).ok().and_then(|arguments| arguments.state_dir);
+        if let (Some(agent), Some(state_dir)) = (agent, state_dir) {
+            match verify::by_agent(&seen_by(agent.pid, &state_dir), agent.pid, patience).await.map_err(failed)? {
+                ByAgent::Compared(comparison) => return Ok(comparison),
+                ByAgent::Nobody(reason) => {
+                    eprintln!("sluice: the agent cannot be asked ({reason}): all objects are read from their source");
+                }
+            }
+        }
+        let mut config = configuration(words()).map_err(|error| Failure::new(error, 2))?;
+        config.dataplane.pin_path.clone_from(&self.target.pin_path);
+        self.target.warn_of_another_network();
+        verify::anew(&config, patience).await.map_err(failed)
+    }
+}
+
+/// A directory of a process, which may have other mounts than this one.
+fn seen_by(process: u32, directory: &Path) -> PathBuf {
+    let process = Path::new("/proc").join(process.to_string());
+    match directory.strip_prefix("/") {
+        Ok(directory) => process.join("root").join(directory),
+        Err(_) => process.join("cwd").join(directory),
     }
 }
 
 /// The flags that the running agent was started with.
 fn running(inspector: &Inspector) -> anyhow::Result<Vec<String>> {
-    let status = inspector.status()?;
-    anyhow::ensure!(status.agent.is_running, "no agent runs: give the flags of `sluice run` behind `--`");
-    let path = format!("/proc/{}/cmdline", status.agent.pid);
-    let advice = || format!("the agent's command line cannot be read at {path}: give its flags behind `--`");
-    let line = fs::read(&path).with_context(advice)?;
+    let agent = inspector.agent()?;
+    anyhow::ensure!(agent.is_running, "no agent runs: give the flags of `sluice run` behind `--`");
+    let path = format!("/proc/{}/cmdline", agent.pid);
+    let advice = |why: &dyn Display| {
+        format!("the agent's command line cannot be read at {path} ({why}): give its flags behind `--`")
+    };
+    let line = fs::read(&path).map_err(|error| anyhow!(advice(&error)))?;
     let words = line.split(|octet| *octet == 0).map(|word| String::from_utf8_lossy(word).into_owned());
     let words: Vec<String> = words.skip_while(|word| word != "run").skip(1).filter(|word| !word.is_empty()).collect();
-    anyhow::ensure!(!words.is_empty(), advice());
+    anyhow::ensure!(!words.is_empty(), advice(&"it has no `run`"));
     Ok(words)
 }
 
 fn describe(comparison: &Comparison) -> String {
-    let Comparison { frontends, backends, differences } = comparison;
+    let Comparison { objects, frontends, backends, differences } = comparison;
+    let whose = match objects {
+        Objects::Agent => "as far as its agent has heard",
+        Objects::Source => "by the objects that there are now",
+    };
+    if differences.is_empty() {
+        return format!("The kernel holds what it should, {whose}: {frontends} frontends, {backends} backends.");
+    }
     let row =
-        |difference: &Difference| [difference.map.to_owned(), difference.entry.clone(), difference.problem.clone()];
-    let nothing = format!("The kernel holds what it should: {frontends} frontends, {backends} backends.");
-    columns(&["MAP", "ENTRY", "PROBLEM"], differences.iter().map(row), &nothing)
+        |difference: &Difference| [difference.map.clone().into(), difference.entry.clone(), difference.problem.clone()];
+    let rows = columns(&["MAP", "ENTRY", "PROBLEM"], differences.iter().map(row), "");
+    format!("The kernel does not hold what it should, {whose}:\n{rows}")
 }

@@ -14,6 +14,7 @@ use aya::Ebpf;
 
 use super::{
     clsact,
+    devices::device_name,
     error::{Error, OpenError},
     links::{Change, Held, Links, LoadedProgram, Target},
     load,
@@ -125,6 +126,25 @@ pub struct AttachReport {
     pub problems: Vec<AttachProblem>,
 }
 
+impl AttachReport {
+    /// How many programs could not be attached.
+    pub fn failures(&self) -> usize {
+        self.problems.iter().filter(|problem| matches!(problem, AttachProblem::Failed { .. })).count()
+    }
+
+    /// Whether the node's own processes, or all clients outside, would miss Services for want of a program. A device that has gone
+    /// meanwhile needs none, and the devices of pods come and go.
+    pub fn lacks_programs(&self) -> bool {
+        self.problems.iter().any(|problem| match problem {
+            AttachProblem::Failed { program, source, .. } => {
+                let has_gone = source.raw_os_error() == Some(libc::ENODEV);
+                !has_gone && (program.is_socket() || program.is_of_uplinks())
+            }
+            _ => false,
+        })
+    }
+}
+
 /// The cgroup whose sockets are balanced.
 #[derive(Debug)]
 struct Cgroup {
@@ -191,7 +211,7 @@ impl Attacher {
             round.uplink(link);
         }
         round.sockets();
-        let (report, filters, held, programs) = round.finish();
+        let (report, filters, held, programs) = round.finish(network);
         (self.held, self.programs) = (held, programs);
         let xdp = report.attachments.iter().filter(|attachment| attachment.program == ProgramName::UplinkXdp);
         self.settled = xdp.filter_map(|attachment| attachment.ifindex).collect();
@@ -372,9 +392,14 @@ impl Round<'_> {
         }
     }
 
-    /// What is not wanted goes last, so that no device is without a program in between.
-    fn finish(mut self) -> Ended {
-        let (removed, held) = mem::replace(&mut self.links, Links::empty()).remove_others();
+    /// What is not wanted goes last, so that no device is without a program in between. A list of devices that one of them leaves while it is
+    /// read may lack another (`NLM_F_DUMP_INTR`), which is no reason to leave that without its program.
+    fn finish(mut self, network: &NodeNetwork) -> Ended {
+        let is_missed = |target: u64| {
+            let ifindex = u32::try_from(target).unwrap_or_default();
+            network.links.iter().all(|link| link.ifindex != ifindex) && device_name(ifindex).is_some()
+        };
+        let (removed, held) = mem::replace(&mut self.links, Links::empty()).remove_others(is_missed);
         for (pin, result) in removed {
             tracing::debug!(pin, "removed a link that is not wanted any more");
             self.note_removal(&pin, result);

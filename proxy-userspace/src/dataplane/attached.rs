@@ -1,7 +1,7 @@
 //! Which programs are attached to which devices, as whoever looks at a node finds it without its agent. In: the pins, and the
 //! node's devices. Out: programs with the names of devices.
 
-use std::path::Path;
+use std::{os::fd::AsFd as _, path::Path};
 
 use super::{
     error::Error,
@@ -11,6 +11,7 @@ use super::{
     preflight,
     program::{Hook, ProgramName},
     select::select,
+    syscall,
 };
 
 /// Programs and where they are attached.
@@ -36,13 +37,22 @@ impl Attached {
 
 /// What is attached, by the pins under a path.
 pub fn attached(pin_path: &Path, network: &NodeNetwork) -> Result<Attached, Error> {
-    let found = pins(&links_directory(pin_path))?.into_iter().map(|(program, target, _)| (program, target));
-    let programs = found.collect();
+    let found = pins(&links_directory(pin_path))?.into_iter();
+    let programs = found.filter_map(|(program, target, path)| Some((program, place(program, target, &path, network)?)));
+    let programs = programs.collect();
     // Where TCX is, it is used.
     if preflight::kernel_is_at_least((6, 6)) {
         return Ok(Attached { programs, is_guess: false });
     }
     Ok(with_filters(programs, network))
+}
+
+/// What a link is attached to: a device by the name that it has now, which its pin may not have yet. Nothing, if that has gone.
+fn place(program: ProgramName, pinned: String, path: &Path, network: &NodeNetwork) -> Option<String> {
+    let link = syscall::object(path).ok()?;
+    let target = syscall::link_info(link.as_fd()).ok()?.target();
+    let device = network.links.iter().find(|link| !program.is_socket() && u64::from(link.ifindex) == target);
+    (target != 0).then(|| device.map_or(pinned, |device| device.name.clone()))
 }
 
 /// Adds the filters of TC that the defaults ask for, where none of TC's programs has a pin.

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::{
     clsact::{self, Side},
     error::{Error, OpenError},
-    links::{links_directory, pins},
+    links::{detach, links_directory, pins},
     load::{maps_directory, pinned_maps},
     migration::second_directory,
     netlink,
@@ -139,7 +139,8 @@ impl Removed {
     fn remove(&self, pin_path: &Path) -> Result<(), OpenError> {
         let kernel = |what| move |source| OpenError::from(Error::Kernel { what, source });
         match self {
-            Self::Link { path, .. } | Self::Map { path } => {
+            Self::Link { path, .. } => detach(path).map_err(|source| OpenError::PinPath { path: path.clone(), source }),
+            Self::Map { path } => {
                 fs::remove_file(path).map_err(|source| OpenError::PinPath { path: path.clone(), source })
             }
             Self::Directory { path } => {

@@ -26,7 +26,7 @@ pub enum OpenError {
         capability: caps::Capability,
     },
     /// The pin path is not on a BPF file system, and mounting one would hide something or failed.
-    #[error("{path} is not on a BPF file system ({reason}): run `mount -t bpf bpf /sys/fs/bpf`, or choose another --pin-path", path = .path.display())]
+    #[error("{path} is not on a BPF file system ({reason}): run `mount -t bpf -o mode=0700 bpf /sys/fs/bpf`, or choose another --pin-path", path = .path.display())]
     NoBpfFileSystem {
         /// The pin path.
         path: PathBuf,

@@ -51,11 +51,11 @@ impl Verdict {
     }
 }
 
-/// Looks at everything.
-pub fn examine(options: &Options, network: Result<&NodeNetwork, String>) -> Vec<Finding> {
+/// Looks at everything. What an agent of this very executable, whose process is named, has in the kernel, is not loaded once more.
+pub fn examine(options: &Options, network: Result<&NodeNetwork, String>, own_agent: Option<u32>) -> Vec<Finding> {
     let mut findings = vec![kernel()];
     findings.extend(preflight::CAPABILITIES.map(capability));
-    findings.extend([btf(), bpf_file_system(options), cgroup(options), programs(options)]);
+    findings.extend([btf(), bpf_file_system(options), cgroup(options), programs(options, own_agent)]);
     findings.extend([tcx(), jit(), writable_sysctls()]);
     findings.extend(["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"].map(forwarding));
     findings.extend(match network {
@@ -129,8 +129,11 @@ fn cgroup(options: &Options) -> Finding {
     }
 }
 
-fn programs(options: &Options) -> Finding {
+fn programs(options: &Options, own_agent: Option<u32>) -> Finding {
     let subject = "programs";
+    if let Some(process) = own_agent {
+        return good(subject, format!("at work, kept by process {process} of this executable; --load tries all again"));
+    }
     if !preflight::CAPABILITIES.into_iter().all(preflight::has) {
         return fallback(subject, "not tried", "whether the kernel takes them is seen with the capabilities above");
     }
@@ -167,7 +170,8 @@ fn writable_sysctls() -> Finding {
         Err(_) => fallback(
             subject,
             "/proc/sys cannot be written",
-            "sockets of the node may take ports that masqueraded flows use: reserve those of --source-ports by a sysctl of the node",
+            "sockets of the node may take ports that masqueraded flows use: on the node run `sysctl -w net.ipv4.ip_local_reserved_ports=` with \
+             those of --source-port-range, besides what stands there",
         ),
     }
 }
@@ -208,7 +212,7 @@ mod tests {
     fn everything_that_is_not_good_says_what_to_do() {
         let mut options = Options::new("/etc/sluice-pins");
         options.cgroup = Some("/etc".into());
-        let findings = examine(&options, Err("no netlink".into()));
+        let findings = examine(&options, Err("no netlink".into()), None);
         for finding in &findings {
             assert_eq!(finding.verdict == Verdict::Good, finding.advice.is_empty(), "{finding:?}");
         }

@@ -25,6 +25,9 @@ use crate::{
 /// Steps carried out at once, at most.
 const RUN: usize = 4_096;
 
+/// Entries of `BACKENDS_*` that nobody has written, one after the other: behind them are no others.
+const UNUSED: usize = 4_096;
+
 /// The maps of one family that the agent reads or writes.
 pub(super) struct FamilyMaps<A> {
     services: Table<Frontend<A>, Service>,
@@ -81,6 +84,25 @@ impl Maps for Ebpf {
     }
 }
 
+impl<A> Table<BackendId, Backend<A>>
+where
+    Backend<A>: Pod + Default + PartialEq,
+{
+    /// `BACKENDS_*` as far as ids were ever given out: the smallest one that is free comes next, so that behind a long run of
+    /// entries nobody has written there are no others.
+    pub(super) fn assigned(&self) -> Result<Vec<Backend<A>>, Error> {
+        let (mut entries, mut unused) = (Vec::new(), 0);
+        self.visit(|_, backend| {
+            unused = if backend == Backend::default() { unused + 1 } else { 0 };
+            entries.push(backend);
+            unused < UNUSED
+        })?;
+        entries.truncate(entries.len() - unused);
+        entries.shrink_to_fit();
+        Ok(entries)
+    }
+}
+
 /// The map of a name in the loaded object, typed.
 pub(super) fn table<K: Pod, V: Pod>(object: &Ebpf, name: &'static str) -> Result<Table<K, V>, OpenError> {
     let map = object.map(name).and_then(data).ok_or(OpenError::Missing { what: "map", name })?;
@@ -118,12 +140,21 @@ where
         })
     }
 
-    /// What the maps hold.
+    /// What the maps hold, whoever has written it.
     pub(super) fn read(&self) -> Result<FamilyState<A>, Error> {
         let mut backends = self.backends.values(self.backends.capacity() as usize)?;
         let end = backends.iter().rposition(|backend| *backend != Backend::default()).map_or(0, |last| last + 1);
         backends.truncate(end);
         backends.shrink_to_fit();
+        self.with(backends)
+    }
+
+    /// The same, if it was agents.
+    pub(super) fn read_assigned(&self) -> Result<FamilyState<A>, Error> {
+        self.with(self.backends.assigned()?)
+    }
+
+    fn with(&self, backends: Vec<Backend<A>>) -> Result<FamilyState<A>, Error> {
         Ok(FamilyState {
             services: self.services.entries()?.into_iter().collect(),
             backends,

@@ -164,11 +164,15 @@ impl Links {
         let path = self.directory.join(pin_name(program, &target));
         let key = (program, target.id());
         let held = self.held.0.remove(&key);
-        if let Some(pin) = self.found.remove(&key)
-            && let Some(change) = adopt(&pin, loaded, &path)?
-        {
-            self.kept.0.insert(key, pin.link);
-            return Ok(change);
+        if let Some(pin) = self.found.remove(&key) {
+            match adopt(&pin, loaded, &path) {
+                Ok(None) => {}
+                // Held whatever went wrong: it may have no pin any more.
+                done => {
+                    self.kept.0.insert(key, pin.link);
+                    return done.map(|change| change.unwrap_or(Change::None));
+                }
+            }
         }
         // Whatever is pinned here belonged to a device of the same name that is gone.
         self.dead.retain(|dead| *dead != path);
@@ -201,14 +205,20 @@ impl Links {
     pub(super) fn remove(&mut self, program: ProgramName, target: Target<'_>) -> io::Result<()> {
         let key = (program, target.id());
         self.held.0.remove(&key);
-        self.found.remove(&key).map_or(Ok(()), |pin| unpin(&pin.path))
+        self.found.remove(&key).map_or(Ok(()), |pin| detach(&pin.path))
     }
 
-    /// Detaches everything that was not asked for, and returns the names of those pins, and what is to be held from now on.
-    pub(super) fn remove_others(self) -> (Vec<(String, io::Result<()>)>, Held) {
-        let found = self.found.into_values().map(|pin| pin.path);
-        let named = |path: PathBuf| (path.file_name().unwrap_or_default().to_string_lossy().into_owned(), unpin(&path));
-        (self.dead.into_iter().chain(found).map(named).collect(), self.kept)
+    /// Detaches everything that was not asked for, unless it is at a device that is there and was missed, and returns the names of those
+    /// pins, and what is to be held from now on.
+    pub(super) fn remove_others(mut self, is_missed: impl Fn(u64) -> bool) -> (Vec<(String, io::Result<()>)>, Held) {
+        for (key, pin) in self.found.extract_if(.., |(program, target), _| !program.is_socket() && is_missed(*target)) {
+            self.kept.0.insert(key, pin.link);
+        }
+        let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        // A second pin may be one of a link that stays.
+        let dead = self.dead.into_iter().map(|path| (name(&path), unpin(&path)));
+        let found = self.found.into_values().map(|pin| (name(&pin.path), detach(&pin.path)));
+        (dead.chain(found).collect(), self.kept)
     }
 }
 
@@ -227,9 +237,33 @@ fn adopt(pin: &Pin, loaded: &LoadedProgram, path: &Path) -> io::Result<Option<Ch
         }
     };
     if pin.path != path {
-        fs::rename(&pin.path, path)?;
+        move_pin(pin, path)?;
     }
     Ok(Some(change))
+}
+
+/// Gives a link's pin another name. The link of the device that had the name until now may be pinned there, and what is pinned under the old
+/// one may be that of a device that has got this name since: two may have swapped theirs.
+fn move_pin(pin: &Pin, path: &Path) -> io::Result<()> {
+    let id = |link: &OwnedFd| syscall::link_info(link.as_fd()).map(|info| info.id);
+    let is_own = syscall::object(&pin.path).and_then(|found| Ok(id(&found)? == id(&pin.link)?)).unwrap_or(false);
+    if is_own && !path.exists() {
+        return fs::rename(&pin.path, path);
+    }
+    unpin(path)?;
+    syscall::pin(pin.link.as_fd(), path)?;
+    if is_own { unpin(&pin.path) } else { Ok(()) }
+}
+
+/// Detaches what is pinned there, and removes the pin. A link that has lost its last pin would be detached when the kernel finds the time
+/// (`bpf_link_put` leaves it to a work queue): its program would go on for a moment.
+pub(super) fn detach(path: &Path) -> io::Result<()> {
+    if let Ok(link) = syscall::object(path)
+        && let Err(error) = syscall::detach_link(link.as_fd())
+    {
+        tracing::debug!("link {} cannot be detached: {error}; it is when its pin is gone", path.display());
+    }
+    unpin(path)
 }
 
 fn unpin(path: &Path) -> io::Result<()> {
@@ -274,7 +308,11 @@ pub fn pinned_links(pin_path: &Path) -> Result<Vec<PinnedLink>, Error> {
     let error = |path: &Path, source| Error::Links { path: path.into(), source };
     let mut links = Vec::new();
     for (program, target, path) in pins(&links_directory(pin_path))? {
-        let link = syscall::object(&path).map_err(|source| error(&path, source))?;
+        let link = match syscall::object(&path) {
+            // With its device, since the directory was read.
+            Err(gone) if gone.kind() == io::ErrorKind::NotFound => continue,
+            found => found.map_err(|source| error(&path, source))?,
+        };
         let info = syscall::link_info(link.as_fd()).map_err(|source| error(&path, source))?;
         let mechanism = info.mechanism();
         links.push(PinnedLink {

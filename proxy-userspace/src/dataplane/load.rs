@@ -86,11 +86,18 @@ pub(super) fn load_beside(options: &Options, old: &Path, new: &Path) -> Result<E
     load_over(options, new, &shapes)
 }
 
+/// Without the kernel's types, which aya has read by then: they take tens of megabytes, and no program here asks for a field of theirs.
+pub(super) fn loader<'a>() -> EbpfLoader<'a> {
+    let mut loader = EbpfLoader::new();
+    loader.btf(None);
+    loader
+}
+
 fn load_over(options: &Options, directory: &Path, shapes: &BTreeMap<String, Shape>) -> Result<Ebpf, OpenError> {
     let socket_lb = constant(options.socket_lb);
     let cookie = syscall::network_namespace_cookie()
         .map_err(|source| super::Error::Kernel { what: "the cookie of the network namespace", source })?;
-    let mut loader = EbpfLoader::new();
+    let mut loader = loader();
     let stats = u8::from(options.counts_traffic);
     loader.override_global("SOCKET_LB", &socket_lb, true).override_global("HOST_NETNS_COOKIE", &cookie, true);
     loader.override_global("STATS", &stats, true);
@@ -104,7 +111,7 @@ fn load_over(options: &Options, directory: &Path, shapes: &BTreeMap<String, Shap
 
 /// Whether the kernel takes the programs: they are loaded over maps of their own, and gone with them. Returns how many there are.
 pub(super) fn rehearse(options: &Options) -> Result<usize, OpenError> {
-    let mut loader = EbpfLoader::new();
+    let mut loader = loader();
     for (name, _) in &flow_table::MAPS {
         loader.map_max_entries(name, 1_024);
     }

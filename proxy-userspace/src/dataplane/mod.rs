@@ -40,8 +40,10 @@ mod table;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
+    io,
     net::IpAddr,
     ops::RangeInclusive,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -93,7 +95,7 @@ pub use self::{
     },
     sockets::Swept,
 };
-use crate::diff::{KernelState, Plan};
+use crate::diff::{FamilyState, KernelState, Plan};
 
 impl std::fmt::Debug for Dataplane {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -150,7 +152,6 @@ pub struct Dataplane {
     outbound: AddressFilter,
     node_map: Table<u32, Node>,
     node: Node,
-    is_fresh: bool,
     sweeper: Sweeper,
     reservation: Reservation,
     pin_path: PathBuf,
@@ -184,7 +185,6 @@ impl Dataplane {
             inbound: AddressFilter::adopt(family::table(&object, "INBOUND")?)?,
             outbound: AddressFilter::adopt(family::table(&object, "OUTBOUND")?)?,
             node: node_map.read(&0)?,
-            is_fresh: false,
             node_map,
             attacher,
             sweeper: Sweeper::start(&object)?,
@@ -195,9 +195,11 @@ impl Dataplane {
             object,
             lock,
         };
-        let node = Node { layout: LAYOUT, jiffies_per_second: load::jiffies_per_second(), ..dataplane.node };
-        dataplane.is_fresh = dataplane.node.layout == 0;
-        dataplane.write_node(node)?;
+        let found = dataplane.node;
+        // Stays until an agent has come so far: this one may end before.
+        let undecided = if found.layout == 0 { newcomers::UNDECIDED } else { 0 };
+        let (flags, jiffies_per_second) = (found.flags | undecided, load::jiffies_per_second());
+        dataplane.write_node(Node { layout: LAYOUT, jiffies_per_second, flags, ..found })?;
         dataplane.begin_service_cidrs()?;
         Ok(dataplane)
     }
@@ -216,7 +218,7 @@ impl Dataplane {
 
     /// What the kernel holds.
     pub fn read(&self) -> Result<KernelState, Error> {
-        read(&self.v4, &self.v6, &self.slots, &self.service_cidrs)
+        state(self.v4.read()?, self.v6.read()?, &self.slots, &self.service_cidrs)
     }
 
     /// Carries out a plan, in order. After an error some of it is done: read again before the next.
@@ -266,11 +268,6 @@ impl Dataplane {
         self.add_masquerade(&node);
         self.inbound.flush()?;
         self.write_node(node)
-    }
-
-    /// Whether nobody had pinned anything before this agent.
-    pub fn is_fresh(&self) -> bool {
-        self.is_fresh
     }
 
     /// What becomes of packets that no flow knows: bits of [`newcomers`].
@@ -429,14 +426,13 @@ impl Dataplane {
     }
 }
 
-/// What maps hold, wherever they are.
-fn read(
-    v4: &FamilyMaps<Ipv4>,
-    v6: &FamilyMaps<Ipv6>,
+/// What maps hold, wherever they are: those of the families, and what both share.
+fn state(
+    v4: FamilyState<Ipv4>,
+    v6: FamilyState<Ipv6>,
     slots: &Table<u32, BackendId>,
     service_cidrs: &Table<u32, ServiceCidrs>,
 ) -> Result<KernelState, Error> {
-    let (v4, v6) = (v4.read()?, v6.read()?);
     let services = v4.services.values().chain(v6.services.values());
     let ranges = services.flat_map(|service| [service.internal, service.external, service.local]);
     let end = ranges.map(|range| range.first.saturating_add(range.count)).max().unwrap_or(0);
@@ -485,8 +481,23 @@ pub fn keep_little_free_memory() {
 
 /// Makes the directories and locks them.
 fn prepare(pin_path: &Path) -> Result<File, OpenError> {
-    restore::make_directories(pin_path).map_err(|source| OpenError::PinPath { path: pin_path.into(), source })?;
+    let error = |source| OpenError::PinPath { path: pin_path.into(), source };
+    restore::make_directories(pin_path).map_err(error)?;
+    close_to_others(pin_path).map_err(error)?;
     lock(pin_path)
+}
+
+/// A BPF file system may be mounted so that everybody may make directories in it.
+fn close_to_others(pin_path: &Path) -> io::Result<()> {
+    let found = fs::metadata(pin_path)?;
+    let own = rustix::process::geteuid().as_raw();
+    if found.uid() != own {
+        return Err(io::Error::other(format!("it belongs to user {}, not to {own}: remove it", found.uid())));
+    }
+    if found.mode() & 0o077 != 0 {
+        fs::set_permissions(pin_path, fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
 }
 
 /// Locks the pins: two agents on the same maps would undo each other's work, and an agent whose pins are removed would go

@@ -2,6 +2,7 @@
 //! turns the kernel's notifications into [`NetworkEvent`]s. And the kernel's lists of sockets and connections.
 
 pub mod conntrack;
+mod dump;
 mod exchange;
 mod messages;
 pub(crate) mod netfilter;
@@ -15,6 +16,7 @@ use ipnet::IpNet;
 use proxy_common::node::Vlan;
 
 pub use self::{
+    dump::dump,
     peers::{LinkLayerAddress, Reach, watch_peers},
     route::device_towards,
     watcher::{SERVICE_DEVICE, snapshot, snapshot_blocking, watch},
@@ -125,7 +127,7 @@ pub enum NetlinkError {
     /// A request failed.
     #[error("cannot list {what}: {source}")]
     List {
-        /// `links`, `addresses` or `routes`.
+        /// `links`, `addresses`, `routes`, `rules` or `neighbours`.
         what: &'static str,
         /// What the kernel said.
         source: rtnetlink::Error,

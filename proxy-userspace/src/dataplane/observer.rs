@@ -12,7 +12,7 @@ use proxy_common::{
     backend::{Backend, BackendState},
     flow::{Direction, Flow, TIERS, Tier, Turnover},
     names::{Agent, ServiceName},
-    node::Node,
+    node::{Node, foreign},
     outcome::{Hook, Outcome, counter},
     service::{Affinity, Client, Frontend, Pick, Service, Source},
     socket::{SocketPeer, SocketTarget, SocketWay},
@@ -90,6 +90,8 @@ pub struct Survey {
     pub fills: Vec<Fill>,
     /// Connections that go on.
     pub active: Active,
+    /// Connections of another proxy.
+    pub foreign_connections: usize,
 }
 
 /// A backend that is in use, or was until lately.
@@ -293,9 +295,6 @@ const V6: Names = Names {
     foreign: "FOREIGN_V6",
 };
 
-/// Entries of `BACKENDS_*` that nobody has written, one after the other: behind them are no others.
-const UNUSED: usize = 4_096;
-
 impl<A> FamilyObserver<A>
 where
     A: Address + Pod + Into<std::net::IpAddr>,
@@ -330,7 +329,7 @@ where
 
     /// Looks at every entry of every map. Takes a tenth of a second when all are full.
     pub fn survey(&self) -> Result<Survey, Error> {
-        let mut active = Active::default();
+        let (mut active, mut foreign_connections) = (Active::default(), 0);
         let [embryos, flows] = &self.flows;
         let flow_table = [
             fill(embryos, |key, flow| active.add_flow(key, flow))?,
@@ -342,10 +341,10 @@ where
             fill(&self.local_addrs, |_, _| ())?,
             fill(&self.sources, |_, _| ())?,
             fill(&self.affinity, |_, _| ())?,
-            fill(&self.foreign, |_, _| ())?,
+            fill(&self.foreign, |_, what| foreign_connections += usize::from(*what == foreign::SENT))?,
             Fill { map: self.backends.name(), entries: self.backends()?.len(), capacity: self.backends.capacity() },
         ];
-        Ok(Survey { flow_table, fills, active })
+        Ok(Survey { flow_table, fills, active, foreign_connections })
     }
 
     /// Connections that go on.
@@ -411,7 +410,7 @@ where
 
     /// Every backend that has an id.
     pub fn backends(&self) -> Result<Vec<KnownBackend>, Error> {
-        let used = (0_u32..).zip(self.backend_entries()?).filter(|(_, backend)| backend.state != BackendState::Free);
+        let used = (0_u32..).zip(self.backends.assigned()?).filter(|(_, backend)| backend.state != BackendState::Free);
         Ok(used
             .map(|(id, backend)| KnownBackend {
                 id,
@@ -420,18 +419,6 @@ where
                 is_present: backend.state != BackendState::Gone,
             })
             .collect())
-    }
-
-    /// `BACKENDS_*` as far as ids were ever given out: the smallest one that is free comes next, so that behind a long run of
-    /// entries nobody has written there are no others.
-    pub(super) fn backend_entries(&self) -> Result<Vec<Backend<A>>, Error> {
-        let (mut entries, mut unused) = (Vec::new(), 0);
-        self.backends.visit(|_, backend| {
-            unused = if backend == Backend::default() { unused + 1 } else { 0 };
-            entries.push(backend);
-            unused < UNUSED
-        })?;
-        Ok(entries)
     }
 
     fn backends_end(&self) -> Result<usize, Error> {

@@ -36,7 +36,8 @@ pub fn read_pinned(pin_path: &Path) -> Result<KernelState, OpenError> {
     let pins = Pins(maps_directory(pin_path));
     let v4 = FamilyMaps::new(&pins, &family::V4)?;
     let v6 = FamilyMaps::new(&pins, &family::V6)?;
-    Ok(super::read(&v4, &v6, &pins.table("SLOTS")?, &pins.table("SERVICE_CIDRS")?)?)
+    let (v4, v6) = (v4.read_assigned()?, v6.read_assigned()?);
+    Ok(super::state(v4, v6, &pins.table("SLOTS")?, &pins.table("SERVICE_CIDRS")?)?)
 }
 
 /// An address that programs do not ask about, though there is an entry for it.

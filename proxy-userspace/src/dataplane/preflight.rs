@@ -87,7 +87,8 @@ fn is_on(path: &Path, magic: i64) -> io::Result<bool> {
 pub(super) fn bpf_file_system(pin_path: &Path) -> Result<(), OpenError> {
     let error = |reason: String| OpenError::NoBpfFileSystem { path: pin_path.into(), reason };
     let Some(place) = find_bpf_file_system(pin_path)? else { return Ok(()) };
-    rustix::mount::mount("bpf", &place, "bpf", MountFlags::empty(), None)
+    // For its owner alone: the kernel's default is that everybody may make directories in it.
+    rustix::mount::mount("bpf", &place, "bpf", MountFlags::empty(), Some(c"mode=0700"))
         .map_err(|source| error(format!("mounting one on {} failed: {source}", place.display())))?;
     tracing::info!(path = %place.display(), "mounted a BPF file system");
     Ok(())

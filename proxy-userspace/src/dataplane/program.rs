@@ -155,6 +155,12 @@ impl ProgramName {
         matches!(self, Self::CrossUplinkIn | Self::CrossPodIn)
     }
 
+    /// Whether clients outside are lost without it.
+    pub(super) fn is_of_uplinks(self) -> bool {
+        use ProgramName::{CrossUplinkIn, UplinkIn, UplinkInL3, UplinkOut, UplinkOutL3};
+        matches!(self, UplinkIn | UplinkOut | UplinkInL3 | UplinkOutL3 | CrossUplinkIn)
+    }
+
     /// Whether it is attached to the cgroup.
     pub(super) fn is_socket(self) -> bool {
         matches!(self.hook(), Hook::Socket(_))

@@ -73,7 +73,7 @@ where
     }
 
     fn all_backends(&self) -> Result<Vec<Backend<A>>, Error> {
-        self.backend_entries()
+        self.backends.assigned()
     }
 
     fn local_addresses(&self) -> Result<Vec<A>, Error> {

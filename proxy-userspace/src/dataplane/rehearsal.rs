@@ -17,7 +17,7 @@ use std::{
     path::Path,
 };
 
-use aya::{Ebpf, EbpfLoader, Pod, maps::PerCpuArray};
+use aya::{Ebpf, Pod, maps::PerCpuArray};
 use proxy_common::{
     addr::{Address, Port, Protocol},
     backend::{Backend, BackendId},
@@ -58,20 +58,20 @@ pub fn rehearse(
     build: impl FnOnce(SocketAddr, Moment) -> Vec<u8>,
 ) -> Result<Rehearsal, OpenError> {
     preflight::capabilities()?;
-    let object = open(pin_path, place.program)?;
+    let object = open(pin_path, place.program, call.way())?;
     match call {
         AnyCall::V4(call) => Stand::new(pin_path, &object, *place, &changing::V4, &family::V4)?.perform(call, build),
         AnyCall::V6(call) => Stand::new(pin_path, &object, *place, &changing::V6, &family::V6)?.perform(call, build),
     }
 }
 
-/// Loads the program. It is attached nowhere, and gone when the object is dropped.
-fn open(pin_path: &Path, program: ProgramName) -> Result<Ebpf, OpenError> {
+/// Loads the program for packets of one way. It is attached nowhere, and gone when the object is dropped.
+fn open(pin_path: &Path, program: ProgramName, way: u16) -> Result<Ebpf, OpenError> {
     let sizes = load::pinned_sizes(pin_path)?;
     let directory = maps_directory(pin_path);
-    let mut loader = EbpfLoader::new();
+    let mut loader = load::loader();
     // Of counts per Service nobody reads what is the rehearsal's own.
-    loader.override_global("STATS", &0_u8, true);
+    loader.override_global("STATS", &0_u8, true).override_global("REHEARSED", &way, true);
     for (name, &entries) in &sizes {
         match share(name) {
             Share::Read => loader.map_pin_path(name, directory.join(name)).map_max_entries(name, entries),

@@ -2,9 +2,9 @@
 //! holds that. In: the maps, and where their names should be. Links are seen to where they are attached.
 
 use std::{
-    fs::{self, File, TryLockError},
+    fs::{self, DirBuilder, File, TryLockError},
     io,
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::Path,
 };
 
@@ -46,10 +46,12 @@ pub(super) fn restore(object: &Ebpf, pin_path: &Path, lock: &mut File) -> Result
     Ok(())
 }
 
-/// Makes the directories of maps and links, where they are missing.
+/// Makes the directories of maps and links, where they are missing, for their owner alone: whoever may open the pin path may lock it.
 pub(super) fn make_directories(pin_path: &Path) -> io::Result<()> {
-    fs::create_dir_all(maps_directory(pin_path))?;
-    fs::create_dir_all(links_directory(pin_path))
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    builder.create(maps_directory(pin_path))?;
+    builder.create(links_directory(pin_path))
 }
 
 /// Whether the directory that is locked is the one at the path.

@@ -34,6 +34,7 @@ const MAP_UPDATE_BATCH: u32 = 26;
 const MAP_DELETE_BATCH: u32 = 27;
 const LINK_CREATE: u32 = 28;
 const LINK_UPDATE: u32 = 29;
+const LINK_DETACH: u32 = 34;
 
 /// Room for the kernel's place in a dump: its cursor is at most as long as a key.
 const CURSOR: usize = 64;
@@ -323,6 +324,18 @@ pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     };
     // SAFETY: no pointers.
     unsafe { bpf(LINK_UPDATE, &mut attributes) }.map(drop)
+}
+
+#[repr(C)]
+struct LinkDetachAttributes {
+    link: u32,
+}
+
+/// Takes a link's program from where it is attached, now, whoever else refers to the link.
+pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes = LinkDetachAttributes { link: link.as_raw_fd().cast_unsigned() };
+    // SAFETY: no pointers.
+    unsafe { bpf(LINK_DETACH, &mut attributes) }.map(drop)
 }
 
 /// The head of `struct bpf_link_info`, long enough for what the kinds of link used here say.

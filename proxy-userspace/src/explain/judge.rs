@@ -36,11 +36,13 @@ pub(super) struct Case<'a> {
 
 /// The answer.
 pub(super) fn answer(case: &Case<'_>, seen: &Rehearsal) -> Answer {
-    let fate = fate(case.stand.origin, seen);
+    let unserved = unserved(case);
+    let fate = if unserved.is_some() { Fate::PassedOn } else { fate(case.stand.origin, seen) };
     let decisive = decisive(fate, seen);
     // That it was opened, too, says nothing more.
     let also = seen.outcomes.iter().filter(|outcome| {
-        Some(**outcome) != decisive
+        unserved.is_none()
+            && Some(**outcome) != decisive
             && **outcome != Outcome::Opened
             && !(fate == Fate::Translated && is_unmasqueraded_socket(case.stand.origin, seen))
     });
@@ -51,16 +53,33 @@ pub(super) fn answer(case: &Case<'_>, seen: &Rehearsal) -> Answer {
         program: case.stand.program.as_str(),
         device: case.stand.device.as_ref().map(|device| device.name.clone()),
         result: fate,
-        reason: reason(fate, decisive, service.as_ref()),
+        reason: unserved.map_or_else(|| reason(fate, decisive, service.as_ref()), uncounted),
         also: also.map(|outcome| counted(*outcome)).collect(),
         service: frontend(seen),
-        choice: service.map(|service| choice(case.stand, &service, fate, seen)),
-        backend: seen.flow.zip(seen.backend).map(|(flow, backend)| chosen(&flow, &backend)),
+        choice: service.filter(|_| unserved.is_none()).map(|service| choice(case.stand, &service, fate, seen)),
+        backend: seen
+            .flow
+            .zip(seen.backend)
+            .filter(|_| unserved.is_none())
+            .map(|(flow, backend)| chosen(&flow, &backend)),
         connection: seen.known.map(|known| connection(&known, seen)),
         after: after(case, fate, seen),
         way: way(case, fate, seen),
         second_step: second_step(case, seen),
         notes: notes(case, fate, seen),
+    }
+}
+
+/// Why no program is asked, where the one that was tried only stands for those that sockets meet.
+fn unserved(case: &Case<'_>) -> Option<&'static str> {
+    if case.stand.origin != Origin::Node {
+        None
+    } else if !case.attached.has_sockets() {
+        Some("no program is attached to a cgroup: sockets of the node are not balanced (--socket-lb=off)")
+    } else if packet::protocol(case.call) == Protocol::Sctp {
+        Some("no hook is there for the node's own SCTP sockets: they are not balanced")
+    } else {
+        None
     }
 }
 
@@ -110,6 +129,10 @@ fn reason(fate: Fate, decisive: Option<Outcome>, service: Option<&Service>) -> R
         }
         _ => "it is not addressed to a Service: the kernel does with it what it would do without Sluice",
     };
+    uncounted(sentence)
+}
+
+fn uncounted(sentence: &str) -> Reason {
     Reason { counted_as: None, sentence: sentence.into() }
 }
 
@@ -267,11 +290,7 @@ fn notes(case: &Case<'_>, fate: Fate, seen: &Rehearsal) -> Vec<String> {
             seen.known.is_some() && seen.moment == Moment::First,
             "the connection that had this tuple is over: this is what a new one meets",
         ),
-        (stand.origin == Origin::Node, NODE_NOTE),
-        (
-            stand.origin == Origin::Node && !case.attached.has_sockets(),
-            "no program is attached to a cgroup: sockets of the node are not balanced (--socket-lb=off)",
-        ),
+        (stand.origin == Origin::Node && unserved(case).is_none(), NODE_NOTE),
         (stand.origin == Origin::Pod && is_new && chooses_at_connect(case, service.as_ref()), POD_NOTE),
         (
             case.attached.is_guess,

@@ -13,8 +13,9 @@ mod service;
 mod status;
 
 use std::{
-    io,
+    fs, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -124,6 +125,36 @@ pub(crate) fn check(pin_path: &Path) -> Result<(), InspectError> {
     }
 }
 
+/// The agent that keeps what is pinned under a path, if one runs.
+pub fn agent_at_work(pin_path: &Path) -> Option<AgentStatus> {
+    let agent = Inspector::open(pin_path).and_then(|inspector| inspector.agent()).ok()?;
+    agent.is_running.then_some(agent)
+}
+
+/// Its process, if it is of this very executable. The number is one of the agent's own namespace of processes: in another one it is
+/// somebody else's, which began at another time, or this command's own.
+pub fn own_agent_at_work(pin_path: &Path) -> Option<u32> {
+    let agent = agent_at_work(pin_path).filter(|agent| agent.pid != std::process::id())?;
+    let file = |process: &str| {
+        let file = fs::metadata(format!("/proc/{process}/exe")).ok()?;
+        Some((file.dev(), file.ino()))
+    };
+    let process = agent.pid.to_string();
+    let is_own = file("self").is_some_and(|own| file(&process) == Some(own));
+    // It says that it has started once it has loaded its programs, so that the one before would be the older.
+    let age = dataplane::seconds_since_boot().checked_sub(started(&process)?)?;
+    (is_own && agent.started_seconds_ago? <= age + 1).then_some(agent.pid)
+}
+
+/// When a process began, in seconds since boot (`man 5 proc_pid_stat`: the 22nd field, in hundredths).
+fn started(process: &str) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The second field is a name in parentheses, which may hold anything.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let hundredths: u64 = fields.split_whitespace().nth(19)?.parse().ok()?;
+    Some(hundredths / 100)
+}
+
 /// Reads the maps.
 #[derive(Debug)]
 pub struct Inspector {
@@ -212,6 +243,11 @@ impl Inspector {
     /// How the node's dataplane is.
     pub fn status(&self) -> Result<Status, InspectError> {
         status::read(&self.observer, &self.pin_path)
+    }
+
+    /// Who keeps the maps: of [`Self::status`] what takes no time.
+    pub fn agent(&self) -> Result<AgentStatus, InspectError> {
+        status::agent(&self.observer, &self.pin_path)
     }
 
     /// The maps themselves.

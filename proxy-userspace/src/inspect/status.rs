@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::InspectError;
 use crate::{
     confine,
-    dataplane::{self, Fill, Observer, PinnedLink},
+    dataplane::{self, Fill, Observer, PinnedLink, Survey},
 };
 
 /// The node's dataplane.
@@ -113,18 +113,20 @@ pub(super) fn read(observer: &Observer, pin_path: &Path) -> Result<Status, Inspe
     let node = observer.node()?;
     let mut attached: Vec<Attached> = dataplane::pinned_links(pin_path)?.into_iter().map(Attached::from).collect();
     attached.sort();
-    let maps = fills(observer)?;
+    let surveys = [observer.v4().survey()?, observer.v6().survey()?];
+    let foreign_connections = surveys.iter().map(|survey| survey.foreign_connections).sum();
     Ok(Status {
         agent: agent(observer, pin_path)?,
         layout: node.layout,
         pin_path: pin_path.display().to_string(),
-        node: describe(&node, &maps),
+        node: describe(&node, foreign_connections),
         attached,
-        maps,
+        maps: fills(observer, surveys)?,
     })
 }
 
-fn agent(observer: &Observer, pin_path: &Path) -> Result<AgentStatus, InspectError> {
+/// Who keeps the maps.
+pub(super) fn agent(observer: &Observer, pin_path: &Path) -> Result<AgentStatus, InspectError> {
     let agent = observer.agent()?;
     let now = dataplane::seconds_since_boot();
     let ago = |time: u64| (time > 0).then(|| now.saturating_sub(time));
@@ -142,7 +144,7 @@ fn agent(observer: &Observer, pin_path: &Path) -> Result<AgentStatus, InspectErr
     })
 }
 
-fn describe(node: &Node, maps: &[MapFill]) -> NodeStatus {
+fn describe(node: &Node, foreign_connections: usize) -> NodeStatus {
     let v4 = std::iter::once(node.masquerade_v4).chain(node.further_v4);
     let v6 = std::iter::once(node.masquerade_v6).chain(node.further_v6);
     let v4 = v4.filter(|address| *address != Ipv4::ANY).map(IpAddr::from);
@@ -159,13 +161,12 @@ fn describe(node: &Node, maps: &[MapFill]) -> NodeStatus {
             flags if flags & newcomers::LEAVE != 0 => "left",
             _ => "taken",
         },
-        foreign_connections: maps.iter().filter(|map| map.name.starts_with("FOREIGN_")).map(|map| map.entries).sum(),
+        foreign_connections,
         route_generation: node.route_generation,
     }
 }
 
-fn fills(observer: &Observer) -> Result<Vec<MapFill>, InspectError> {
-    let (v4, v6) = (observer.v4().survey()?, observer.v6().survey()?);
+fn fills(observer: &Observer, [v4, v6]: [Survey; 2]) -> Result<Vec<MapFill>, InspectError> {
     let fills = v4.flow_table.into_iter().chain(v6.flow_table).chain(v4.fills).chain(v6.fills);
     Ok(fills.chain([observer.slots()?]).map(MapFill::from).collect())
 }

@@ -37,7 +37,7 @@ use peers::Peers;
 pub use peers::{NodeNumber, Peer};
 pub use service::{Service, ServicePort, TrafficPolicy};
 use service_cidr::ServiceCidr;
-pub use slice::{Endpoint, Hints, Slice, SlicePort, endpoints, endpoints_by_port};
+pub use slice::{Endpoint, HEADLESS, Hints, SERVICE_NAME, Slice, SlicePort, endpoints, endpoints_by_port};
 use slices::Slices;
 pub use source_ranges::{SourceRanges, SourceScope};
 use trigger::Triggers;

@@ -18,9 +18,9 @@ use super::{
 };
 
 /// Names the Service a slice belongs to.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
+pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Marks slices of headless Services.
-const HEADLESS: &str = "service.kubernetes.io/headless";
+pub const HEADLESS: &str = "service.kubernetes.io/headless";
 
 /// The endpoints of a Service, or some of them.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -48,6 +48,22 @@ fn every_value_is_known_to_the_schema_described_and_used() {
     }
 }
 
+/// One that is given twice ends the agent with status 2.
+#[test]
+fn every_flag_that_the_chart_sets_is_refused_among_further_ones() {
+    let template = super::read("charts/sluice/templates/daemonset.yaml");
+    let refused = template.lines().find(|line| line.contains("has $flag")).unwrap();
+    let set: Vec<&str> = template
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- --")?.split_once('='))
+        .map(|(flag, _)| flag)
+        .collect();
+    assert!(set.len() >= 7, "{set:?}");
+    for flag in set {
+        assert!(refused.contains(&format!("\"--{flag}\"")), "--{flag}");
+    }
+}
+
 #[test]
 fn the_chart_is_of_the_agents_version() {
     let chart = &super::yaml("charts/sluice/Chart.yaml")[0];

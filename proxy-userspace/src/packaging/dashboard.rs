@@ -8,10 +8,21 @@ use super::series;
 
 const DASHBOARD: &str = "charts/sluice/dashboards/sluice.json";
 /// What a scrape adds.
-const OF_THE_SCRAPE: [&str; 1] = ["instance"];
+const OF_THE_SCRAPE: [&str; 2] = ["instance", "job"];
 /// The words of `PromQL` that are used, and Grafana's own.
-const LANGUAGE: [&str; 10] =
-    ["by", "count", "histogram_quantile", "max", "rate", "sum", "topk", "label_values", "__rate_interval", "instance"];
+const LANGUAGE: [&str; 11] = [
+    "bool",
+    "by",
+    "count",
+    "histogram_quantile",
+    "max",
+    "rate",
+    "sum",
+    "time",
+    "topk",
+    "label_values",
+    "__rate_interval",
+];
 
 /// Every text under a name, wherever it is.
 fn texts<'a>(value: &'a Value, name: &str, found: &mut Vec<&'a str>) {
@@ -77,6 +88,18 @@ fn every_legend_names_labels_by_which_its_query_tells_series_apart() {
         let named: BTreeSet<&str> =
             legend.split("{{").skip(1).filter_map(|rest| rest.split_once("}}")).map(|(label, _)| label).collect();
         assert_eq!(named, grouped, "{query}");
+    }
+}
+
+#[test]
+fn every_query_is_of_the_agents_alone() {
+    let dashboard: Value = serde_json::from_str(&super::read(DASHBOARD)).unwrap();
+    let mut queries = Vec::new();
+    texts(&dashboard["panels"], "expr", &mut queries);
+    for query in queries {
+        let selected = query.matches("{job=~\"$job\", instance=~\"$instance\"").count();
+        let asked = words(query).filter(|word| series::all().values().any(|metric| metric.series.contains(*word)));
+        assert_eq!(asked.count(), selected, "{query}: others' processes have such series, too");
     }
 }
 

@@ -4,10 +4,13 @@
 //! it. One that cannot be read keeps what it said last.
 
 mod documents;
+mod pairing;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    fs::{self, OpenOptions},
+    io::{self, Read as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::mpsc::{Receiver, RecvTimeoutError, channel},
     thread,
@@ -110,6 +113,7 @@ impl Source {
                 complaints.insert(format!("{}: {broken}", path.display()));
             }
         }
+        complaints.extend(pairing::complaints(&objects));
         for complaint in complaints.difference(&self.complaints) {
             warn!("{complaint}");
         }
@@ -130,8 +134,7 @@ impl Source {
             match read_current(&path).map(String::from_utf8) {
                 Ok(Ok(text)) => drop(self.texts.insert(path, text)),
                 Ok(Err(error)) => {
-                    complaints.insert(format!("{}: {error}", path.display()));
-                    self.texts.remove(&path);
+                    complaints.insert(format!("{}: {error}; what it said last is kept", path.display()));
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => drop(self.texts.remove(&path)),
                 Err(error) => {
@@ -167,7 +170,17 @@ impl Source {
 /// The content of a file. A link that was swapped while it was followed may have led to what is no longer there: it is
 /// followed once more before the file counts as gone.
 fn read_current(path: &Path) -> io::Result<Vec<u8>> {
-    fs::read(path).or_else(|error| if error.kind() == io::ErrorKind::NotFound { fs::read(path) } else { Err(error) })
+    read(path).or_else(|error| if error.kind() == io::ErrorKind::NotFound { read(path) } else { Err(error) })
+}
+
+/// A pipe would be waited for, and a device may have no end.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a file"));
+    }
+    let mut content = Vec::new();
+    file.read_to_end(&mut content).map(|_| content)
 }
 
 /// The YAML files of a directory in order of their names. Symbolic links count as what they lead to, so that a mounted
@@ -395,6 +408,26 @@ mod tests {
         symlink("target", at("loop")).unwrap();
         fs::write(at("b.yaml"), service("b")).unwrap();
         assert_eq!(services(&mut receiver).await, ["a", "b"]);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_text_keeps_what_it_said_and_what_is_not_a_file_holds_up_nothing() {
+        let directory = TempDir::new().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        make_pipe(&at("pipe.yaml"));
+        symlink("/dev/zero", at("zero.yaml")).unwrap();
+        fs::write(at("a.yaml"), service("a")).unwrap();
+        let mut receiver = watched(directory.path());
+        assert_eq!(services(&mut receiver).await, ["a"]);
+        // As of one that was cut in the middle of a letter.
+        fs::write(at("a.yaml"), [service("ä").as_bytes(), b"# \xc3"].concat()).unwrap();
+        fs::write(at("b.yaml"), service("b")).unwrap();
+        assert_eq!(services(&mut receiver).await, ["a", "b"]);
+    }
+
+    fn make_pipe(path: &Path) {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
     }
 
     #[test]

@@ -14,9 +14,10 @@ mod servers;
 use std::{borrow::Cow, error::Error, fmt::Debug, pin::pin, time::Duration};
 
 use futures::StreamExt as _;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::{Resource as _, api::networking::v1::ServiceCIDR, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{
     Api, Client, Resource, ResourceExt as _,
+    core::Status,
     runtime::{
         WatchStreamExt as _,
         watcher::{self, watcher},
@@ -259,7 +260,7 @@ fn is_expiry(error: &watcher::Error) -> bool {
 }
 
 /// What a server says that answers, and will not let us watch until somebody changes that.
-fn denial(error: &watcher::Error) -> Option<&str> {
+fn denial(error: &watcher::Error) -> Option<&Status> {
     use watcher::Error::{InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed};
     let status = match error {
         InitialListFailed(kube::Error::Api(status))
@@ -268,7 +269,12 @@ fn denial(error: &watcher::Error) -> Option<&str> {
         | WatchError(status) => status,
         InitialListFailed(_) | WatchStartFailed(_) | WatchFailed(_) | NoResourceVersion => return None,
     };
-    [401, 403, 404].contains(&status.code).then_some(status.message.as_str())
+    [401, 403, 404].contains(&status.code).then_some(status)
+}
+
+/// Kubernetes before 1.33 has no `ServiceCIDR`s of this version, and nothing needs them to be served.
+fn is_too_old<K: Resource<DynamicType = ()>>(error: &watcher::Error) -> bool {
+    K::kind(&()) == ServiceCIDR::KIND && denial(error).is_some_and(|status| status.code == 404)
 }
 
 /// An error and what caused it. A library's error may or may not say itself what its cause says: that is not repeated.
@@ -298,9 +304,14 @@ impl Trouble {
         let kind = K::kind(&());
         let text = with_causes(error);
         let is_news = self.last.as_ref() != Some(&text);
-        let problem = denial(error).filter(|_| is_news).map(|said| Problem::watch(&kind, said));
+        let is_told = is_news && !is_too_old::<K>(error);
+        let problem = denial(error).filter(|_| is_told).map(|status| Problem::watch(&kind, &status.message));
         if !is_news {
             debug!("watching {kind}s: {text}; trying again");
+        } else if !is_told {
+            info!(
+                "the server has no {kind}s of networking.k8s.io/v1: packets to ClusterIPs that no Service has are not dropped"
+            );
         } else if problem.is_none() {
             warn!("watching {kind}s: {text}; what is known is kept, trying again");
         }

@@ -43,9 +43,10 @@ pub(in crate::cli) struct Arguments {
     /// Kubeconfig file whose server a pod asks, too, with its own credentials: that of kube-proxy or kubelet; it need not exist
     #[arg(long, value_name = "FILE", default_value = "/run/sluice/bootstrap/kubeconfig.conf")]
     bootstrap_kubeconfig: PathBuf,
-    /// Directory in which the API server's endpoints are kept for the next agent, which asks them before its ClusterIP
+    /// Directory in which the API server's endpoints are kept for the next agent, which asks them before its ClusterIP, and in which
+    /// `sluice verify` finds this one
     #[arg(long, value_name = "DIR")]
-    pub(super) state_dir: Option<PathBuf>,
+    pub(in crate::cli) state_dir: Option<PathBuf>,
     /// Seconds after which an API server that acknowledges nothing is given up; an answer may take twice as long to begin
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..))]
     api_silence: u16,
@@ -238,7 +239,7 @@ impl Arguments {
                     kubeconfig: self.kubeconfig.or(file.kubeconfig),
                     urls: self.master,
                     bootstrap: Some(self.bootstrap_kubeconfig),
-                    state: self.state_dir,
+                    state: self.state_dir.clone(),
                     silence: Duration::from_secs(self.api_silence.into()),
                 }),
                 SourceName::Files(directory) => Source::Files(directory),
@@ -246,6 +247,7 @@ impl Arguments {
             node_ports: self.node_port_range,
             source_ports: self.source_port_range,
             hands_over: self.handover,
+            state_dir: self.state_dir,
             confined: 0,
         })
     }

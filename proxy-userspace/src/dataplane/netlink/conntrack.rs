@@ -38,6 +38,10 @@ pub struct TranslatedConnection {
     pub client: SocketAddr,
     /// Whom it is addressed to.
     pub frontend: SocketAddr,
+    /// Who answers.
+    pub backend: SocketAddr,
+    /// Whom that one answers: the client, or the address and port that the client is masqueraded by.
+    pub answered: SocketAddr,
 }
 
 /// Every one of them. None where the kernel has no such table.
@@ -98,8 +102,8 @@ fn connection(attributes: &[ConntrackAttribute]) -> Option<TranslatedConnection>
         }
     }
     let (protocol, client, frontend) = original?;
-    let (_, backend, _) = reply?;
-    (backend != frontend).then_some(TranslatedConnection { protocol, client, frontend })
+    let (_, backend, answered) = reply?;
+    (backend != frontend).then_some(TranslatedConnection { protocol, client, frontend, backend, answered })
 }
 
 /// Protocol, source and destination of a direction.
@@ -172,6 +176,8 @@ mod tests {
             protocol: Protocol::Tcp,
             client: client.parse().unwrap(),
             frontend: "10.96.0.1:80".parse().unwrap(),
+            backend: "10.244.2.5:8080".parse().unwrap(),
+            answered: client.parse().unwrap(),
         };
         assert_eq!(found, Some(expected));
         // Another port of the same host is somebody else; a masqueraded client changes nothing.

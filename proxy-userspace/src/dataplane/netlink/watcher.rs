@@ -60,11 +60,18 @@ pub fn snapshot_blocking() -> io::Result<NodeNetwork> {
 
 /// The network of this namespace as it is now.
 pub async fn snapshot() -> Result<NodeNetwork, NetlinkError> {
+    on_connection(async |handle| read(&handle).await).await
+}
+
+/// Asks over a connection that is closed when all is answered.
+pub(super) async fn on_connection<T>(
+    ask: impl AsyncFnOnce(Handle) -> Result<T, NetlinkError>,
+) -> Result<T, NetlinkError> {
     let (connection, handle, _) = rtnetlink::new_connection()?;
     let connection = tokio::spawn(connection);
-    let network = read(&handle).await;
+    let answer = ask(handle).await;
     connection.abort();
-    network
+    answer
 }
 
 /// Watches the network of this namespace until the receiver is dropped. The first event is [`NetworkEvent::Changed`].

@@ -52,7 +52,7 @@ const MAPS: [(&str, Share); 51] = [
     ("FRAGMENTS_V6", Share::Own(FEW)),
     ("SOCKETS_V4", Share::Own(FEW)),
     ("SOCKETS_V6", Share::Own(FEW)),
-    // As good as the pinned ones, but written while everything is left to another proxy.
+    // Written while everything is left to another proxy. Of the pinned ones a rehearsal knows the packet's own tuple.
     ("FOREIGN_V4", Share::Own(FEW)),
     ("FOREIGN_V6", Share::Own(FEW)),
     ("DRAFTS_V4", Share::Own(WHOLE)),

@@ -8,6 +8,7 @@ use proxy_common::{
     flow::{NextHop, Output, Tier},
     names::ServiceName,
     outcome::Outcome,
+    rehearsal::one_way,
     service::Service,
 };
 
@@ -36,6 +37,16 @@ pub enum AnyCall {
     V4(Call<Ipv4>),
     /// IPv6.
     V6(Call<Ipv6>),
+}
+
+impl AnyCall {
+    /// What a program has to be loaded for, to be tried on its packets.
+    pub(super) fn way(&self) -> u16 {
+        match self {
+            Self::V4(call) => one_way(false, call.protocol),
+            Self::V6(call) => one_way(true, call.protocol),
+        }
+    }
 }
 
 /// Where a packet is met.

@@ -11,6 +11,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use k8s_openapi::{
@@ -21,12 +22,11 @@ use serde_json::{Value, json};
 use tracing::{debug, warn};
 
 use crate::{
-    model::ObjectName,
+    model::{ObjectName, SERVICE_NAME},
     source::{Change, Event},
 };
 
 const FILE: &str = "kubernetes.json";
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// More than a hundred replicas are not an API server's.
 const MOST: usize = 1 << 20;
 
@@ -138,7 +138,12 @@ pub(crate) struct Memory {
     listed: Objects,
     /// What the file says.
     written: Option<String>,
+    /// When it could not be written last, and why.
+    failed: Option<(Instant, String)>,
 }
+
+/// A full disk is not asked again before.
+const PAUSE: Duration = Duration::from_secs(10);
 
 type Objects = BTreeMap<ObjectName, EndpointSlice>;
 
@@ -146,18 +151,24 @@ impl Memory {
     /// Begins with what is there.
     pub(crate) fn new(directory: &Path) -> Self {
         let written = fs::read_to_string(directory.join(FILE)).ok();
-        Self { directory: directory.into(), service: None, slices: Objects::new(), listed: Objects::new(), written }
+        let [slices, listed] = [const { Objects::new() }; 2];
+        Self { directory: directory.into(), service: None, slices, listed, written, failed: None }
     }
 
     /// Takes in what a source has learned.
     pub(crate) fn note(&mut self, event: &Event) {
+        self.note_at(event, Instant::now());
+    }
+
+    fn note_at(&mut self, event: &Event, now: Instant) {
         let is_news = match event {
             Event::Services(change) => self.note_service(change),
             Event::EndpointSlices(change) => self.note_slice(change),
             _ => false,
         };
-        if is_news {
-            self.write();
+        let is_due = self.failed.as_ref().is_some_and(|(at, _)| now.duration_since(*at) >= PAUSE);
+        if is_news || is_due {
+            self.write(now);
         }
     }
 
@@ -202,7 +213,7 @@ impl Memory {
     }
 
     /// Servers that are all gone were the last ones that are known.
-    fn write(&mut self) {
+    fn write(&mut self, now: Instant) {
         let remembered = Remembered { service: self.service.clone(), slices: self.slices.values().cloned().collect() };
         if remembered.service.is_none() || remembered.endpoints().is_empty() {
             return;
@@ -213,14 +224,23 @@ impl Memory {
             Err(error) => return warn!("the API server's endpoints cannot be remembered: {error}"),
         };
         match replace(&self.directory, &text) {
-            Ok(()) => debug!(endpoints = ?remembered.endpoints(), "the API server's endpoints are remembered"),
-            Err(error) => warn!(
-                "the API server's endpoints cannot be remembered in {}: {error}; correct --state-dir",
-                self.directory.display()
-            ),
+            Ok(()) => {
+                debug!(endpoints = ?remembered.endpoints(), "the API server's endpoints are remembered");
+                (self.written, self.failed) = (Some(text), None);
+            }
+            Err(error) => self.complain(&error, now),
         }
-        // What could not be written is tried again when it changes.
-        self.written = Some(text);
+    }
+
+    fn complain(&mut self, error: &io::Error, now: Instant) {
+        let said = format!(
+            "the API server's endpoints cannot be remembered in {}: {error}; correct --state-dir",
+            self.directory.display()
+        );
+        if self.failed.as_ref().is_none_or(|(_, before)| *before != said) {
+            warn!("{said}");
+        }
+        self.failed = Some((now, said));
     }
 }
 
@@ -241,12 +261,12 @@ fn replace(directory: &Path, text: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt as _};
+    use std::{fs, os::unix::fs::PermissionsExt as _, time::Instant};
 
     use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
     use serde_json::json;
 
-    use super::{FILE, Memory, Remembered};
+    use super::{FILE, Memory, PAUSE, Remembered};
     use crate::source::{Change, Event};
 
     fn service(version: u32) -> Service {
@@ -302,6 +322,24 @@ mod tests {
             apply(&mut memory, slice(name, &[]));
         }
         assert_eq!(endpoints(directory.path()), ["[2001:db8::1]:6443"], "the last ones that were known");
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_tried_again() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("state");
+        let mut memory = Memory::new(&directory);
+        let slices = Event::EndpointSlices(Change::Replace(vec![slice("kubernetes", &["192.0.2.1"])]));
+        let services = Event::Services(Change::Replace(vec![service(1)]));
+        let now = Instant::now();
+        memory.note_at(&slices, now);
+        memory.note_at(&services, now);
+        fs::create_dir(&directory).unwrap();
+        let other = Event::Nodes(Change::Replace(Vec::new()));
+        memory.note_at(&other, now);
+        assert!(!directory.join(FILE).exists(), "a disk is asked all the time");
+        memory.note_at(&other, now + PAUSE);
+        assert_eq!(endpoints(&directory), ["192.0.2.1:6443"]);
     }
 
     #[test]
