@@ -24,6 +24,7 @@ pub mod manifest;
 mod maps;
 pub mod memory;
 pub mod pins;
+mod queues;
 pub mod succession;
 pub mod survey;
 mod topology;

@@ -5,6 +5,7 @@ pub mod bench;
 pub mod between;
 pub mod configuration;
 pub mod dump;
+pub mod exclusive;
 pub mod fragments;
 pub mod frame;
 pub mod freeze;
@@ -25,6 +26,8 @@ pub mod spoil;
 pub mod testbed;
 pub mod traffic;
 
+#[cfg(test)]
+mod linked;
 #[cfg(test)]
 mod mutation;
 #[cfg(test)]

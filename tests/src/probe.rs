@@ -1,5 +1,9 @@
 //! The set-associative flow table as the kernel runs it: the programs of `probe-ebpf`, run from as many CPUs as need be.
 
+// By its file: `probe-ebpf` brings functions for programs under the names of libc's, which would be linked in their place.
+#[path = "../../probe-ebpf/src/contract.rs"]
+pub mod contract;
+
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -10,7 +14,8 @@ use aya::{
 };
 use flow_table::bucket::Seed;
 use nix::{sched, unistd::Pid};
-use probe_ebpf::contract::V4;
+
+use self::contract::V4;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probe.bpf.o"));
 

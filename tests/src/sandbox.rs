@@ -171,8 +171,13 @@ impl Agent {
 
     /// Ends it with SIGTERM: its exit code.
     pub fn terminate(mut self) -> Result<i32> {
-        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM)?;
+        self.signal(Signal::SIGTERM)?;
         self.ended()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(self.child.id().cast_signed()), signal)?)
     }
 }
 

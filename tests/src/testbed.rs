@@ -31,7 +31,7 @@ use proxy_userspace::dataplane::OBJECT;
 
 use objects::Lent;
 
-pub use self::{events::told, peers::Kind};
+pub use self::{events::told, here::Runner, peers::Kind};
 use crate::{
     frame::{Frame, Host, MACS},
     netns::Namespace,

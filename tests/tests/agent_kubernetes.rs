@@ -14,7 +14,7 @@ use proxy_userspace::{
 use serde_json::{Value, json};
 use tests::{
     api::{ApiServer, Fault, On, Resource, Verb},
-    patience::patience,
+    patience::{patience, wait_until},
 };
 use tokio::sync::mpsc::{Receiver, channel};
 
@@ -327,6 +327,10 @@ fn a_server_without_service_cidrs_does_not_hold_up_the_others_and_may_get_them_l
             };
             known.until("all else", is_known).await?;
             assert_eq!(known.cidrs.known, None, "{code}");
+            // Who asks again was refused.
+            let asked =
+                || server.requests().iter().filter(|request| request.resource == Resource::ServiceCidrs).count();
+            wait_until("a second question", DEADLINE, || (asked() >= 2).then_some(()))?;
             let cidr =
                 json!({"kind": "ServiceCIDR", "metadata": {"name": "kubernetes"}, "spec": {"cidrs": ["10.96.0.0/16"]}});
             server.apply(cidr)?;
@@ -334,6 +338,9 @@ fn a_server_without_service_cidrs_does_not_hold_up_the_others_and_may_get_them_l
             known
                 .until("the ServiceCIDR", |known| known.cidrs.known.as_ref().is_some_and(|cidrs| cidrs.len() == 1))
                 .await?;
+            // A server that is older than they are is nobody's mistake.
+            let is_told = known.defects.iter().any(|defect| defect.contains("ServiceCIDR"));
+            assert_eq!(is_told, code == 403, "{code}: {:?}", known.defects);
         }
         Ok(())
     })

@@ -4,10 +4,12 @@ use std::{collections::HashMap, thread, time::Duration};
 
 use anyhow::{Result, ensure};
 use flow_table::bucket::Head;
-use probe_ebpf::contract::{CONNECTIONS, KEYS, STIRRED, V4, count, key, value};
 use tests::{
     patience,
-    probe::{self, Probe},
+    probe::{
+        self, Probe,
+        contract::{CONNECTIONS, KEYS, STIRRED, V4, count, key, value},
+    },
 };
 
 /// How often a program runs on each CPU before one looks.

@@ -8,6 +8,7 @@ use std::{
 use anyhow::Result;
 use proxy_common::{
     addr::{Port, Protocol},
+    node::{foreign, newcomers},
     outcome::{Hook, Outcome},
 };
 use tests::{
@@ -18,6 +19,9 @@ use tests::{
 /// Another pod of the other node.
 const REMOTE2: Host =
     Host { v4: Ipv4Addr::new(10, 244, 2, 6), v6: Ipv6Addr::new(0x2001, 0xdb8, 0x2442, 0, 0, 0, 0, 6) };
+/// Another client.
+const OTHER: Host =
+    Host { v4: Ipv4Addr::new(198, 51, 100, 8), v6: Ipv6Addr::new(0x2001, 0xdb8, 0xfe01, 0, 0, 0, 0, 8) };
 /// Further addresses of the node.
 const FURTHER: [Host; 2] = [
     Host { v4: Ipv4Addr::new(192, 0, 2, 21), v6: Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 21) },
@@ -127,6 +131,30 @@ fn a_client_port_that_is_taken_gives_way_to_another_of_the_range() -> Result<()>
     assert!(second.source.1 != 12_345 && (10_000..=29_999).contains(&second.source.1), "{second:?}");
     assert_eq!(bed.counter(hook, Outcome::PortChanged)?, 1);
     must_come_back(&mut bed, hook, sent_out, &other, &second)
+}
+
+#[test]
+fn a_port_by_which_another_proxy_is_answered_gives_way_while_that_is_at_work() -> Result<()> {
+    for family in Family::BOTH {
+        for (hook, sent_out, _) in HOOKS {
+            let mut bed = bed(family, 10_000..=29_999)?;
+            let (backend, node) = ((REMOTE.address(family), TARGET), (NODE.address(family), 12_345));
+            bed.add_foreign(Protocol::Udp, backend, node, foreign::ANSWERED)?;
+            bed.set_node(|node| node.flags |= newcomers::LOOK)?;
+            let sent = bed.expect(hook, &request(family, 12_345, Transport::Udp), sent_out)?;
+            assert!(sent.source.1 != 12_345 && (10_000..=29_999).contains(&sent.source.1), "{hook:?} {sent:?}");
+            assert_eq!(bed.counter(hook, Outcome::PortChanged)?, 1);
+            let asked = request(family, 12_346, Transport::Udp);
+            assert_eq!(bed.expect(hook, &asked, sent_out)?.source.1, 12_346, "nobody's port is kept");
+            must_come_back(&mut bed, hook, sent_out, &request(family, 12_345, Transport::Udp), &sent)?;
+            // Of what is left in the map nobody asks any more.
+            bed.set_node(|node| node.flags &= !newcomers::ALL)?;
+            let mut other = request(family, 12_345, Transport::Udp);
+            other.source.0 = OTHER.address(family);
+            assert_eq!(bed.expect(hook, &other, sent_out)?.source.1, 12_345);
+        }
+    }
+    Ok(())
 }
 
 #[test]

@@ -4,11 +4,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    io::Read as _,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
+use flate2::read::GzDecoder;
 use serde_json::json;
 use tests::{
     api::{
@@ -141,6 +143,36 @@ fn arguments_and_variables_are_the_manifests_and_more_of_them_come_after() -> Re
         assert_eq!(rest, own.chain(usual).collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>());
         assert!(variables.contains(&format!("NODE_NAME={NODE}")), "{variables:?}");
     }
+    Ok(())
+}
+
+/// As `kubectl exec` runs it there.
+#[test]
+fn verify_in_the_pod_asks_the_pods_agent() -> Result<()> {
+    let node = Node::new()?;
+    let pod = node.start(&[])?;
+    pod.wait_until_in_sync()?;
+    let output = pod.container.exec(&["verify"])?;
+    let (told, complaint) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
+    assert!(told.starts_with("The kernel holds what it should, as far as its agent has heard"), "{told}{complaint}");
+    Ok(())
+}
+
+#[test]
+fn a_bug_report_out_of_the_pod_needs_no_file_and_no_tool_of_the_image() -> Result<()> {
+    let node = Node::new()?;
+    let pod = node.start(&[])?;
+    pod.wait_until_in_sync()?;
+    let output = pod.container.exec(&["bugreport", "--to", "-"])?;
+    let complaint = String::from_utf8(output.stderr)?;
+    let mut network = String::new();
+    for entry in tar::Archive::new(GzDecoder::new(&output.stdout[..])).entries()? {
+        let mut entry = entry?;
+        if entry.path()?.ends_with("network.txt") {
+            entry.read_to_string(&mut network)?;
+        }
+    }
+    assert!(network.contains("IfName(\"lo\")") && network.contains("# rules: "), "{network}\n{complaint}");
     Ok(())
 }
 

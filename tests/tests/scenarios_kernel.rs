@@ -198,12 +198,24 @@ fn filled(sandbox: &Sandbox) -> Result<ApiServer> {
 #[test]
 fn scenario_14_a_bpf_file_system_that_is_unmounted_takes_nothing_along() -> Result<()> {
     let sandbox = Sandbox::new()?;
-    let server = filled(&sandbox)?;
+    let command = sandbox.namespace.command(sluice_program()?)?;
+    unmounted_and_mounted_again(&sandbox, command)
+}
+
+#[test]
+fn scenario_14_an_agent_with_no_more_than_its_capabilities_pins_again_too() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let mut command = sandbox.namespace.command("setpriv")?;
+    command.args(["--bounding-set", "-all,+bpf,+net_admin,+perfmon"]).arg(sluice_program()?);
+    unmounted_and_mounted_again(&sandbox, command)
+}
+
+fn unmounted_and_mounted_again(sandbox: &Sandbox, mut command: Command) -> Result<()> {
+    let server = filled(sandbox)?;
     sandbox.namespace.ip("link add up0 type veth peer name far0\nlink set up0 up\nlink set far0 up")?;
     let config = configuration::write(sandbox.directory.path(), configuration::HASTY)?;
     let bpf = BpfMount::new()?;
     let pins = bpf.path().join("pins");
-    let mut command = sandbox.namespace.command(sluice_program()?)?;
     command.args(["run", "-v", "--hostname-override", "here", "--uplinks", "up0", "--config", &config]);
     command.args(["--master", &server.url()]).arg("--pin-path").arg(&pins).arg("--cgroup").arg(sandbox.cgroup.path());
     let agent = sandbox.start(command)?;

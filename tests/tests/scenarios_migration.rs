@@ -1,15 +1,16 @@
-//! Scenario 40: Sluice takes kube-proxy's place on a node that is at work, and gives it back. Needs root and `nft`.
+//! Scenario 40: Sluice takes kube-proxy's place on a node that is at work, and gives it back. Needs root,
+//! `nft` and `iptables`.
 
-use std::{path::Path, time::Duration};
+use std::{net::SocketAddr, ops::RangeInclusive, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use proxy_common::outcome::{Hook, Outcome};
 use tests::{
     lab::{
         Lab, LabOptions, Node,
-        address::Family,
+        address::{self, Family},
         agent::{AgentOptions, clean_up},
-        kube_proxy,
+        kube_proxy::{self, Mode},
         manifest::{Service, write_nodes},
     },
     patience::{patience, wait_until},
@@ -44,7 +45,7 @@ table ip cni {
 struct Long<'lab> {
     activity: Activity<'lab>,
     pod: String,
-    peer: std::net::SocketAddr,
+    peer: SocketAddr,
     what: String,
 }
 
@@ -68,26 +69,38 @@ impl<'lab> Long<'lab> {
 /// A node at work: pods and a client outside have connections to one Service.
 struct Stage {
     lab: Lab,
+    mode: Mode,
     service: Service,
     source: tempfile::TempDir,
 }
 
 impl Stage {
-    fn new() -> Result<Self> {
-        let service = Service::new("echo", 10, &["a1", "a2", "b1"]);
+    fn new(mode: Mode) -> Result<Self> {
+        Self::with(mode, &["a1", "a2", "b1"])
+    }
+
+    /// One whose Service has these pods.
+    fn with(mode: Mode, pods: &[&'static str]) -> Result<Self> {
+        let service = Service::new("echo", 10, pods);
         let source = tempfile::tempdir()?;
         write_nodes(source.path())?;
         service.write(source.path())?;
-        let stage = Self { lab: Lab::new(LabOptions::default())?, service, source };
+        let stage = Self { lab: Lab::new(LabOptions::default())?, mode, service, source };
         for node in &stage.lab.nodes {
             kube_proxy::load(node, FOREIGN)?;
         }
         stage.start_kube_proxy()?;
+        for node in &stage.lab.nodes {
+            // A socket that is silent for longer than that gets another pod by kube-proxy, too: half a minute is not enough here.
+            for timeout in ["udp_timeout", "udp_timeout_stream"] {
+                node.host.namespace().sysctl(&format!("net/netfilter/nf_conntrack_{timeout}"), "600")?;
+            }
+        }
         Ok(stage)
     }
 
     fn start_kube_proxy(&self) -> Result<()> {
-        self.lab.nodes.iter().try_for_each(|node| kube_proxy::write(node, std::slice::from_ref(&self.service)))
+        self.lab.nodes.iter().try_for_each(|node| self.mode.write(node, std::slice::from_ref(&self.service)))
     }
 
     fn source(&self) -> &Path {
@@ -166,7 +179,17 @@ fn check(connections: &[Long<'_>], when: &str) -> Result<()> {
 
 #[test]
 fn scenario_40_takeover_from_nftables_rules_and_back_without_a_lost_connection() -> Result<()> {
-    let stage = Stage::new()?;
+    take_over_and_give_back(Mode::Nftables)
+}
+
+#[test]
+fn scenario_40_takeover_from_iptables_rules_and_back_without_a_lost_connection() -> Result<()> {
+    take_over_and_give_back(Mode::Iptables)
+}
+
+#[expect(clippy::print_stdout, reason = "what was seen stands in the output of the test")]
+fn take_over_and_give_back(mode: Mode) -> Result<()> {
+    let stage = Stage::new(mode)?;
     let before: Vec<String> = stage.lab.nodes.iter().map(kube_proxy::ruleset).collect::<Result<_>>()?;
 
     let old = stage.open(CONNECTIONS, Protocol::Tcp)?;
@@ -233,8 +256,34 @@ fn scenario_40_takeover_from_nftables_rules_and_back_without_a_lost_connection()
 }
 
 #[test]
+fn scenario_40_a_new_connection_gets_no_source_port_by_which_the_other_proxy_is_answered() -> Result<()> {
+    /// Source ports of our masqueraded flows.
+    const OURS: RangeInclusive<u16> = 10_000..=29_999;
+    let stage = Stage::with(Mode::Nftables, &["b1"])?;
+    let target = stage.service.at_node(stage.node().addresses(), Family::V4, Protocol::Tcp);
+    // kube-proxy masquerades by any port.
+    let mut old = Long::open(&stage.lab.client, Ask::new(target))?;
+    for _ in 0..100 {
+        if OURS.contains(&old.peer.port()) {
+            break;
+        }
+        old.activity.close()?;
+        old = Long::open(&stage.lab.client, Ask::new(target))?;
+    }
+    ensure!(OURS.contains(&old.peer.port()), "a hundred ports, and none of our range");
+    stage.start_agents(&[])?;
+    old.check("after the takeover")?;
+    // A client's own port would be kept, being of the range.
+    let source = SocketAddr::new(address::on_wire(address::CLIENT).of(Family::V4), old.peer.port());
+    let new = Long::open(&stage.lab.client, Ask::new(target).from(source))?;
+    ensure!(OURS.contains(&new.peer.port()) && new.peer != old.peer, "both are answered at {}", new.peer);
+    old.check("beside the new one")?;
+    new.check("beside the old one")
+}
+
+#[test]
 fn scenario_40_a_takeover_ends_when_the_last_connection_of_the_other_proxy_is_over() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::new(Mode::Nftables)?;
     let old = stage.open(6, Protocol::Tcp)?;
     // Of a pod's host port, whose translation is the CNI's and stays so.
     let host_port = Target::tcp((stage.node().addresses().v4, 18_080));

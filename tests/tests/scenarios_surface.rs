@@ -4,9 +4,9 @@
 use std::{
     collections::BTreeSet,
     fs,
-    io::Write as _,
+    io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::{fs::PermissionsExt as _, net::UnixStream},
     path::Path,
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
@@ -54,7 +54,8 @@ fn started(sandbox: &Sandbox) -> Result<(ApiServer, Agent)> {
         server.url()
     );
     fs::write(&path, text)?;
-    let agent = sandbox.agent(&["--kubeconfig", &path.display().to_string()])?;
+    let state = sandbox.directory.path().join("state").display().to_string();
+    let agent = sandbox.agent(&["--kubeconfig", &path.display().to_string(), "--state-dir", &state])?;
     agent.wait_for("in sync")?;
     for port in [HEALTH, METRICS] {
         wait_for_answer(&sandbox.namespace, at(Ipv4Addr::LOCALHOST, port), "/", |_| true)?;
@@ -105,8 +106,10 @@ fn scenario_39_an_agent_listens_where_kube_proxy_does_and_nowhere_else() -> Resu
     assert_eq!(open_sockets(&sandbox.namespace)?, BTreeSet::from(expected));
     let unix = sandbox.namespace.run(|| fs::read_to_string("/proc/thread-self/net/unix"))??;
     // A socket that listens has the flag __SO_ACCEPTCON.
-    let listening: Vec<_> = unix.lines().filter(|line| line.split_whitespace().nth(3) == Some("00010000")).collect();
-    assert!(listening.is_empty(), "{listening:?}");
+    let listening = unix.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let listening = listening.filter(|fields| fields.get(3) == Some(&"00010000")).map(|fields| fields[7..].concat());
+    let state = sandbox.directory.path().join("state/verify.sock");
+    assert_eq!(listening.collect::<Vec<_>>(), [state.display().to_string()]);
 
     assert_eq!(ask(&sandbox.namespace, at(OWN, HEALTH), "GET", "/healthz")?.status, 200);
     let refused = sandbox.namespace.run(|| TcpStream::connect(at(OWN, METRICS)))?;
@@ -119,6 +122,42 @@ fn scenario_39_an_agent_listens_where_kube_proxy_does_and_nowhere_else() -> Resu
         let answer = ask(&sandbox.namespace, at(Ipv4Addr::LOCALHOST, port), "POST", "/healthz")?;
         assert!([404, 405].contains(&answer.status), "nothing takes a POST: {}", answer.status);
     }
+    Ok(())
+}
+
+/// What somebody who is not root is told by a socket of the agent.
+fn told_to_nobody(socket: &Path) -> Result<std::io::Result<String>> {
+    const NOBODY: libc::c_long = 65_534;
+    let ask = || {
+        // SAFETY: it changes the user of this thread alone, which ends with this.
+        let changed = unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) };
+        ensure!(changed == 0, "cannot become another user");
+        let mut answer = String::new();
+        Ok(UnixStream::connect(socket).and_then(|mut stream| stream.read_to_string(&mut answer)).map(|_| answer))
+    };
+    thread::scope(|scope| scope.spawn(ask).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+}
+
+#[test]
+fn scenario_39_the_agents_socket_answers_its_own_user_and_nobody_else() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let (_server, _agent) = started(&sandbox)?;
+    let socket = sandbox.directory.path().join("state/verify.sock");
+    let mut answer = String::new();
+    UnixStream::connect(&socket)?.read_to_string(&mut answer)?;
+    ensure!(answer.contains("frontends"), "{answer}");
+    // The directories on the way let others through; the socket does not.
+    for directory in socket.ancestors().skip(1).filter(|directory| directory.starts_with(sandbox.directory.path())) {
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o755))?;
+    }
+    let refused = told_to_nobody(&socket)?;
+    assert_eq!(refused.map_err(|error| error.kind()), Err(std::io::ErrorKind::PermissionDenied));
+    // Nor does the agent, whatever became of the socket's mode.
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o666))?;
+    assert_eq!(told_to_nobody(&socket)?.ok().as_deref(), Some(""));
+    let mut again = String::new();
+    UnixStream::connect(&socket)?.read_to_string(&mut again)?;
+    assert_eq!(again, answer);
     Ok(())
 }
 

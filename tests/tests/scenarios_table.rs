@@ -261,10 +261,17 @@ fn scenario_25_clients_who_come_back_stay_with_their_backend_while_strangers_fil
     let first = client.ask(Ask::new(target))?.pod;
 
     let rate = client.rate(RatePlan { target, per_second: 100, timeout: patience(Duration::from_secs(5)) })?;
-    let packets = CLIENTS * 5 / 4;
-    let took = flood(&cluster, node, target, &[], packets)?.send()?;
+    let (mut packets, mut opened, mut took) = (0, 0, Duration::ZERO);
+    // What the queues of a busy machine drop comes once more, being the same strangers in the same order.
+    for _ in 0..4 {
+        packets += CLIENTS * 5 / 4;
+        took += flood(&cluster, node, target, &[], CLIENTS * 5 / 4)?.send()?;
+        opened = node.counted(Hook::UplinkXdp, Outcome::Opened)?;
+        if opened > CLIENTS {
+            break;
+        }
+    }
     let report = rate.finish_rate()?;
-    let opened = node.counted(Hook::UplinkXdp, Outcome::Opened)?;
     let known = node.affinities(Family::V4)?.len() as u64;
     eprintln!("{packets} strangers in {took:?}: {opened} flows, {known} clients are known; {report:?}");
     assert!(opened > CLIENTS, "only {opened} flows: the table was never full");

@@ -18,6 +18,7 @@ mod vm;
 
 mod cpio;
 mod debian;
+mod failures;
 mod guest;
 mod kernel;
 mod machine;

@@ -102,7 +102,7 @@ impl Lab {
         let words: Vec<String> = self.words.iter().map(|word| quoted(word)).collect();
         let words = words.join(" ");
         let agent = quoted(&self.agent.to_string_lossy());
-        let path = format!("ln -s {agent} /usr/local/bin/sluice\nexport SLUICE_TEST_SLOWNESS=10\n");
+        let path = format!("ln -s {agent} /usr/local/bin/sluice\nexport {}=10\n", test::SLOWNESS);
         if self.has_shell {
             format!("{path}{}setsid cttyhack {words}\n", terminal(workspace))
         } else {

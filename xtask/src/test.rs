@@ -1,16 +1,17 @@
-//! `test`: the suites on this machine and its running kernel, and one line that sums them up.
+//! `test`: the suites on this machine and its running kernel, what failed, and one line that sums them up.
+
+mod lanes;
 
 use std::{
-    fs,
-    io::{BufRead as _, BufReader},
+    env, fs,
     path::{Path, PathBuf},
-    process::{Command, ExitCode, Stdio},
+    process::ExitCode,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
-use xshell::Cmd;
 
+use self::lanes::{Report, Run};
 use crate::{
     machine,
     scenarios::{self, Table},
@@ -24,6 +25,9 @@ use crate::{
 pub(crate) struct Arguments {
     /// All that exist if none is named. All but `unit` need root.
     suite: Option<Suite>,
+    /// Two suites at a time, in two thirds of the time. Tests of packet rates may fail: the floods of others fill the kernel's queues.
+    #[arg(long)]
+    lanes: bool,
     /// How many tests of a program run at once; suites that build networks run one by one unless told otherwise.
     #[arg(long)]
     test_threads: Option<usize>,
@@ -97,16 +101,36 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     // The others have no lab, or look at files that such an agent does not read.
     ensure!(!arguments.installed || arguments.suite == Some(Suite::Netns), "--installed is for the netns suite");
     setup::ensure(workspace, &[setup::BPF, setup::KERNEL, setup::RULES])?;
-    let mut totals = Totals::default();
-    for suite in chosen(workspace, arguments.suite)? {
-        println!("== {}", suite.name());
-        totals += run_suite(workspace, suite, arguments)?;
+    let mut report = Report::default();
+    let mut suites = chosen(workspace, arguments.suite)?;
+    if suites.first() == Some(&Suite::Unit) {
+        report.run(vec![unit(workspace, arguments)])?;
+        suites.remove(0);
     }
-    if totals.ignored > 0 {
-        println!("{} tests are marked `#[ignore]` and did not run", totals.ignored);
+    if !suites.is_empty() && machine::is_root() {
+        run_on_kernel(workspace, &suites, arguments, &mut report)?;
+    } else if !suites.is_empty() {
+        eprintln!("error: all suites but unit need root: run `cargo xtask test` as root");
+        report.totals += Totals::ONE_FAILURE;
     }
-    println!("{totals}");
-    Ok(if totals.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(summarize(report))
+}
+
+/// The last lines, of which the very last is what scripts look for.
+fn summarize(mut report: Report) -> ExitCode {
+    if let Some(table) = &report.table {
+        print!("{table}");
+        for number in table.missing() {
+            eprintln!("error: scenario {number} has neither a test nor a reason in tests/scenarios.yaml");
+            report.totals += Totals::ONE_FAILURE;
+        }
+    }
+    print!("{}", report.failures);
+    if report.totals.ignored > 0 {
+        println!("{} tests are marked `#[ignore]` and did not run", report.totals.ignored);
+    }
+    println!("{}", report.totals);
+    if report.totals.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn chosen(workspace: &Workspace, named: Option<Suite>) -> Result<Vec<Suite>> {
@@ -122,37 +146,35 @@ fn chosen(workspace: &Workspace, named: Option<Suite>) -> Result<Vec<Suite>> {
     Ok(suites)
 }
 
-fn run_suite(workspace: &Workspace, suite: Suite, arguments: &Arguments) -> Result<Totals> {
-    if suite == Suite::Unit {
-        return unit(workspace, arguments);
-    }
-    if !machine::is_root() {
-        eprintln!("error: {}", needs_root(suite));
-        return Ok(Totals::ONE_FAILURE);
-    }
-    let targets = suite.targets(workspace)?;
-    if targets.is_empty() {
-        eprintln!("error: the {0} suite has no test: there is no tests/tests/{0}*.rs", suite.name());
-        return Ok(Totals::default());
-    }
+/// One suite, or all of them; in lanes if that is asked for.
+fn run_on_kernel(workspace: &Workspace, suites: &[Suite], arguments: &Arguments, report: &mut Report) -> Result<()> {
     machine::mount_bpf(&workspace.shell)?;
-    if suite == Suite::Scenarios {
-        return with_table(workspace, &targets, arguments);
+    if suites.contains(&Suite::Scenarios) {
+        report.table = Some(Table::open(workspace)?);
     }
-    count(on_kernel(workspace, suite, &targets, arguments)?, |_| ())
+    let runs = suites.iter().map(|suite| on_kernel(workspace, *suite, arguments, report.table.as_ref()));
+    let mut runs = runs.collect::<Result<Vec<_>>>()?;
+    if runs.len() < 2 || !arguments.lanes {
+        return report.run(vec![runs]);
+    }
+    build_all(workspace, suites)?;
+    let mut lane = |suites: &[Suite]| {
+        let runs = runs.extract_if(.., |run| suites.contains(&run.suite()));
+        runs.map(patient).collect::<Vec<_>>()
+    };
+    report.run(LANES.map(&mut lane).into())
 }
 
-/// The scenarios suite, and what came of each scenario.
-fn with_table(workspace: &Workspace, targets: &[String], arguments: &Arguments) -> Result<Totals> {
-    let mut table = Table::open(workspace)?;
-    let command = on_kernel(workspace, Suite::Scenarios, targets, arguments)?.env(scenarios::NOTES, table.notes());
-    let mut totals = count(command, |line| table.read(line))?;
-    print!("{table}");
-    for number in table.missing() {
-        eprintln!("error: scenario {number} has neither a test nor a reason in tests/scenarios.yaml");
-        totals += Totals::ONE_FAILURE;
-    }
-    Ok(totals)
+/// Suites that run beside each other, those of a lane one after the other. `Program` has two processors meet, and scenario 18 takes one
+/// of them away for a while: they must be in one lane.
+const LANES: [&[Suite]; 2] = [&[Suite::Program, Suite::Scenarios], &[Suite::Netns, Suite::Agent, Suite::Parity]];
+
+/// The variable that stretches the deadlines of tests.
+pub(crate) const SLOWNESS: &str = "SLUICE_TEST_SLOWNESS";
+
+/// Shares the processors with another lane. Who has set a slowness gets that.
+fn patient(run: Run) -> Run {
+    if env::var_os(SLOWNESS).is_some() { run } else { run.env(SLOWNESS, "3") }
 }
 
 fn needs_root(suite: Suite) -> String {
@@ -160,30 +182,31 @@ fn needs_root(suite: Suite) -> String {
 }
 
 /// Every library and program, then the examples in their documentation.
-fn unit(workspace: &Workspace, arguments: &Arguments) -> Result<Totals> {
-    let mut totals = Totals::default();
-    for kind in [["--lib", "--bins"].as_slice(), &["--doc"]] {
+fn unit(workspace: &Workspace, arguments: &Arguments) -> Vec<Run> {
+    let run = |kind: &[&str]| {
         let cargo = workspace.cargo(&["test", "--workspace", "--no-fail-fast"]).args(kind);
-        totals += count(cargo.arg("--").args(options(Suite::Unit, arguments)), |_| ())?;
-    }
-    Ok(totals)
+        Run::new(Suite::Unit, cargo.arg("--").args(options(Suite::Unit, arguments)))
+    };
+    vec![run(&["--lib", "--bins"]), run(&["--doc"])]
 }
 
-/// Runs the test programs of a suite, with the agent that they start.
-fn on_kernel<'a>(workspace: &'a Workspace, suite: Suite, targets: &[String], arguments: &Arguments) -> Result<Cmd<'a>> {
+/// The test programs of a suite, with the agent that they start.
+fn on_kernel(workspace: &Workspace, suite: Suite, arguments: &Arguments, table: Option<&Table>) -> Result<Run> {
+    let targets = suite.targets(workspace)?;
+    ensure!(!targets.is_empty(), "the {0} suite has no test: there is no tests/tests/{0}*.rs", suite.name());
     let profile: &[&str] = if arguments.release { &["--release"] } else { &[] };
     if suite == Suite::Scenarios {
         build_other_layout(workspace, profile)?;
     }
     let agent = build_agent(workspace, profile)?;
-    let named = targets.iter().flat_map(|target| ["--test", target]);
-    let cargo = workspace.cargo(&["test", "--package", "tests", "--no-fail-fast"]).args(named);
+    let cargo = workspace.cargo(&["test", "--package", "tests", "--no-fail-fast"]).args(named(&targets));
     let cargo = if arguments.installed { cargo.env(INSTALL, "manifest") } else { cargo };
     let cargo = if arguments.release { cargo.env(RELEASE, "1") } else { cargo };
+    let cargo = table.iter().fold(cargo, |cargo, table| cargo.env(scenarios::NOTES, table.notes()));
     for (test, reason) in NOT_INSTALLED.iter().filter(|_| arguments.installed) {
         println!("left out: {test}: {reason}");
     }
-    Ok(cargo.env(AGENT, agent).arg("--").args(options(suite, arguments)))
+    Ok(Run::new(suite, cargo.env(AGENT, agent).arg("--").args(options(suite, arguments))))
 }
 
 /// The variable that tells labs how to start agents.
@@ -227,8 +250,19 @@ pub(crate) fn build_other_layout(workspace: &Workspace, profile: &[&str]) -> Res
 /// Builds test programs, and the programs they start.
 pub(crate) fn build(workspace: &Workspace, targets: &[String]) -> Result<Vec<Executable>> {
     let mut arguments = vec!["test", "--no-run", "--package", "tests"];
-    arguments.extend(targets.iter().flat_map(|target| ["--test", target]));
+    arguments.extend(named(targets));
     workspace.executables(&arguments)
+}
+
+/// Builds what the suites will run, so that none of them waits for the build of another.
+fn build_all(workspace: &Workspace, suites: &[Suite]) -> Result<()> {
+    let targets = suites.iter().map(|suite| suite.targets(workspace)).collect::<Result<Vec<_>>>()?;
+    build(workspace, &targets.concat()).map(drop)
+}
+
+/// Targets as cargo is told them.
+fn named(targets: &[String]) -> impl Iterator<Item = &str> {
+    targets.iter().flat_map(|target| ["--test", target])
 }
 
 fn options(suite: Suite, arguments: &Arguments) -> Vec<String> {
@@ -239,22 +273,6 @@ fn options(suite: Suite, arguments: &Arguments) -> Vec<String> {
     }
     options.extend_from_slice(&arguments.options);
     options
-}
-
-/// Runs a command that runs tests, shows its output as it comes and to whoever else wants it, and counts the results in it.
-fn count(command: Cmd<'_>, mut show: impl FnMut(&str)) -> Result<Totals> {
-    println!("$ {command}");
-    let mut child = Command::from(command).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
-    let mut totals = Totals::default();
-    let output = child.stdout.take().context("the output is not captured")?;
-    for line in BufReader::new(output).split(b'\n') {
-        let line = line?;
-        let line = String::from_utf8_lossy(&line);
-        println!("{line}");
-        totals.read(&line);
-        show(&line);
-    }
-    Ok(totals.ended(child.wait()?.success()))
 }
 
 /// The names of the test programs in `directory`, by cargo's rules.
@@ -280,6 +298,15 @@ mod tests {
         for (target, owned) in [("program", true), ("program_nat", true), ("programs", false), ("netns_udp", false)] {
             assert_eq!(Suite::Program.owns(target), owned, "{target}");
         }
+    }
+
+    #[test]
+    fn each_suite_on_a_kernel_has_its_place_in_one_lane() {
+        let mut in_lanes = LANES.concat();
+        in_lanes.sort_by_key(|suite| suite.name());
+        let mut all = Suite::ON_KERNEL.to_vec();
+        all.sort_by_key(|suite| suite.name());
+        assert_eq!(in_lanes, all);
     }
 
     #[test]

@@ -141,11 +141,12 @@ fn prelude(workspace: &Workspace, agent: &Path) -> String {
     let lab = quoted_path(&agent.with_file_name("lab"));
     let agent = quoted_path(agent);
     format!(
-        "export {}={agent} SLUICE_LAB={lab} SLUICE_TEST_SLOWNESS={SLOWNESS} RUST_BACKTRACE=1\n\
+        "export {}={agent} SLUICE_LAB={lab} {}={SLOWNESS} RUST_BACKTRACE=1\n\
          export INSTA_WORKSPACE_ROOT={root} INSTA_UPDATE=no\n\
          ln -s {agent} /usr/local/bin/sluice\n\
          mkdir -p {tests} && cd {tests}\n",
-        test::AGENT
+        test::AGENT,
+        test::SLOWNESS
     )
 }
 

@@ -3,8 +3,9 @@
 use std::{
     fs::File,
     os::unix::process::CommandExt as _,
-    path::Path,
-    process::{Child, Command, Stdio},
+    panic,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
     sync::{
         Arc,
         mpsc::{self, Sender},
@@ -14,6 +15,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use nix::{
+    mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
     sys::{prctl, signal::Signal},
 };
@@ -73,6 +75,31 @@ impl Container {
         let child = child.recv()?.with_context(|| format!("the container of {} does not start", host.name))?;
         let probes = Probes::start(host, &manifest.liveness, &manifest.readiness)?;
         Ok(Self { child, probes, _held: held, _given: given, _root: root })
+    }
+}
+
+impl Container {
+    /// Runs the image's program once more in the container, where `kubectl exec` runs it: without the container's variables, and refused
+    /// nothing.
+    pub fn exec(&self, arguments: &[&str]) -> Result<Output> {
+        let process = PathBuf::from(format!("/proc/{}/ns", self.child.id()));
+        let enter = || -> Result<Output> {
+            let namespaces = ["pid", "net", "mnt"].map(|name| File::open(process.join(name)));
+            // A thread of a process with others gets no other mounts as long as it shares its root with them.
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            for namespace in namespaces {
+                setns(namespace?, CloneFlags::empty())?;
+            }
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            let mut command = Command::new(ENTRYPOINT);
+            command.args(arguments).env_clear();
+            // The container's was mounted from outside of its PID namespace, and shows the node's processes.
+            let own = || Ok(mount(None::<&str>, "/proc", Some("proc"), MsFlags::empty(), None::<&str>)?);
+            // SAFETY: between fork and exec the closure makes one system call.
+            unsafe { command.pre_exec(own) };
+            command.output().context("cannot run the container's program again")
+        };
+        thread::scope(|scope| scope.spawn(enter).join().unwrap_or_else(|panic| panic::resume_unwind(panic)))
     }
 }
 

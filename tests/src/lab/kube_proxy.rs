@@ -1,7 +1,10 @@
-//! kube-proxy in the lab: what its nftables mode would write on a node for the lab's Services, loaded by `nft`. Endpoints are
-//! chosen at random, clients from outside and pods that get themselves are masqueraded, as there.
+//! kube-proxy in the lab: what it would write on a node for the lab's Services, loaded by the programs that it uses. Endpoints
+//! are chosen at random, clients from outside and pods that get themselves are masqueraded, as there.
 
-use std::{fmt::Write as _, io::Write as _, net::IpAddr, process::Stdio};
+mod iptables;
+mod nftables;
+
+use std::{io::Write as _, net::IpAddr, process::Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -10,33 +13,45 @@ use super::{
     address::{self, Family},
     manifest::Service,
 };
-use crate::traffic::Protocol;
 
-/// Writes the rules for these Services, as if there had been none.
-pub fn write(node: &Node, services: &[Service]) -> Result<()> {
-    let mut rules = String::new();
-    for family in Family::ALL {
-        rules += &base(family);
-        for service in services {
-            for protocol in Protocol::ALL {
-                rules += &port(family, service, protocol)?;
-            }
-        }
-    }
-    load(node, &rules)
+/// A mode of kube-proxy's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Tables of its own, by `nft`.
+    Nftables,
+    /// Chains in the table `nat`, by `iptables-nft`.
+    Iptables,
 }
 
-/// Takes them away.
+impl Mode {
+    /// Writes the rules for these Services, as if there had been none.
+    pub fn write(self, node: &Node, services: &[Service]) -> Result<()> {
+        match self {
+            Self::Nftables => load(node, &nftables::rules(services)?),
+            Self::Iptables => [("iptables-nft-restore", Family::V4), ("ip6tables-nft-restore", Family::V6)]
+                .into_iter()
+                .try_for_each(|(tool, family)| feed(node, &[tool, "--noflush"], &iptables::rules(family, services)?)),
+        }
+    }
+}
+
+/// Takes the rules of mode nftables away.
 pub fn remove(node: &Node) -> Result<()> {
-    load(node, "delete table ip kube-proxy\ndelete table ip6 kube-proxy\n")
+    load(node, nftables::REMOVE)
 }
 
 /// Loads rules of anybody's on a node, all or none.
 pub fn load(node: &Node, rules: &str) -> Result<()> {
-    let mut command = node.host.namespace().command("nft")?;
-    let mut child = command.args(["-f", "-"]).stdin(Stdio::piped()).spawn().context("cannot run nft")?;
-    child.stdin.take().context("nft takes no rules")?.write_all(rules.as_bytes())?;
-    ensure!(child.wait()?.success(), "nft refuses the rules:\n{rules}");
+    feed(node, &["nft", "-f", "-"], rules)
+}
+
+fn feed(node: &Node, words: &[&str], rules: &str) -> Result<()> {
+    let (tool, options) = words.split_first().context("no tool")?;
+    let mut command = node.host.namespace().command(tool)?;
+    let mut child =
+        command.args(options).stdin(Stdio::piped()).spawn().with_context(|| format!("cannot run {tool}"))?;
+    child.stdin.take().with_context(|| format!("{tool} takes no rules"))?.write_all(rules.as_bytes())?;
+    ensure!(child.wait()?.success(), "{tool} refuses the rules:\n{rules}");
     Ok(())
 }
 
@@ -47,78 +62,7 @@ pub fn ruleset(node: &Node) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-const fn table(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "ip",
-        Family::V6 => "ip6",
-    }
-}
-
-/// What there is once in each table.
-fn base(family: Family) -> String {
-    let (table, kind) = match family {
-        Family::V4 => ("ip", "ipv4_addr"),
-        Family::V6 => ("ip6", "ipv6_addr"),
-    };
-    format!(
-        "table {table} kube-proxy {{
-  comment \"rules for kube-proxy\"
-  set cluster-ips {{ type {kind}; comment \"Active ClusterIPs\"; }}
-  set nodeport-ips {{ type {kind}; comment \"IPs that accept NodePort traffic\"; }}
-  map service-ips {{ type {kind} . inet_proto . inet_service : verdict; }}
-  map service-nodeports {{ type inet_proto . inet_service : verdict; }}
-  chain mark-for-masquerade {{ meta mark set meta mark or 0x4000; }}
-  chain masquerading {{
-    meta mark & 0x4000 == 0 return
-    meta mark set meta mark xor 0x4000
-    masquerade fully-random
-  }}
-  chain services {{
-    {table} daddr . meta l4proto . th dport vmap @service-ips
-    {table} daddr @nodeport-ips meta l4proto . th dport vmap @service-nodeports
-  }}
-  chain nat-prerouting {{ type nat hook prerouting priority dstnat; jump services; }}
-  chain nat-output {{ type nat hook output priority -100; jump services; }}
-  chain nat-postrouting {{ type nat hook postrouting priority srcnat; jump masquerading; }}
-}}
-"
-    )
-}
-
-/// The chains of a Service port, and what leads to them.
-fn port(family: Family, service: &Service, protocol: Protocol) -> Result<String> {
-    let (table, proto) = (table(family), protocol.to_string().to_lowercase());
-    let name = format!("service-{}-{proto}", service.name);
-    let (ip, number, node_port) = (service.cluster_ips.of(family), service.port, service.node_port);
-    let mut rules = String::new();
-    let endpoints: Vec<IpAddr> =
-        service.pods.iter().filter_map(|pod| address::pod(pod)).map(|(_, addresses)| addresses.of(family)).collect();
-    let add = format!("add rule {table} kube-proxy");
-    for (index, endpoint) in endpoints.iter().enumerate() {
-        let target = match endpoint {
-            IpAddr::V4(v4) => format!("{v4}:{}", service.target_port),
-            IpAddr::V6(v6) => format!("[{v6}]:{}", service.target_port),
-        };
-        writeln!(rules, "add chain {table} kube-proxy endpoint-{index}-{name}")?;
-        writeln!(rules, "{add} endpoint-{index}-{name} {table} saddr {endpoint} jump mark-for-masquerade")?;
-        writeln!(rules, "{add} endpoint-{index}-{name} meta l4proto {proto} dnat to {target}")?;
-    }
-    let chances: Vec<String> =
-        (0..endpoints.len()).map(|index| format!("{index} : goto endpoint-{index}-{name}")).collect();
-    writeln!(rules, "add chain {table} kube-proxy {name}")?;
-    writeln!(rules, "{add} {name} numgen random mod {} vmap {{ {} }}", endpoints.len(), chances.join(", "))?;
-    writeln!(rules, "add chain {table} kube-proxy external-{name}")?;
-    writeln!(rules, "{add} external-{name} jump mark-for-masquerade")?;
-    writeln!(rules, "{add} external-{name} goto {name}")?;
-    writeln!(rules, "add element {table} kube-proxy cluster-ips {{ {ip} }}")?;
-    for node in address::NODES {
-        let own = address::on_wire(node.host).of(family);
-        writeln!(rules, "add element {table} kube-proxy nodeport-ips {{ {own} }}")?;
-    }
-    writeln!(rules, "add element {table} kube-proxy service-ips {{ {ip} . {proto} . {number} : goto {name} }}")?;
-    writeln!(
-        rules,
-        "add element {table} kube-proxy service-nodeports {{ {proto} . {node_port} : goto external-{name} }}"
-    )?;
-    Ok(rules)
+/// Where a Service's pods are.
+fn endpoints(service: &Service, family: Family) -> Vec<IpAddr> {
+    service.pods.iter().filter_map(|pod| address::pod(pod)).map(|(_, addresses)| addresses.of(family)).collect()
 }

@@ -342,10 +342,11 @@ impl Table {
         };
         let twin_key = flow.twin_key(key);
         if bits & state::CONFIRMED == 0 {
-            for key in [*key, twin_key] {
-                if let Some(half) = self.embryos.get_mut(&key) {
-                    half.state |= bits;
-                }
+            if let Some(own) = self.embryos.get_mut(key) {
+                own.state |= bits;
+            }
+            if let Some(other) = self.embryos.get_mut(&twin_key).filter(|other| other.leads_to(key)) {
+                other.state |= bits;
             }
             return false;
         }
@@ -353,7 +354,11 @@ impl Table {
         flow.seen = now;
         self.embryos.remove(key);
         self.embryos.remove(&twin_key);
-        self.confirmed.insert(twin_key, flow.twin(key));
+        // The other half of a flow that began anew with another backend, since this one's was evicted, stays.
+        let other = self.confirmed.entry(twin_key).or_insert_with(|| flow.twin(key));
+        if other.leads_to(key) {
+            other.state |= flow.state;
+        }
         self.confirmed.insert(*key, flow);
         true
     }

@@ -2,13 +2,13 @@
 
 use std::net::IpAddr;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use aya::maps::{Array, LpmTrie, lpm_trie::Key};
 use proxy_common::{
-    addr::{Ipv4, Ipv6},
+    addr::{Ipv4, Ipv6, Port, Protocol},
     node::ServiceCidrs,
     service::{Affinity, Client, Source},
-    tuple::Tuple,
+    tuple::{Stage, Tuple},
 };
 
 use super::Testbed;
@@ -74,6 +74,23 @@ impl Testbed {
     /// Says how many active IPv4 flows a backend has.
     pub fn set_active(&mut self, backend: u32, count: u32) -> Result<()> {
         Ok(Array::<_, u32>::try_from(self.map("ACTIVE_V4")?)?.set(backend, count, 0)?)
+    }
+
+    /// Notes a tuple of another proxy's connection: as its client sends, or as its backend answers ([`proxy_common::node::foreign`]).
+    pub fn add_foreign(&mut self, proto: Protocol, from: (IpAddr, u16), to: (IpAddr, u16), what: u32) -> Result<()> {
+        let (sport, dport) = (Port::new(from.1), Port::new(to.1));
+        match (from.0, to.0) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                let tuple = Tuple::new(Ipv4::from(from), Ipv4::from(to), sport, dport, proto, Stage::FromPod);
+                self.hash("FOREIGN_V4")?.insert(tuple, what, 0)?;
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                let tuple = Tuple::new(Ipv6::from(from), Ipv6::from(to), sport, dport, proto, Stage::FromPod);
+                self.hash("FOREIGN_V6")?.insert(tuple, what, 0)?;
+            }
+            _ => bail!("{} and {} are of two families", from.0, to.0),
+        }
+        Ok(())
     }
 
     /// How many IPv4 or IPv6 connections are noted as another proxy's.

@@ -46,6 +46,16 @@ impl Testbed {
         Ok(descriptor.try_clone()?)
     }
 
+    /// The program of a hook for several threads, which must be in the namespace.
+    pub fn runner(&mut self, hook: Hook) -> Result<Runner<'_>> {
+        self.load(hook)?;
+        let name = program(hook)?;
+        Ok(Runner {
+            program: self.object.program(name).with_context(|| format!("no program {name}"))?,
+            uplink: self.uplink,
+        })
+    }
+
     /// Runs the program of a hook, which must be loaded, on the thread of the caller; `None` where the kernel makes no packet
     /// of these bytes for it.
     pub fn run_here(&mut self, hook: Hook, bytes: &[u8]) -> Result<Option<Ran>> {
@@ -66,5 +76,26 @@ impl Testbed {
         };
         out.truncate(length as usize);
         Ok(Some(Ran { action: action.cast_signed(), bytes: out }))
+    }
+}
+
+/// A program that is verified, to be run by whoever has this.
+#[derive(Clone, Copy)]
+pub struct Runner<'a> {
+    program: &'a Program,
+    uplink: u32,
+}
+
+impl Runner<'_> {
+    /// Runs it on the thread of the caller over bytes that came in by the uplink.
+    pub fn run(&self, bytes: &[u8]) -> Result<Ran> {
+        let mut out = vec![0; bytes.len() + 256];
+        let (action, length) = match self.program {
+            Program::Xdp(program) => run_xdp(program, bytes, &mut out, self.uplink, 0)?,
+            Program::SchedClassifier(program) => run_tc(program, bytes, &mut out, self.uplink, 0)?,
+            _ => anyhow::bail!("a program that sees no packets"),
+        };
+        out.truncate(length as usize);
+        Ok(Ran { action: action.cast_signed(), bytes: out })
     }
 }

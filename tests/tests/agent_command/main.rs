@@ -5,21 +5,29 @@ mod snapshot;
 mod thousands;
 
 use std::{
+    collections::BTreeMap,
     fs,
+    io::{BufRead as _, BufReader, Read as _},
+    os::unix::fs::PermissionsExt as _,
     path::Path,
-    process::Output,
+    process::{Output, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     thread,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, HashMap, Map, MapData};
+use flate2::read::GzDecoder;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use proxy_common::{
     addr::{Ipv4, Port, Protocol},
     service::{Frontend, Service},
     stats::Stats,
 };
-use tests::sandbox::Sandbox;
+use tests::{lab::agent::sluice_program, sandbox::Sandbox};
 
 use self::node::{Node, run};
 
@@ -141,26 +149,55 @@ fn what_a_cleanup_would_do_is_what_it_does() -> Result<()> {
 #[test]
 fn verify_agrees_with_the_agent_and_names_what_somebody_has_changed() -> Result<()> {
     let node = Node::new()?;
-    assert!(node.ask(&["verify"])?.starts_with("The kernel holds what it should: "));
+    let agree = || -> Result<()> {
+        for (words, whose) in
+            [(&["verify"][..], "as far as its agent has heard"), (&["verify", "--anew"], "by the objects")]
+        {
+            let told = node.ask(words)?;
+            assert!(told.starts_with(&format!("The kernel holds what it should, {whose}")), "{words:?}: {told}");
+        }
+        Ok(())
+    };
+    agree()?;
     let mut services: HashMap<_, Frontend<Ipv4>, Service> = node.map("SERVICES_V4")?;
     let frontend = Frontend::new(Ipv4 { octets: [10, 96, 0, 11] }, Port::new(80), Protocol::Tcp);
     let service = services.get(&frontend, 0)?;
     services.remove(&frontend)?;
     let stray = Frontend::new(Ipv4 { octets: [10, 96, 0, 99] }, Port::new(80), Protocol::Tcp);
     services.insert(stray, service, 0)?;
-    let output = node.run(&["verify"])?;
-    let told = String::from_utf8(output.stdout)?;
-    assert_eq!(output.status.code(), Some(1), "{told}");
-    for expected in [
-        "SERVICES_V4   10.96.0.11 port 80/TCP of shop/cart/TCP   is missing",
-        "SERVICES_V4   10.96.0.99 port 80/TCP",
-        "INBOUND       10.96.0.99",
-    ] {
-        assert!(told.contains(expected), "{expected:?} in\n{told}");
+    for words in [&["verify"][..], &["verify", "--anew"]] {
+        let output = node.run(words)?;
+        let told = String::from_utf8(output.stdout)?;
+        assert_eq!(output.status.code(), Some(1), "{words:?}: {told}");
+        for expected in [
+            "SERVICES_V4   10.96.0.11 port 80/TCP of shop/cart/TCP   is missing",
+            "SERVICES_V4   10.96.0.99 port 80/TCP",
+            "INBOUND       10.96.0.99",
+        ] {
+            assert!(told.contains(expected), "{words:?}: {expected:?} in\n{told}");
+        }
     }
     services.insert(frontend, service, 0)?;
     services.remove(&stray)?;
-    assert!(node.ask(&["verify"])?.starts_with("The kernel holds what it should: "));
+    agree()
+}
+
+#[test]
+fn verify_says_what_an_agent_that_stands_still_has_not_heard() -> Result<()> {
+    let node = Node::new()?;
+    node.agent.signal(Signal::SIGSTOP)?;
+    let objects = node.sandbox.directory.path().join("objects");
+    let service = "kind: Service\nmetadata: {name: unheard}\nspec: {clusterIP: 10.96.0.77, ports: [{port: 80}]}\n";
+    fs::write(objects.join("unheard.yaml"), service)?;
+    let asked = node.run(&["verify", "--timeout", "1"]);
+    let anew = node.run(&["verify", "--anew"]);
+    let (asked, anew) = (asked?, anew?);
+    let complaint = String::from_utf8(asked.stderr)?;
+    assert_eq!(asked.status.code(), Some(1), "{complaint}");
+    assert!(complaint.contains("the agent has not answered within 1s"), "{complaint}");
+    let told = String::from_utf8(anew.stdout)?;
+    assert_eq!(anew.status.code(), Some(1), "{told}");
+    assert!(told.contains("10.96.0.77 port 80/TCP of default/unheard/TCP   is missing"), "{told}");
     Ok(())
 }
 
@@ -173,6 +210,10 @@ fn check_finds_nothing_missing_where_an_agent_runs() -> Result<()> {
     for subject in ["programs", "uplinks", "BPF file system", "cgroup v2", "capability BPF"] {
         assert_eq!(verdict(subject), Some(&"good".into()), "{subject}: {answer}");
     }
+    assert!(answer.contains("the kernel takes all "), "{answer}");
+    let at_work = node.ask(&["check"])?;
+    assert!(at_work.contains(&format!("at work, kept by process {} ", node.agent.id())), "{at_work}");
+    assert!(node.ask(&["check", "--load"])?.contains("the kernel takes all "));
     Ok(())
 }
 
@@ -182,14 +223,76 @@ fn a_bug_report_is_an_archive_of_what_the_kernel_holds() -> Result<()> {
     let archive = node.sandbox.directory.path().join("report.tar.gz");
     let path = archive.display().to_string();
     node.ask(&["bugreport", "--to", &path])?;
-    let listed = std::process::Command::new("tar").args(["-tzf", &path]).output()?;
-    let listed = String::from_utf8(listed.stdout)?;
-    for name in ["counters.json", "status.json", "services.json", "flows.json", "check.json", "agent.txt", "links.txt"]
-    {
-        assert!(listed.contains(&format!("sluice-bugreport/{name}")), "{name} in\n{listed}");
-    }
+    assert_eq!(fs::metadata(&archive)?.permissions().mode() & 0o777, 0o600);
+    let written = unpack(&fs::read(&archive)?)?;
     // What is there is not written over.
     assert_eq!(node.run(&["bugreport", "--to", &path])?.status.code(), Some(1));
+    let piped = node.run(&["bugreport", "--to", "-"])?;
+    let told = String::from_utf8(piped.stderr)?;
+    assert!(piped.status.success() && told.contains("network.txt ("), "{told}");
+    let piped = unpack(&piped.stdout)?;
+    assert!(written.keys().eq(piped.keys()), "{:?} and {:?}", written.keys(), piped.keys());
+    for name in ["counters.json", "status.json", "services.json", "flows.json", "check.json"] {
+        serde_json::from_str::<serde_json::Value>(&piped[name]).with_context(|| format!("{name}: {}", piped[name]))?;
+    }
+    assert!(piped["kernel.txt"].starts_with("Linux version "), "{}", piped["kernel.txt"]);
+    assert!(piped["agent.txt"].contains("--pin-path"), "{}", piped["agent.txt"]);
+    // As `ip` shows it, which the image does not have.
+    let network = &piped["network.txt"];
+    for part in ["# links: ", "IfName(\"uplink\")", "# addresses: ", "# routes: ", "# rules: ", "# neighbours: "] {
+        assert!(network.contains(part), "{part} in\n{network}");
+    }
+    Ok(())
+}
+
+/// The files of a bug report by name.
+fn unpack(archive: &[u8]) -> Result<BTreeMap<String, String>> {
+    let mut files = BTreeMap::new();
+    for entry in tar::Archive::new(GzDecoder::new(archive)).entries()? {
+        let mut entry = entry?;
+        let name = entry.path()?.strip_prefix("sluice-bugreport")?.display().to_string();
+        let mut content = String::new();
+        entry.read_to_string(&mut content)?;
+        files.insert(name, content);
+    }
+    Ok(files)
+}
+
+#[test]
+fn who_asks_for_what_is_not_there_is_told_so_and_not_that_there_is_nothing() -> Result<()> {
+    let node = Node::new()?;
+    for words in [&["backend", "list"][..], &["flow", "list"], &["affinity", "list"]] {
+        let answer = node.ask(&[words, &["--service", "shop/typo"]].concat())?;
+        assert!(!answer.contains("The kernel has no") && answer.starts_with("No "), "{words:?}: {answer}");
+    }
+    assert!(node.ask(&["service", "list", "--namespace", "typo"])?.contains("of the namespace typo"));
+    let by_name = node.ask(&["backend", "list", "--service", "web"])?;
+    assert_eq!(by_name, node.ask(&["backend", "list", "--service", "shop/web"])?);
+    assert!(by_name.contains("shop/web"), "{by_name}");
+    // Why is told, and what to do about it.
+    let failed = node.run(&["bugreport", "--to", "/proc/report"])?;
+    let complaint = String::from_utf8(failed.stderr)?;
+    assert!(complaint.contains("No such file") && complaint.contains("--to=-"), "{complaint}");
+    Ok(())
+}
+
+#[test]
+fn a_cleanup_that_is_to_stay_ends_with_a_signal() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    fs::create_dir_all(sandbox.pins.path().join("maps"))?;
+    let pins = sandbox.pins.path().display().to_string();
+    let mut command = sandbox.namespace.command(sluice_program()?)?;
+    command.args(["cleanup", "--stay", "--pin-path", &pins]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn()?;
+    let said =
+        BufReader::new(child.stdout.take().context("no output")?).lines().next().context("it says nothing")??;
+    assert!(said.starts_with("removed directory "), "{said}");
+    let staying =
+        BufReader::new(child.stderr.take().context("no output")?).lines().next().context("it has ended")??;
+    assert!(staying.contains("staying"), "{staying}");
+    assert!(child.try_wait()?.is_none(), "it has ended");
+    kill(Pid::from_raw(child.id().try_into()?), Signal::SIGTERM)?;
+    assert_eq!(child.wait()?.code(), Some(0));
     Ok(())
 }
 

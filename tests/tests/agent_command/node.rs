@@ -13,6 +13,7 @@ use proxy_common::{
 use tests::{
     lab::agent::sluice_program,
     sandbox::{Agent, Sandbox},
+    testbed::Testbed,
 };
 
 /// Four Services: one with everything, one that sticks, one that nobody serves, one whose policy is Local.
@@ -79,14 +80,21 @@ spec:
 status: {loadBalancer: {ingress: [{ip: 203.0.113.1}]}}
 "#;
 
-/// A node whose agent has just taken in the objects.
+/// A node whose agent has just taken in objects.
 pub(super) struct Node {
     pub(super) sandbox: Sandbox,
     pub(super) agent: Agent,
+    /// The low 32 bits of jiffies, by which entries are a moment old, and not as old as the machine's last boot.
+    pub(super) now: u32,
 }
 
 impl Node {
     pub(super) fn new() -> Result<Self> {
+        Self::with("shop.yaml", OBJECTS)
+    }
+
+    /// One whose objects are those of a file of that name and text.
+    pub(super) fn with(file: &str, text: &str) -> Result<Self> {
         let sandbox = Sandbox::new()?;
         sandbox.namespace.ip("link add uplink address 02:00:00:00:00:01 type veth peer name wire
             link set uplink up\nlink set wire up
@@ -94,11 +102,13 @@ impl Node {
             route add default via 192.0.2.254")?;
         let objects = sandbox.directory.path().join("objects");
         fs::create_dir(&objects)?;
-        fs::write(objects.join("shop.yaml"), OBJECTS)?;
+        fs::write(objects.join(file), text)?;
         let source = format!("file:{}", objects.display());
-        let agent = sandbox.agent(&["--source", &source, "--uplinks", "uplink", "--flow-table-size", "16384"])?;
+        let state = sandbox.directory.path().join("state").display().to_string();
+        let flags = ["--source", &source, "--state-dir", &state, "--uplinks", "uplink", "--flow-table-size", "16384"];
+        let agent = sandbox.agent(&flags)?;
         agent.wait_for("in sync")?;
-        Ok(Self { sandbox, agent })
+        Ok(Self { sandbox, agent, now: Testbed::new()?.jiffies()? })
     }
 
     pub(super) fn run(&self, arguments: &[&str]) -> Result<Output> {
@@ -136,17 +146,21 @@ impl Node {
 
     /// Enters both halves of a connection of a pod to the Service `shop/web`.
     pub(super) fn open_flow(&self, client_port: u16) -> Result<()> {
-        let (client, frontend, pod) = ([10, 244, 1, 9], [10, 96, 0, 10], [10, 244, 2, 5]);
-        let [client, frontend, pod] = [client, frontend, pod].map(|octets| Ipv4 { octets });
+        self.open_flow_to(client_port, [10, 96, 0, 10], [10, 244, 2, 5])
+    }
+
+    /// The same to port 80 of any Service, and port 8080 of its endpoint.
+    pub(super) fn open_flow_to(&self, client_port: u16, service: [u8; 4], endpoint: [u8; 4]) -> Result<()> {
+        let [client, frontend, pod] = [[10, 244, 1, 9], service, endpoint].map(|octets| Ipv4 { octets });
         let (sport, port, target) = (Port::new(client_port), Port::new(80), Port::new(8080));
         let rewrite = |saddr, daddr, sport, dport| Rewrite { saddr, daddr, sport, dport, ..Rewrite::default() };
         let original = Flow {
             rewrite: rewrite(client, pod, sport, target),
             next_hop: NextHop::default(),
-            backend: self.backend("10.244.2.5:8080")?,
+            backend: self.backend(&format!("{pod}:8080"))?,
             backend_generation: 1,
-            service: self.index([10, 96, 0, 10], 80, Protocol::Tcp)?,
-            last_seen: 0,
+            service: self.index(service, 80, Protocol::Tcp)?,
+            last_seen: self.now,
             output: Way::Stack,
             twin_output: Way::Stack,
             twin_stage: Stage::ToPod,

@@ -31,7 +31,7 @@ fn hold(name: &str, answer: &str) {
     for (pattern, replacement) in filters {
         settings.add_filter(pattern, replacement);
     }
-    // Since the node was booted: how many figures that takes differs, too.
+    // How many figures it takes differs, too.
     if name.starts_with("flow") || name.starts_with("affinity") {
         settings.add_filter(r" +\d+[smhd](?: +(10m))?\n", "   N   $1\n");
     }
@@ -101,5 +101,5 @@ fn stick(mut clients: HashMap<MapData, Client<Ipv4>, Affinity>, node: &Node) -> 
     let service = node.index([10, 96, 0, 11], 80, Protocol::Tcp)?;
     let client = Client { addr: Ipv4 { octets: [10, 244, 1, 9] }, service, pad: 0 };
     let backend = node.backend("10.244.1.7:8080")?;
-    Ok(clients.insert(client, Affinity { backend, backend_generation: 1, slot: 0, last_used: 0 }, 0)?)
+    Ok(clients.insert(client, Affinity { backend, backend_generation: 1, slot: 0, last_used: node.now }, 0)?)
 }

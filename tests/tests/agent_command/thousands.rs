@@ -1,12 +1,12 @@
 //! How long each verb takes where there is much.
 
-use std::time::Duration;
+use std::{
+    fs,
+    process::Output,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
-use nix::sys::{
-    resource::{UsageWho, getrusage},
-    time::TimeValLike as _,
-};
 use proxy_common::{
     addr::{Ipv4, Port, Protocol},
     backend::{Backend, BackendState},
@@ -17,12 +17,13 @@ use proxy_userspace::{
     dataplane::{Dataplane, Options},
     diff::{Plan, Step},
 };
+use serde_json::json;
 use tests::{
     patience::{is_shipped, patience},
     sandbox::Sandbox,
 };
 
-use crate::node::run;
+use crate::node::{Node, run};
 
 /// So many Services of three endpoints each, without an agent.
 fn fill(sandbox: &Sandbox, count: u32) -> Result<()> {
@@ -56,47 +57,109 @@ fn fill(sandbox: &Sandbox, count: u32) -> Result<()> {
     })?
 }
 
-/// Milliseconds. What is built without optimisation takes several times as long as what is shipped.
-fn limit() -> u64 {
-    if is_shipped() { 200 } else { 1_000 }
+/// As many, as `kubectl get services,endpointslices --all-namespaces -o json` would list them.
+fn list(count: u32) -> Result<String> {
+    let items = (1..=count).flat_map(|number| {
+        let [_, b, c, d] = number.to_be_bytes();
+        let name = format!("service-{number}");
+        let endpoints: Vec<_> = (20..23).map(|first| json!({"addresses": [format!("{first}.{b}.{c}.{d}")]})).collect();
+        let metadata = json!({
+            "namespace": "many", "name": format!("{name}-x"), "labels": {"kubernetes.io/service-name": &name},
+        });
+        [
+            json!({
+                "apiVersion": "v1",
+                "kind": "Service",
+                "metadata": {"namespace": "many", "name": &name},
+                "spec": {"clusterIP": format!("10.{b}.{c}.{d}"), "ports": [{"port": 80}]},
+            }),
+            json!({
+                "apiVersion": "discovery.k8s.io/v1",
+                "kind": "EndpointSlice",
+                "metadata": metadata,
+                "addressType": "IPv4",
+                "endpoints": endpoints,
+                "ports": [{"name": "", "port": 8080}],
+            }),
+        ]
+    });
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": items.collect::<Vec<_>>()});
+    Ok(serde_json::to_string_pretty(&list)?)
 }
 
-/// Of those that have ended.
-fn processor_time_of_children() -> Result<Duration> {
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
-    let time = usage.user_time() + usage.system_time();
-    Ok(Duration::from_micros(time.num_microseconds().try_into()?))
+/// Milliseconds for what is shipped: `cargo xtask test agent --release`. What is built without optimisation takes several times as long.
+fn limit(shipped: u64) -> Duration {
+    patience(Duration::from_millis(if is_shipped() { shipped } else { shipped * 10 }))
+}
+
+/// How long a command takes. What others do on this machine meanwhile is not its fault: it is the best of some, unless the first is good.
+fn quickest(limit: Duration, mut run: impl FnMut() -> Result<Output>) -> Result<Duration> {
+    const TRIES: u32 = 10;
+    let mut best = Duration::MAX;
+    for _ in 0..TRIES {
+        let start = Instant::now();
+        let output = run()?;
+        best = best.min(start.elapsed());
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        if best < limit {
+            break;
+        }
+    }
+    Ok(best)
 }
 
 #[test]
-fn each_verb_answers_within_200_ms_with_10_000_services() -> Result<()> {
+fn each_verb_answers_in_time_with_10_000_services() -> Result<()> {
     let sandbox = Sandbox::new()?;
     fill(&sandbox, 10_000)?;
-    let verbs: [&[&str]; 11] = [
-        &["status"],
-        &["counters"],
-        &["service", "list"],
-        &["service", "get", "many/service-7"],
-        &["backend", "list"],
-        &["backend", "list", "-o", "json"],
-        &["flow", "list"],
-        &["affinity", "list"],
-        &["top", "--once"],
-        &["monitor", "--count", "0"],
-        &["cleanup", "--dry-run"],
+    // `top` looks twice, a second apart.
+    let verbs: [(&[&str], u64); 11] = [
+        (&["status"], 200),
+        (&["counters"], 200),
+        (&["service", "list"], 200),
+        (&["service", "get", "many/service-7"], 200),
+        (&["backend", "list"], 200),
+        (&["backend", "list", "-o", "json"], 200),
+        (&["flow", "list"], 200),
+        (&["affinity", "list"], 200),
+        (&["top", "--once"], 1_200),
+        (&["monitor", "--count", "0"], 200),
+        (&["cleanup", "--dry-run"], 200),
     ];
-    for words in verbs {
-        // What others do on this machine meanwhile is not the verb's: what it had of a processor, in the best of five.
-        let time = |_| -> Result<Duration> {
-            let before = processor_time_of_children()?;
-            let output = run(&sandbox, words)?;
-            ensure!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
-            Ok(processor_time_of_children()?.saturating_sub(before))
-        };
-        let times = (0..5).map(time).collect::<Result<Vec<_>>>()?;
-        let best = times.into_iter().min().unwrap_or_default();
-        println!("{words:?}: {best:?}");
-        ensure!(best < patience(Duration::from_millis(limit())), "{words:?} takes {best:?}");
+    for (words, shipped) in verbs {
+        let took = quickest(limit(shipped), || run(&sandbox, words))?;
+        println!("{words:?}: {took:?}");
+        ensure!(took < limit(shipped), "{words:?} takes {took:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn verbs_about_a_running_agent_answer_in_time_with_10_000_services() -> Result<()> {
+    let node = Node::with("many.json", &list(10_000)?)?;
+    node.open_flow_to(40_000, [10, 0, 0, 7], [20, 0, 0, 7])?;
+    let archive = node.sandbox.directory.path().join("report.tar.gz");
+    let path = archive.display().to_string();
+    let verbs: [(&[&str], u64); 7] = [
+        (&["status"], 200),
+        (&["check"], 200),
+        (&["explain", "192.0.2.50", "10.0.0.7:80/tcp", "--from", "uplink", "--device", "uplink"], 200),
+        (&["flow", "get", "10.244.1.9:40000", "10.0.0.7:80/tcp"], 200),
+        (&["bugreport", "--to", &path], 200),
+        (&["verify"], 200),
+        // It reads 20,000 objects.
+        (&["verify", "--anew"], 500),
+    ];
+    for (words, shipped) in verbs {
+        let took = quickest(limit(shipped), || {
+            let output = node.run(words)?;
+            if archive.exists() {
+                fs::remove_file(&archive)?;
+            }
+            Ok(output)
+        })?;
+        println!("{words:?}: {took:?}");
+        ensure!(took < limit(shipped), "{words:?} takes {took:?}");
     }
     Ok(())
 }

@@ -148,6 +148,22 @@ fn the_pins_of_a_device_go_with_it_and_move_with_its_name() -> Result<()> {
 }
 
 #[test]
+fn devices_that_swap_their_names_keep_their_links_and_both_are_pinned() -> Result<()> {
+    let node = Node::new()?;
+    node.start(|dataplane, _| {
+        let links = ["pod_in-pod0", "pod_out-pod0", "pod_in-pod1", "pod_out-pod1"].map(|name| node.link(name).unwrap());
+        node.namespace.ip("link set pod0 down\nlink set pod1 down\nlink set pod0 name podx
+            link set pod1 name pod0\nlink set podx name pod1")?;
+        let report = dataplane.attach(&network()?)?;
+        assert!(report.problems.is_empty(), "{:?}", report.problems);
+        let swapped =
+            ["pod_in-pod1", "pod_out-pod1", "pod_in-pod0", "pod_out-pod0"].map(|name| node.link(name).unwrap());
+        assert_eq!(swapped, links);
+        Ok(())
+    })
+}
+
+#[test]
 fn a_device_that_is_not_there_yet_is_named_and_attached_when_it_appears() -> Result<()> {
     let mut node = Node::new()?;
     node.options.pod_devices = vec!["pod0".parse()?, "later0".parse()?];

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use caps::{CapSet, Capability};
-use proxy_common::node;
+use proxy_common::node::{self, newcomers};
 use proxy_userspace::dataplane::{
     Dataplane, Options, Removed, cleanup,
     netlink::{self, NetworkEvent},
@@ -112,6 +112,20 @@ fn cleanup_removes_everything_of_ours_and_nothing_else() -> Result<()> {
 }
 
 #[test]
+fn an_agent_that_ends_before_it_looked_for_another_proxy_leaves_that_to_the_next() -> Result<()> {
+    let node = Node::new()?;
+    node.run(|| {
+        drop(Dataplane::open(&node.options)?);
+        let mut dataplane = Dataplane::open(&node.options)?;
+        assert_eq!(dataplane.newcomers(), newcomers::UNDECIDED);
+        dataplane.put_newcomers(newcomers::LOOK)?;
+        drop(dataplane);
+        assert_eq!(Dataplane::open(&node.options)?.newcomers(), newcomers::LOOK);
+        Ok(())
+    })
+}
+
+#[test]
 fn a_second_agent_on_the_same_pins_is_refused() -> Result<()> {
     let node = Node::new()?;
     node.start(|_, _| {
@@ -134,7 +148,11 @@ fn what_the_node_lacks_is_said_with_advice_and_exit_code_78() -> Result<()> {
     let cases = [
         ("not a cgroup", with(&|options| options.cgroup = Some(ordinary.path().into())), "--cgroup"),
         ("no such cgroup", with(&|options| options.cgroup = Some("/nowhere".into())), "/nowhere"),
-        ("no BPF file system", with(&|options| options.pin_path = ordinary.path().join("pins")), "mount -t bpf"),
+        (
+            "no BPF file system",
+            with(&|options| options.pin_path = ordinary.path().join("pins")),
+            "mount -t bpf -o mode=0700",
+        ),
         ("no such map", with(&|options| options.sizes = [("FLOWS".into(), 7)].into()), "`FLOWS`"),
     ];
     for (name, options, advice) in cases {

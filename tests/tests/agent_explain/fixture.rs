@@ -28,6 +28,7 @@ use proxy_userspace::{
 };
 use tests::{
     frame::{Family, Host},
+    lab::cgroup::Cgroup,
     netns::Namespace,
     testbed::{NODE, NODE_PORT, OTHER_SERVICE, POD2, PORT, REMOTE, SERVICE, TARGET},
 };
@@ -78,6 +79,7 @@ pub(crate) struct Node {
     pub(crate) pod: Namespace,
     pub(crate) options: Options,
     _wire: Namespace,
+    _cgroup: Cgroup,
 }
 
 impl Node {
@@ -105,14 +107,22 @@ impl Node {
         let number = NODES.fetch_add(1, Ordering::Relaxed);
         let name = format!("sluice-explain-{}-{number}", std::process::id());
         let mut options = Options::new(Path::new("/sys/fs/bpf").join(name));
-        options.socket_lb = SocketLb::Off;
+        let cgroup = Cgroup::new(5_000 + number)?;
+        options.cgroup = Some(cgroup.path().to_owned());
         options.uplink_mode = mode;
         options.uplinks = vec!["up0".parse()?];
         options.pod_devices = vec!["pod0".parse()?];
         options.sizes = sizes;
-        let node = Self { namespace, pod, options, _wire: wire };
+        let node = Self { namespace, pod, options, _wire: wire, _cgroup: cgroup };
         node.programmed()?;
         Ok(node)
+    }
+
+    /// The next agent leaves sockets alone.
+    pub(crate) fn without_socket_lb(mut self) -> Result<Self> {
+        self.options.socket_lb = SocketLb::Off;
+        self.programmed()?;
+        Ok(self)
     }
 
     /// Has an agent's dataplane do its work, and end.

@@ -140,8 +140,26 @@ fn the_nodes_own_sockets_are_told_by_the_same_tables() -> Result<()> {
             assert_eq!(answer.way.context("no way")?.kind, WayKind::Socket);
             let backend = answer.backend.context("no backend")?;
             assert_eq!(backend.address.to_string(), end(REMOTE, family, TARGET));
-            assert!(answer.notes.iter().any(|note| note.contains("--socket-lb=off")), "{:?}", answer.notes);
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn sockets_of_the_node_that_no_program_sees_are_passed_on() -> Result<()> {
+    let node = Node::new(UplinkMode::Tc)?;
+    for family in Family::BOTH {
+        let (client, sctp) = (NODE.address(family).to_string(), to(NODE, family, NODE_PORT, "sctp"));
+        let answer = node.explain(&client, &sctp, Origin::Auto)?;
+        assert_eq!((answer.from, answer.result), (Origin::Node, Fate::PassedOn));
+        assert!(answer.reason.sentence.contains("SCTP") && answer.backend.is_none(), "{answer:?}");
+    }
+    let node = node.without_socket_lb()?;
+    for family in Family::BOTH {
+        let (client, destination) = (NODE.address(family).to_string(), to(NODE, family, NODE_PORT, "tcp"));
+        let answer = node.explain(&client, &destination, Origin::Auto)?;
+        assert_eq!((answer.from, answer.result), (Origin::Node, Fate::PassedOn));
+        assert!(answer.reason.sentence.contains("--socket-lb=off") && answer.backend.is_none(), "{answer:?}");
     }
     Ok(())
 }
@@ -171,6 +189,8 @@ fn a_connection_that_another_proxy_has_is_passed_on() -> Result<()> {
             protocol: Protocol::Tcp,
             client: client.parse()?,
             frontend: end(SERVICE, family, PORT).parse()?,
+            backend: end(POD, family, 8_080).parse()?,
+            answered: client.parse()?,
         })?;
         let answer = node.explain(&client, &destination, Origin::Auto)?;
         assert_eq!(answer.result, Fate::PassedOn);
@@ -295,7 +315,8 @@ fn asking_changes_no_map() -> Result<()> {
             (CLIENT, to(NODE, family, NODE_PORT, "tcp")),
             (CLIENT, to(NODE, family, LOCAL_PORT, "tcp")),
         ] {
-            node.explain(&client.address(family).to_string(), &destination, Origin::Auto)?;
+            let answer = node.explain(&client.address(family).to_string(), &destination, Origin::Auto)?;
+            assert_ne!(answer.result, Fate::PassedOn, "{destination}: a packet of its kind has no way here");
         }
     }
     known()?;

@@ -1,11 +1,17 @@
 //! What others do to the node while an agent runs, and what a configuration file makes of the agent.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    os::fd::{AsFd as _, AsRawFd as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use anyhow::{Context as _, Result};
-use tests::{configuration, links::detach, patience::wait_until, sandbox::Sandbox};
+use anyhow::{Context as _, Result, ensure};
+use aya::maps::MapData;
+use tests::{configuration, exclusive::Exclusive, links::detach, patience::wait_until, sandbox::Sandbox};
 
-use super::{bad_node::NODE_MUST_CHANGE, filled};
+use super::{bad_node::NODE_MUST_CHANGE, filled, service};
 
 fn pin(sandbox: &Sandbox, name: &str) -> PathBuf {
     sandbox.pins.path().join("links").join(name)
@@ -30,6 +36,52 @@ fn what_others_detach_is_attached_again_within_the_sync_period() -> Result<()> {
         fs::remove_file(pin(&sandbox, name)).with_context(|| format!("no link {name}"))?;
     }
     links.into_iter().try_for_each(|name| wait_for_pin(&sandbox, name))
+}
+
+/// From now on nobody but programs writes to a map.
+fn freeze(path: &Path) -> Result<()> {
+    const BPF_MAP_FREEZE: libc::c_long = 22;
+    let map = MapData::from_pin(path)?;
+    let attributes = map.fd().as_fd().as_raw_fd();
+    // SAFETY: the kernel reads the four octets of the map's descriptor.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_FREEZE, &raw const attributes, size_of_val(&attributes)) };
+    ensure!(result == 0, "{}: {}", path.display(), std::io::Error::last_os_error());
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_cannot_attach_is_not_ready_whatever_happens_next() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let server = filled(&sandbox)?;
+    let agent = sandbox.agent(&["--master", &server.url()])?;
+    agent.wait_for("in sync")?;
+    assert_eq!(agent.terminate()?, 0);
+    // The next agent has another device's address to write.
+    freeze(&sandbox.pins.path().join("maps/LOCAL_MACS"))?;
+    sandbox.namespace.ip("link add uplink type veth peer name wire")?;
+    let agent = sandbox.agent(&["--master", &server.url()])?;
+    agent.wait_for("LOCAL_MACS")?;
+    // Each of these is written by the loop that says at its end whether all is well.
+    for number in 2..5 {
+        server.apply(service(&format!("web-{number}"), &format!("10.96.0.{number}")))?;
+        sandbox.wait_for_services("the new Service", |services| services.len() == number)?;
+    }
+    assert!(!agent.log().contains("in sync"), "{}", agent.log());
+    Ok(())
+}
+
+#[test]
+fn an_agent_is_ready_when_every_hook_of_the_nodes_sockets_is_its_own() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let server = filled(&sandbox)?;
+    let other = Exclusive::at_connect4(sandbox.cgroup.path())?;
+    let agent = sandbox.agent(&["--master", &server.url()])?;
+    agent.wait_for("program connect4 cannot be attached")?;
+    agent.wait_for_count("not ready before", 2)?;
+    assert!(!agent.log().contains("in sync"), "{}", agent.log());
+    drop(other);
+    agent.wait_for("in sync")
 }
 
 #[test]
