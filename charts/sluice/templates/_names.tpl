@@ -18,3 +18,10 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end -}}
 {{- end -}}
 {{- end -}}
+
+{{/* Where probes ask: the pod's own address, unless the agent listens at one alone. */}}
+{{- define "sluice.probeHost" -}}
+{{- if not (has .Values.health.address (list "0.0.0.0" "[::]")) -}}
+{{ .Values.health.address | trimPrefix "[" | trimSuffix "]" }}
+{{- end -}}
+{{- end -}}
