@@ -45,7 +45,7 @@ fn json_and_yaml_say_the_same() -> Result<()> {
 
 #[test]
 fn the_agent_may_be_gone() -> Result<()> {
-    let Node { sandbox, agent } = Node::new()?;
+    let Node { sandbox, agent, .. } = Node::new()?;
     drop(agent);
     let output = run(&sandbox, &["status"])?;
     let status = String::from_utf8(output.stdout)?;
@@ -126,7 +126,7 @@ fn a_connection_is_found_by_either_of_its_directions() -> Result<()> {
 
 #[test]
 fn what_a_cleanup_would_do_is_what_it_does() -> Result<()> {
-    let Node { sandbox, agent } = Node::new()?;
+    let Node { sandbox, agent, .. } = Node::new()?;
     let pins = || fs::read_dir(sandbox.pins.path().join("maps")).map(Iterator::count);
     let before = pins()?;
     let told = |words: &[&str]| -> Result<serde_json::Value> {
