@@ -30,6 +30,14 @@ pub const fn silence(now: u32, last_seen: u32) -> u32 {
 /// Jiffies by which a CPU is never behind: minutes, for one that is virtual and was held up.
 const AHEAD: u32 = 1 << 20;
 
+/// Whether a time in jiffies, which was minutes ahead at most when it was noted, is still to come. One that has passed is not so
+/// again, as a sign would have it, for half of the weeks in which the word overflows, but for minutes of them.
+#[inline(always)]
+pub const fn is_to_come(now: u32, until: u32) -> bool {
+    let left = until.wrapping_sub(now);
+    left != 0 && left < AHEAD
+}
+
 /// Whether the connection is over, but for what is still on the wire. Where replies do not come this way nobody sees the other
 /// side's end: it counts as over with the client's, because a SYN after that begins another.
 #[inline(always)]
@@ -86,6 +94,16 @@ mod tests {
         assert!(!is_closing(state::REPLIED | state::CONFIRMED | state::FIN_ORIGINAL));
         assert!(is_closing(state::FIN_ORIGINAL | state::FIN_REPLY));
         assert!(is_closing(state::RESET));
+    }
+
+    #[test]
+    fn what_is_to_come_has_not_passed_and_is_not_far_ahead() {
+        for now in [0, 5, u32::MAX, u32::MAX - 5, 1 << 31] {
+            assert!(is_to_come(now, now.wrapping_add(1)) && is_to_come(now, now.wrapping_add(30_000)));
+            for passed in [0, 1, 30_000, 1 << 30, 1 << 31, u32::MAX - AHEAD] {
+                assert!(!is_to_come(now, now.wrapping_sub(passed)), "{passed} ago");
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! What the programs must know of the node itself: the one entry of `NODE`, and the value of `LOCAL_ADDRS_V4/6`.
 
-use crate::addr::{Address, Ipv4, Ipv6, Port};
+use crate::{
+    addr::{Address, Ipv4, Ipv6, Port},
+    lifetime::is_to_come,
+};
 
 /// Version of all map types together. Entries of another one are converted by the names of their fields: see
 /// [`crate::description`].
@@ -45,8 +48,16 @@ pub struct Node {
     pub jiffies_per_second: u32,
     /// Bits of [`masquerade`] and [`newcomers`], and [`TUNNELS`].
     pub flags: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Low 32 bits of jiffies until which [`newcomers::HOLD`] means something.
+    pub held_until: u32,
+}
+
+impl Node {
+    /// Whether packets that no flow knows are dropped, in low 32 bits of jiffies.
+    #[inline(always)]
+    pub const fn is_held(&self, now: u32) -> bool {
+        self.flags & newcomers::HOLD != 0 && is_to_come(now, self.held_until)
+    }
 }
 
 /// A bit of [`Node::flags`]: other nodes take what is dispatched to them also behind an IP header to them.
@@ -66,7 +77,8 @@ pub mod newcomers {
     pub const LEAVE: u32 = 8;
     /// Those that stand in `FOREIGN_*` as what a client sends are left to the proxy beside us.
     pub const LOOK: u32 = 16;
-    /// They are dropped, so that nothing opens a flow while the flow table is copied into another one. Senders try again.
+    /// They are dropped, so that nothing opens a flow while the flow table is copied into another one. Senders try again. Until
+    /// [`Node::held_until`](super::Node::held_until): who was to end that may have been killed.
     pub const HOLD: u32 = 32;
     /// No agent has yet found out whether there is a proxy beside us. The programs go by the others.
     pub const UNDECIDED: u32 = 64;

@@ -11,6 +11,7 @@ use proxy_common::{
     addr::{Ipv4, Ipv6, Port, Protocol},
     event::{Event, watch},
     flow::Flow,
+    lifetime::is_to_come,
     outcome::{Hook, Outcome},
     socket::{SocketOrigin, SocketTarget},
     tuple::Tuple,
@@ -120,7 +121,7 @@ pub(crate) fn unserved<F: Family>(hook: Hook, outcome: Outcome, addr: F::Addr, p
 
 #[inline(always)]
 fn is_watched() -> bool {
-    WATCH.get(watch::UNTIL).is_some_and(|until| *until != 0 && until.wrapping_sub(kernel::jiffies()) as i32 > 0)
+    WATCH.get(watch::UNTIL).is_some_and(|until| *until != 0 && is_to_come(kernel::jiffies(), *until))
 }
 
 /// Enters a record, or counts it as lost.

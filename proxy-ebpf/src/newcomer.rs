@@ -9,13 +9,13 @@ use proxy_common::{
     tuple::{Stage, Tuple},
 };
 
-use crate::{admit::Admission, counters::count, family::Family, flow, service};
+use crate::{admit::Admission, counters::count, family::Family, flow, kernel, service};
 
 /// Whether a packet to a Service, or to what could be one, may open a flow. Out of line, as everything rare.
 #[inline(never)]
 pub(crate) fn judge<F: Family>(hook: Hook, key: &Tuple<F::Addr>) -> Admission {
     let Some(node) = service::node() else { return Admission::NotOurs };
-    if node.flags & newcomers::HOLD != 0 {
+    if node.is_held(kernel::jiffies()) {
         return Admission::Refused(Outcome::DropHeld);
     }
     if is_foreign::<F>(key) {

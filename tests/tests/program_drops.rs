@@ -196,7 +196,8 @@ fn no_masquerade(bed: &mut Testbed, family: Family) -> Result<(Hook, i32)> {
 /// Another version takes over.
 fn held(bed: &mut Testbed, family: Family) -> Result<(Hook, i32)> {
     serve_remotely(bed, family)?;
-    bed.set_node(|node| node.flags |= newcomers::HOLD)?;
+    let soon = bed.jiffies()?.wrapping_add(10 * bed.jiffies_per_second());
+    bed.set_node(|node| (node.flags, node.held_until) = (node.flags | newcomers::HOLD, soon))?;
     uplink_xdp(bed, &from_outside(family, 50_000))
 }
 

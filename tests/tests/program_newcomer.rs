@@ -38,8 +38,16 @@ fn bed(of: Of) -> Result<Testbed> {
     Ok(bed)
 }
 
+/// What is held is so for ten seconds.
 fn set(bed: &mut Testbed, flags: u32) -> Result<()> {
-    bed.set_node(|node| node.flags = flags)
+    let length = 10 * bed.jiffies_per_second();
+    hold(bed, flags, length)
+}
+
+/// What is held is so for some jiffies from now on; 2^32 less those that have passed for what was to be let go.
+fn hold(bed: &mut Testbed, flags: u32, jiffies: u32) -> Result<()> {
+    let until = bed.jiffies()?.wrapping_add(jiffies);
+    bed.set_node(|node| (node.flags, node.held_until) = (flags, until))
 }
 
 fn from_pod(of: Of, port: u16, transport: Transport) -> Frame {
@@ -108,6 +116,20 @@ fn a_known_flow_goes_on_while_new_ones_are_left_to_another_proxy_or_held() -> Re
             assert_eq!(bed.counter(Hook::PodIn, Outcome::DropHeld)?, 1);
         }
         assert_eq!(bed.turnover(Tier::Embryos)?.entered, entered, "no flow was opened");
+    }
+    Ok(())
+}
+
+/// Who was to let them go has been killed: a moment ago, an hour ago, and so long ago that a sign would take it for the future.
+#[test]
+fn flows_that_nobody_lets_go_are_opened_when_their_time_is_over() -> Result<()> {
+    for (of, long) in FAMILIES.into_iter().flat_map(|of| [1, 1_000_000, (1 << 31) + 1_000].map(|long| (of, long))) {
+        let mut bed = bed(of)?;
+        let new = from_pod(of, 4_000, SYN);
+        set(&mut bed, HOLD)?;
+        assert_eq!(bed.run(Hook::PodIn, &new)?.action, action::TC_DROP);
+        hold(&mut bed, HOLD, 0_u32.wrapping_sub(long))?;
+        assert!(is_translated(&mut bed, of, Hook::PodIn, &new)?, "{long} jiffies ago");
     }
     Ok(())
 }

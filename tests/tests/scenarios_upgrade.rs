@@ -27,6 +27,7 @@ use tests::{
     patience::{patience, slowness, wait_until},
     sandbox::Sandbox,
     scenario::note,
+    testbed::Testbed,
     traffic::{
         Ask, Protocol, RatePlan, StreamPlan, Target,
         place::{Activity, Place},
@@ -107,6 +108,13 @@ fn is_held(node: &Node) -> bool {
     let map = MapData::from_pin(node.pins().join("maps/NODE")).ok();
     let map = map.and_then(|map| Array::<_, node::Node>::try_from(Map::Array(map)).ok());
     map.and_then(|map| map.get(&0, 0).ok()).is_some_and(|node| node.flags & newcomers::HOLD != 0)
+}
+
+/// Has the programs of a node open no flows for so many seconds.
+fn hold(node: &Node, seconds: u32) -> Result<()> {
+    let mut clock = Testbed::new()?;
+    let until = clock.jiffies()?.wrapping_add(seconds * clock.jiffies_per_second());
+    node.edit_node(|node| (node.flags, node.held_until) = (node.flags | newcomers::HOLD, until))
 }
 
 /// The number of a node's layout, by its maps.
@@ -262,7 +270,7 @@ fn scenario_13_flows_that_are_held_are_let_go_by_the_next_start() -> Result<()> 
     let second = second_directory(node);
     fs::create_dir(&second)?;
     MapData::from_pin(node.pins().join("maps/NODE"))?.pin(second.join("NODE"))?;
-    node.edit_node(|node| node.flags |= newcomers::HOLD)?;
+    hold(node, 600)?;
     let client = cluster.lab.place("client-a")?;
     let ask = Ask::new(service.cluster(Family::V4, Protocol::Tcp));
     let began = Instant::now();
@@ -274,6 +282,26 @@ fn scenario_13_flows_that_are_held_are_let_go_by_the_next_start() -> Result<()> 
     assert!(!second.exists());
     client.ask(ask)?;
     open.ask_all("let go")
+}
+
+/// An agent that is killed in the instant, and does not come back: for want of memory, say.
+#[test]
+fn scenario_13_flows_that_are_held_are_opened_after_a_while_without_an_agent() -> Result<()> {
+    let (cluster, service) = cluster()?;
+    let node = &cluster.lab.nodes[0];
+    let open = Connections::open(&ways(&cluster, &service, Protocol::Tcp)?, 1)?;
+    node.kill_agent();
+    let patient = patience(Duration::from_secs(4));
+    let began = Instant::now();
+    hold(node, patient.as_secs() as u32)?;
+    let client = cluster.lab.place("client-a")?;
+    let ask = Ask::new(service.cluster(Family::V4, Protocol::Tcp));
+    assert!(client.ask(ask.within(patience(Duration::from_millis(500)))).is_err(), "it opens flows after all");
+    open.ask_all("held")?;
+    wait_until("a connection", Duration::from_secs(10), || client.ask(ask).ok())?;
+    ensure!(began.elapsed() + Duration::from_secs(1) > patient, "{:?}", began.elapsed());
+    open.ask_all("let go")?;
+    Connections::open(&ways(&cluster, &service, Protocol::Tcp)?, 1)?.ask_all("opened without an agent")
 }
 
 /// Programs that the calling thread executes have what the manifest gives, and no other privileges.

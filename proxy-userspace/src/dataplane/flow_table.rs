@@ -125,14 +125,12 @@ fn is_over<A>(proto: Protocol, flow: &Flow<A>) -> bool {
 
 /// Seconds since a time in jiffies.
 pub fn silence(last_seen: u32) -> u32 {
-    let passed = jiffies().wrapping_sub(last_seen);
-    // A flow seen a moment ago may seem to lie ahead: the clocks began a moment apart.
-    if passed > u32::MAX / 2 { 0 } else { passed / jiffies_per_second() }
+    lifetime::silence(jiffies(), last_seen) / jiffies_per_second()
 }
 
 /// The low 32 bits of the kernel's jiffies, which began five minutes before they overflowed (`INITIAL_JIFFIES` in
 /// include/linux/jiffies.h) and follow the monotonic clock since.
-pub(super) fn jiffies() -> u32 {
+pub fn jiffies() -> u32 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let frequency = jiffies_per_second();
     let (seconds, nanoseconds) = (now.tv_sec.cast_unsigned(), now.tv_nsec.cast_unsigned());

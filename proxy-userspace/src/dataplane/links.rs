@@ -133,15 +133,18 @@ impl Links {
         let mut links = Self { has_directory: directory.is_dir(), directory, ..Self::empty() };
         if links.has_directory {
             for (program, _, path) in pins(&links.directory)? {
-                links.add(program, path);
+                links.add(program, path)?;
             }
         }
         links.held = std::mem::take(held);
         Ok(links)
     }
 
-    fn add(&mut self, program: ProgramName, path: PathBuf) {
-        let Ok(link) = syscall::object(&path) else { return self.dead.push(path) };
+    fn add(&mut self, program: ProgramName, path: PathBuf) -> Result<(), Error> {
+        let Some(link) = open(&path)? else {
+            self.dead.push(path);
+            return Ok(());
+        };
         match syscall::link_info(link.as_fd()) {
             Ok(info) if info.target() != 0 => {
                 let pin = Pin { path, link, program_id: info.program };
@@ -151,6 +154,7 @@ impl Links {
             }
             _ => self.dead.push(path),
         }
+        Ok(())
     }
 
     /// Makes the program run at the target.
@@ -270,6 +274,16 @@ fn unpin(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+/// What is pinned there; nothing, if it is gone or no object of BPF's. That there is no descriptor or no memory for it says nothing about it.
+pub(super) fn open(path: &Path) -> Result<Option<OwnedFd>, Error> {
+    match syscall::object(path) {
+        Err(source) if [libc::EMFILE, libc::ENFILE, libc::ENOMEM].map(Some).contains(&source.raw_os_error()) => {
+            Err(Error::Links { path: path.into(), source })
+        }
+        found => Ok(found.ok()),
     }
 }
 

@@ -78,7 +78,7 @@ pub use self::{
     error::{Error, OpenError},
     events::{Watch, WatchError},
     examination::{Finding, Verdict, examine},
-    flow_table::{FlowTableSize, goes_on, silence},
+    flow_table::{FlowTableSize, goes_on, jiffies, silence},
     foreign::Unfound,
     links::{PinnedLink, pinned_links},
     listeners::listeners,

@@ -68,14 +68,27 @@ impl RawMap {
         bytes::lookup(self.fd.as_fd(), self.sizes, key).map_err(|source| self.error("read", source))
     }
 
+    /// The value under a key, if there is one.
+    pub(super) fn find(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+        match bytes::lookup(self.fd.as_fd(), self.sizes, key) {
+            Ok(value) => Ok(Some(value)),
+            Err(source) if source.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(source) => Err(self.error("read", source)),
+        }
+    }
+
     /// Writes an entry.
     pub(super) fn put(&self, key: &[u8], value: &[u8]) -> Result<(), Error> {
         bytes::update(self.fd.as_fd(), self.sizes, key, value, Write::Any)
             .map_err(|source| self.error("write to", source))
     }
 
-    /// Writes an entry if there is none under its key; says whether it did.
+    /// Writes an entry if there is none under its key; says whether it did. A full LRU map gives up another entry for it, and also
+    /// for one that it turns out to have: so it is asked first.
     pub(super) fn put_new(&self, key: &[u8], value: &[u8]) -> Result<bool, Error> {
+        if self.find(key)?.is_some() {
+            return Ok(false);
+        }
         match bytes::update(self.fd.as_fd(), self.sizes, key, value, Write::New) {
             Ok(()) => Ok(true),
             Err(source) if source.raw_os_error() == Some(libc::EEXIST) => Ok(false),

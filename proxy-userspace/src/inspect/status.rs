@@ -157,7 +157,7 @@ fn describe(node: &Node, foreign_connections: usize) -> NodeStatus {
         masquerades_local_backends: node.flags & masquerade::LOCAL_BACKENDS != 0,
         has_tunnels: node.flags & TUNNELS != 0,
         new_connections: match node.flags {
-            flags if flags & newcomers::HOLD != 0 => "held",
+            _ if node.is_held(dataplane::jiffies()) => "held",
             flags if flags & newcomers::LEAVE != 0 => "left",
             _ => "taken",
         },

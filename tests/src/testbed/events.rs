@@ -21,7 +21,7 @@ impl Testbed {
 
     /// Watches for longer than any test takes.
     pub fn watch(&mut self) -> Result<()> {
-        self.watch_for(3_600)
+        self.watch_for(600)
     }
 
     /// What was told since the last time.

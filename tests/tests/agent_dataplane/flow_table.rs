@@ -5,6 +5,7 @@ use aya::maps::{HashMap, Map, MapData};
 use proxy_common::{
     addr::{Ipv4, Port, Protocol},
     flow::{Direction, Flow, NextHop, Output, Rewrite, state},
+    node::newcomers,
     tuple::{Stage, Tuple},
 };
 use proxy_userspace::dataplane::{FlowTableSize, Observer};
@@ -103,5 +104,35 @@ fn what_is_over_leaves_a_table_that_is_nearly_full_and_nothing_else() -> Result<
         assert_eq!(table.get(&key(number, proto), 0).is_ok(), stays, "{name}");
     }
     assert_eq!(observer.expire()?, 0, "nothing else is over");
+    Ok(())
+}
+
+/// Programs of both versions were at work, each over its own maps, because nobody took up what was interrupted before flows that were
+/// held were let go.
+#[test]
+fn flows_of_the_maps_that_an_interrupted_takeover_left_are_kept() -> Result<()> {
+    let (node, left) = (Node::new()?, Node::new()?);
+    let now = Testbed::new()?.jiffies()?;
+    let [then, before] = [1_000, 2_000].map(|jiffies| now.wrapping_sub(jiffies));
+    // When each was heard of last, by our maps and by theirs.
+    let flows = [(Some(then), None), (None, Some(then)), (Some(then), Some(before)), (Some(before), Some(then))];
+    for (node, side) in [(&node, 0), (&left, 1)] {
+        node.start(|_, _| Ok(()))?;
+        let mut table = table(node, "FLOWS_V4")?;
+        for (number, since) in (1..).zip(flows.map(|(ours, theirs)| [ours, theirs][side])) {
+            since.map_or(Ok(()), |since| table.insert(key(number, Protocol::Udp), flow(state::REPLIED, since), 0))?;
+        }
+    }
+    let (left, second) = (left.pin("maps"), node.pin("maps-second"));
+    std::fs::rename(left, &second)?;
+    node.start(|dataplane, _| {
+        assert_eq!(dataplane.newcomers() & newcomers::HOLD, 0, "they are let go");
+        Ok(())
+    })?;
+    let table = table(&node, "FLOWS_V4")?;
+    for number in 1..=4 {
+        assert_eq!(table.get(&key(number, Protocol::Udp), 0)?.last_seen, then, "flow {number}");
+    }
+    assert!(!second.exists());
     Ok(())
 }

@@ -39,7 +39,9 @@ impl Copies {
             if sizes != [old.entry_sizes(), new.entry_sizes()] {
                 return Err(Error::MapShape { map: name }.into());
             }
+            let noted = ["last_seen", "last_used"].into_iter().find_map(|name| to.value.get(name));
             maps.push(Copied {
+                noted: noted.map(|field| field.offset),
                 conversion: Conversion::new(name, from, to),
                 is_written,
                 known: HashSet::new(),
@@ -69,6 +71,11 @@ impl Copies {
         tables.map(Copied::add_missing).sum()
     }
 
+    /// Adds what the new maps do not have, or have as it was before; returns how much that was.
+    pub(super) fn merge(&mut self) -> Result<usize, Error> {
+        self.maps.iter().filter(|map| map.is_written && !map.old.is_array()).map(Copied::merge).sum()
+    }
+
     /// How many entries were written.
     pub(super) fn written(&self) -> usize {
         self.maps.iter().map(|map| map.written).sum()
@@ -80,6 +87,8 @@ struct Copied {
     old: RawMap,
     new: RawMap,
     conversion: Conversion,
+    /// Bytes before what says, in a value of the new map, when it was of use last.
+    noted: Option<usize>,
     /// Programs write it.
     is_written: bool,
     /// Hashes of the entries that the new map has.
@@ -147,6 +156,34 @@ impl Copied {
         self.written += added;
         Ok(added)
     }
+}
+
+impl Copied {
+    fn merge(&self) -> Result<usize, Error> {
+        let Self { old, new, conversion, noted, .. } = self;
+        let mut merged = 0;
+        old.visit(|key, value| {
+            let mut run = Run::default();
+            run.add(conversion, key, value, old);
+            let is_later = |known: Vec<u8>| noted.is_some_and(|place| is_later(&run.values, &known, place));
+            if new.find(&run.keys)?.is_none_or(is_later) {
+                new.put(&run.keys, &run.values)?;
+                merged += 1;
+            }
+            Ok(true)
+        })?;
+        Ok(merged)
+    }
+}
+
+/// Whether the low 32 bits of jiffies at a place of a value are later than in another.
+fn is_later(one: &[u8], other: &[u8], place: usize) -> bool {
+    let jiffies = |value: &[u8]| {
+        let mut bytes = [0; 4];
+        bytes.copy_from_slice(value.get(place..place + 4)?);
+        Some(u32::from_ne_bytes(bytes))
+    };
+    jiffies(one).zip(jiffies(other)).is_some_and(|(one, other)| one.wrapping_sub(other) as i32 > 0)
 }
 
 /// Entries of the new layout that are to be written together.

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     fs, io,
     os::fd::{AsFd as _, OwnedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use aya::Ebpf;
@@ -41,7 +41,7 @@ impl Swap {
         let mut swap =
             Self { links: Vec::new(), programs: BTreeMap::new(), strangers: Vec::new(), filters: Vec::new() };
         for (program, _, path) in links::pins(&directory)? {
-            let Ok(link) = syscall::object(&path) else { continue };
+            let Some(link) = links::open(&path)? else { continue };
             swap.add_program(object, program)?;
             swap.links.push((path, link, program));
         }
@@ -111,9 +111,9 @@ impl Swap {
     }
 }
 
-fn detach(path: &PathBuf, reason: &io::Error) {
+fn detach(path: &Path, reason: &io::Error) {
     warn!("{} is detached until it is attached anew: {reason}", path.display());
-    if let Err(error) = fs::remove_file(path) {
+    if let Err(error) = links::detach(path) {
         warn!("{} cannot be removed: {error}", path.display());
     }
 }
