@@ -25,3 +25,16 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{ .Values.health.address | trimPrefix "[" | trimSuffix "]" }}
 {{- end -}}
 {{- end -}}
+
+{{/* The label `job` of the agents' series, as the Prometheus operator makes it if nobody tells it otherwise. */}}
+{{- define "sluice.job" -}}
+{{- if .Values.prometheus.rules.job -}}
+{{ .Values.prometheus.rules.job }}
+{{- else if .Values.prometheus.serviceMonitor.enabled -}}
+sluice-metrics
+{{- else if .Values.prometheus.podMonitor.enabled -}}
+{{ .Release.Namespace }}/sluice
+{{- else -}}
+{{- fail "prometheus.rules needs prometheus.podMonitor, prometheus.serviceMonitor, or the label of the agents' series: prometheus.rules.job" }}
+{{- end -}}
+{{- end -}}

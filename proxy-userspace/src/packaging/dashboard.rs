@@ -1,4 +1,5 @@
-//! `charts/sluice/dashboards/sluice.json`: every query asks for series that the agent has, by labels that they have.
+//! `charts/sluice/dashboards/sluice.json`, and the alerts of `charts/sluice/templates/rules.yaml`: every query asks for series that the
+//! agent has, by labels that they have.
 
 use std::collections::BTreeSet;
 
@@ -7,18 +8,24 @@ use serde_json::Value;
 use super::series;
 
 const DASHBOARD: &str = "charts/sluice/dashboards/sluice.json";
+const RULES: &str = "charts/sluice/templates/rules.yaml";
+/// Whether a target answers, which Prometheus says itself.
+const UP: &str = "up";
 /// What a scrape adds.
 const OF_THE_SCRAPE: [&str; 2] = ["instance", "job"];
 /// The words of `PromQL` that are used, and Grafana's own.
-const LANGUAGE: [&str; 11] = [
+const LANGUAGE: [&str; 14] = [
     "bool",
     "by",
     "count",
     "histogram_quantile",
+    "increase",
     "max",
+    "max_over_time",
     "rate",
     "sum",
     "time",
+    "timestamp",
     "topk",
     "label_values",
     "__rate_interval",
@@ -100,6 +107,21 @@ fn every_query_is_of_the_agents_alone() {
         let selected = query.matches("{job=~\"$job\", instance=~\"$instance\"").count();
         let asked = words(query).filter(|word| series::all().values().any(|metric| metric.series.contains(*word)));
         assert_eq!(asked.count(), selected, "{query}: others' processes have such series, too");
+    }
+}
+
+#[test]
+fn every_alert_names_series_and_labels_that_exist_and_is_of_the_agents_alone() {
+    let template = super::read(RULES);
+    let queries: Vec<&str> = template.lines().filter_map(|line| line.trim().strip_prefix("expr: ")).collect();
+    assert!(queries.len() > 5, "{queries:?}");
+    let metrics = series::all();
+    for query in queries {
+        let is_up = words(query).any(|word| word == UP);
+        assert!(is_up || unknown(query).is_empty(), "{query}: {:?}", unknown(query));
+        let is_series = |word: &str| word == UP || metrics.values().any(|metric| metric.series.contains(word));
+        let selected = query.matches("{job=\"{{ $job }}\"").count();
+        assert_eq!(words(query).filter(|word| is_series(word)).count(), selected, "{query}");
     }
 }
 
