@@ -73,7 +73,7 @@ pub mod masquerade {
 
 /// Bits of [`Node::flags`]: what becomes of packets to a Service that no flow knows. None of them: they open flows.
 pub mod newcomers {
-    /// They are left to the proxy beside us, and noted in `FOREIGN_*`. Known flows go on.
+    /// They are left to the proxy beside us, and noted in `FOREIGN_*` with [`LOOK`]. Known flows go on.
     pub const LEAVE: u32 = 8;
     /// Those that stand in `FOREIGN_*` as what a client sends are left to the proxy beside us.
     pub const LOOK: u32 = 16;

@@ -25,8 +25,8 @@ pub(crate) fn judge<F: Family>(hook: Hook, key: &Tuple<F::Addr>) -> Admission {
     Admission::GoOn
 }
 
-/// Whether a tuple is left to the proxy beside us. While everything is, it is noted: it stays so afterwards, whether or not the
-/// agent finds it in the kernel's table of connections.
+/// Whether a tuple is left to the proxy beside us. While everything is that is to be ours, it is noted: it stays so afterwards, whether
+/// or not the agent finds it in the kernel's table of connections.
 #[inline(always)]
 pub(crate) fn is_foreign<F: Family>(key: &Tuple<F::Addr>) -> bool {
     let flags = service::node().map_or(0, |node| node.flags);
@@ -36,7 +36,9 @@ pub(crate) fn is_foreign<F: Family>(key: &Tuple<F::Addr>) -> bool {
     let mut key = *key;
     key.stage = Stage::FromPod;
     if flags & newcomers::LEAVE != 0 {
-        let _ = F::foreign().insert(&key, foreign::SENT, u64::from(BPF_ANY));
+        if flags & newcomers::LOOK != 0 {
+            let _ = F::foreign().insert(&key, foreign::SENT, u64::from(BPF_ANY));
+        }
         return true;
     }
     // SAFETY: of the entry one aligned word is read.

@@ -51,12 +51,12 @@ pub(crate) fn find_as<F: Family>(
 }
 
 /// Why a packet to a destination that no Service has goes no further, if it does not: its address is a ClusterIP, and the
-/// port is none of its Service's; or it could be a ClusterIP, and is none.
+/// port is none of its Service's; or it could be a ClusterIP, and is none, nor one of the node's own, as that of a DNS cache is.
 #[inline(always)]
 pub(crate) fn refusal<F: Family>(daddr: &F::Addr) -> Option<Outcome> {
     if is_cluster_ip::<F>(daddr) {
         Some(Outcome::RejectNoPort)
-    } else if F::is_in_service_cidrs(daddr) {
+    } else if F::is_in_service_cidrs(daddr) && !is_of_node::<F>(daddr) {
         Some(Outcome::DropUnallocated)
     } else {
         None
@@ -66,7 +66,10 @@ pub(crate) fn refusal<F: Family>(daddr: &F::Addr) -> Option<Outcome> {
 /// Whether an address could be a ClusterIP, and is none, for anybody.
 #[inline(always)]
 pub(crate) fn is_unallocated<F: Family>(daddr: &F::Addr) -> bool {
-    F::is_in_service_cidrs(daddr) && !is_cluster_ip::<F>(daddr) && !newcomer::are_others_at_work()
+    F::is_in_service_cidrs(daddr)
+        && !is_cluster_ip::<F>(daddr)
+        && !is_of_node::<F>(daddr)
+        && !newcomer::are_others_at_work()
 }
 
 #[inline(never)]

@@ -88,6 +88,19 @@ impl fmt::Display for NodePortAddresses {
     }
 }
 
+impl NodePortAddresses {
+    /// Networks of one family say nothing of the other one, all of whose addresses are meant, as with kube-proxy.
+    fn means(&self, address: IpAddr, primary: Primary) -> bool {
+        let is_of_other_family = |choice: &NodePortAddress| match choice {
+            NodePortAddress::Within(network) => network.addr().is_ipv4() != address.is_ipv4(),
+            _ => false,
+        };
+        let is_loopback = address.is_loopback();
+        self.0.iter().any(|choice| choice.means(address, primary))
+            || !self.0.is_empty() && !is_loopback && self.0.iter().all(is_of_other_family)
+    }
+}
+
 impl NodePortAddress {
     fn means(&self, address: IpAddr, primary: Primary) -> bool {
         match self {
@@ -125,7 +138,9 @@ impl Primary {
     pub fn further(&self, network: &NodeNetwork, node: Option<&Node>) -> Vec<IpAddr> {
         let Some(node) = node else { return Vec::new() };
         let device = |address: IpAddr| {
-            let mut found = network.addresses.iter().filter(|known| known.is_usable && known.net.addr() == address);
+            let is_meant = |known: &&LinkAddress| known.net.addr() == address;
+            let is_source = |known: &&LinkAddress| known.is_usable && !known.is_deprecated;
+            let mut found = network.addresses.iter().filter(is_meant).filter(is_source);
             found.next().map(|known| known.ifindex)
         };
         let primary =
@@ -148,9 +163,15 @@ impl Primary {
 /// Content of `LOCAL_ADDRS_*`: every address of the node but the link-local ones, which no Service is reached by.
 pub fn local_addresses(network: &NodeNetwork, primary: Primary, choice: &NodePortAddresses) -> BTreeMap<IpAddr, u32> {
     let addresses = network.addresses.iter().filter(|known| known.is_usable).map(|known| known.net.addr());
-    let served = |address: IpAddr| choice.0.iter().any(|choice| choice.means(address, primary));
+    let served = |address: IpAddr| choice.means(address, primary);
     let bits = |address: IpAddr| if served(address) { local::NODE_PORTS } else { 0 };
     addresses.filter(|address| !is_link_local(*address)).map(|address| (address, bits(address))).collect()
+}
+
+/// What the devices of the node have but its loopback addresses and link-local ones.
+pub fn on_devices(network: &NodeNetwork) -> impl Iterator<Item = IpAddr> {
+    let addresses = network.addresses.iter().filter(|known| known.is_usable).map(|known| known.net.addr());
+    addresses.filter(|address| !is_link_local(*address) && !address.is_loopback())
 }
 
 /// Adds the IPv4 addresses as they stand among those of IPv6, for packets between the families. Those never come by loopback.
@@ -174,7 +195,9 @@ fn uplink_addresses(network: &NodeNetwork, uplinks: &[DevicePattern]) -> Vec<IpA
         patterns => patterns.iter().any(|pattern| pattern.matches(&link.name)),
     };
     let indexes: Vec<u32> = network.links.iter().filter(is_uplink).map(|link| link.ifindex).collect();
-    let is_candidate = |known: &&LinkAddress| known.is_global && known.is_usable && indexes.contains(&known.ifindex);
+    let is_candidate = |known: &&LinkAddress| {
+        known.is_global && known.is_usable && !known.is_deprecated && indexes.contains(&known.ifindex)
+    };
     let mut candidates: Vec<&LinkAddress> = network.addresses.iter().filter(is_candidate).collect();
     candidates.sort_by_key(|known| known.is_secondary);
     candidates.iter().map(|known| known.net.addr()).collect()
@@ -211,6 +234,7 @@ mod tests {
             is_global: !net.starts_with("127") && !net.starts_with("fe80"),
             is_secondary,
             is_usable: true,
+            is_deprecated: false,
         };
         NodeNetwork {
             links: vec![
@@ -267,6 +291,8 @@ mod tests {
             ("localhost", vec!["127.0.0.1"]),
             ("localhost, 198.51.100.0/24", vec!["127.0.0.1", "198.51.100.9"]),
             ("primary,198.51.100.0/24", vec!["127.0.0.1", "192.0.2.9", "198.51.100.9"]),
+            ("198.51.100.0/24", vec!["198.51.100.9", "2001:db8::9"]),
+            ("2001:db8:1::/48", vec!["192.0.2.7", "192.0.2.9", "198.51.100.9"]),
         ];
         for (choice, expected) in cases {
             let primary = Primary::of(&network(), None, &[]);

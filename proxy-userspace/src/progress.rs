@@ -97,7 +97,7 @@ impl Progress {
         self.state().families[family as usize] = Family { queued: None, updated: Some(at) };
     }
 
-    /// The kernel has held the first complete picture.
+    /// The kernel has held the first complete picture, and programs that go by it.
     pub fn set_ready(&self) {
         self.state().is_ready = true;
     }

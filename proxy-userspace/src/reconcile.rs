@@ -1,7 +1,7 @@
 //! From events to plans, without any I/O. In: what sources and netlink say, and what was read back from the kernel. Out:
 //! what to write. Each event costs what it touches; only after a failure is everything compared.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Instant};
+use std::{collections::BTreeSet, net::IpAddr, ops::RangeInclusive, time::Instant};
 
 use crate::{
     addresses::{self, NodePortAddresses, Primary},
@@ -33,6 +33,8 @@ pub struct Settings {
     pub node_port_mode: NodePortMode,
     /// Services may be served to clients of the family that they have no address of.
     pub crosses: bool,
+    /// Where NodePorts are; anywhere, if nobody says.
+    pub node_ports: Option<RangeInclusive<u16>>,
 }
 
 /// The pure half of the agent.
@@ -229,6 +231,15 @@ impl Reconciler {
         }
         let mut rules = Rules::of(&self.model, self.settings.external_ips.clone());
         rules.listeners.clone_from(&self.listeners);
+        rules.node_ports.clone_from(&self.settings.node_ports);
+        rules.on_devices = self.network.iter().flat_map(addresses::on_devices).collect();
+        // Of all rules the one that changes often, and that matters to hardly any Service.
+        let before = std::mem::replace(&mut self.rules.on_devices, rules.on_devices.clone());
+        if before != rules.on_devices {
+            let is_moved = |address: &IpAddr| before.contains(address) != rules.on_devices.contains(address);
+            let moved = self.model.services().filter(|service| service.cluster_ips.iter().any(is_moved));
+            services.extend(moved.map(|service| service.name.clone()));
+        }
         if rules != self.rules {
             self.rules = rules;
             services.extend(self.model.services().filter(|service| service.has_external_ips()).map(|s| s.name.clone()));

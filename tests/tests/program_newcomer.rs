@@ -144,8 +144,10 @@ fn what_no_service_has_is_refused_to_nobody_else() -> Result<()> {
         set(&mut bed, LEAVE)?;
         assert!(!is_translated(&mut bed, of, Hook::PodIn, &undefined)?);
         assert_eq!(bed.counter(Hook::PodIn, Outcome::RejectNoPort)?, 1);
+        assert_eq!(bed.foreign(of(POD).is_ipv4())?, 0, "nobody is going to ask");
+        set(&mut bed, LEAVE | LOOK)?;
+        assert!(!is_translated(&mut bed, of, Hook::PodIn, &undefined)?);
         // What goes to nobody's Service is noted nowhere.
-        set(&mut bed, LEAVE)?;
         let elsewhere = Frame::new((of(POD), 4_000), (of(CLIENT), 443), SYN);
         assert!(!is_translated(&mut bed, of, Hook::PodIn, &elsewhere)?);
         assert_eq!(bed.foreign(of(POD).is_ipv4())?, 1);

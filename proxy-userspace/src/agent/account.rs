@@ -222,6 +222,10 @@ impl Account {
             self.metrics.synced(took, is_full, now);
             say(self.presence.sync());
         }
+    }
+
+    /// The kernel has held the first complete picture, and programs that go by it.
+    pub(super) fn set_ready(&self) {
         self.progress.set_ready();
     }
 

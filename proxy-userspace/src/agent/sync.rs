@@ -46,12 +46,13 @@ const ATTACH_AGAIN: Duration = Duration::from_secs(1);
 /// Until a connection whose first packet is on its way through the kernel stands in its table.
 const CONFIRMED: Duration = Duration::from_millis(50);
 
-/// Which connections others translate. What cannot be read is none.
-fn look() -> BTreeSet<TranslatedConnection> {
-    conntrack::translated().unwrap_or_else(|error| {
-        warn!("the kernel's table of connections cannot be read: {error}; those of another proxy may break");
-        BTreeSet::new()
-    })
+/// Which connections others translate; nothing, if that cannot be read.
+fn look() -> Option<BTreeSet<TranslatedConnection>> {
+    conntrack::translated()
+        .inspect_err(|error| {
+            warn!("the kernel's table of connections cannot be read: {error}; those of another proxy may break");
+        })
+        .ok()
 }
 
 /// Those who watch something for the agent are told here what it wants to know.
@@ -74,6 +75,8 @@ pub(super) struct Agent {
     pub(super) attach_at: Option<Instant>,
     /// Whether that went well the last time. Of interest until it has, for the first time.
     is_attached: bool,
+    /// Programs without which nothing is ready could not be attached.
+    lacks_programs: bool,
     has_new_routes: bool,
     /// The kernel's state is not known: at the start, and after a failure.
     pub(super) is_blind: bool,
@@ -134,6 +137,7 @@ impl Agent {
             network: None,
             attach_at: None,
             is_attached: false,
+            lacks_programs: false,
             has_new_routes: false,
             is_blind: true,
             failures: 0,
@@ -256,8 +260,9 @@ impl Agent {
         self.account.note_programmed(&self.reconciler.take_triggers());
         self.account.note_no_local(self.reconciler.no_local());
         let is_attached = self.attach();
+        let is_whole = is_attached && !self.lacks_programs;
         // A load balancer that hears of endpoints sends traffic, and at first nothing here would translate it.
-        if is_attached || self.stage == Stage::InSync {
+        if is_whole || self.stage == Stage::InSync {
             self.account.answer_for(self.reconciler.take_health_checks(), began);
         }
         if !is_attached {
@@ -265,7 +270,9 @@ impl Agent {
         }
         self.take_over()?;
         self.account.finish(began.elapsed());
-        self.announce();
+        if is_whole {
+            self.announce();
+        }
         self.prune()
     }
 
@@ -380,31 +387,34 @@ impl Agent {
         };
         self.attach_at = Some(now + self.config.sync_period);
         self.dataplane.reserve_ports(&self.config.source_ports.0);
-        let attached = self.dataplane.attach(network);
-        if let Err(error) = &attached {
-            error!("{error}; trying again in {:?}", self.config.sync_period);
-        }
-        self.is_attached = attached.is_ok_and(|report| {
-            self.account.note_attach_failures(report.failures());
-            let is_whole = self.stage == Stage::InSync || !report.lacks_programs();
-            if !is_whole {
-                self.attach_at = Some(now + ATTACH_AGAIN);
-                warn!("not ready before what cannot be attached is: trying again in {ATTACH_AGAIN:?}");
+        match self.dataplane.attach(network) {
+            Ok(report) => {
+                self.is_attached = true;
+                self.account.note_attach_failures(report.failures());
+                self.lacks_programs = self.stage != Stage::InSync && report.lacks_programs();
+                if self.lacks_programs {
+                    self.attach_at = Some(now + ATTACH_AGAIN);
+                    warn!("not ready before what cannot be attached is: trying again in {ATTACH_AGAIN:?}");
+                }
             }
-            is_whole
-        });
+            Err(error) => {
+                self.is_attached = false;
+                error!("{error}; trying again in {:?}", self.config.sync_period);
+            }
+        }
         self.is_attached
     }
 
     /// Goes on with taking another proxy's place. The first look is waited for: until then nothing is ours.
     fn take_over(&mut self) -> Result<(), dataplane::Error> {
         if self.takeover.is_begun() && self.network.is_some() {
-            let found = takeover::to_services(look(), self.reconciler.tables());
+            // Without it, those that programs have seen go on.
+            let found = takeover::to_services(look().unwrap_or_default(), self.reconciler.tables());
             self.absorb_translated(&found)?;
             if self.takeover.follows() && found.is_empty() {
                 // Somebody began to speak to a Service that nobody serves, or another proxy's first connection has just begun.
                 std::thread::sleep(CONFIRMED);
-                self.new_foreign = Some(look());
+                self.new_foreign = look();
             }
         }
         if let Some(found) = self.new_foreign.take() {
@@ -433,6 +443,7 @@ impl Agent {
     }
 
     fn announce(&mut self) {
+        self.account.set_ready();
         if std::mem::replace(&mut self.stage, Stage::InSync) != Stage::InSync {
             let tables = self.reconciler.tables();
             let frontends = tables.v4.services.len() + tables.v6.services.len();

@@ -2,6 +2,8 @@
 
 mod arguments;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 use super::{EX_CONFIG, Failure, cleanup, logging};
 use crate::{agent, config::KubeProxyConfiguration, confine, dataplane};
 
@@ -19,6 +21,7 @@ pub(super) fn execute(arguments: Arguments) -> Result<(), Failure> {
     for note in file.notes.drain(..) {
         tracing::warn!("{note}");
     }
+    raise_descriptor_limit();
     let (confines, state) = (arguments.confines(), arguments.state_dir.clone());
     let mut config = arguments.into_config(file).map_err(|error| Failure::new(error, EX_CONFIG))?;
     if confines {
@@ -41,6 +44,14 @@ pub(super) fn execute(arguments: Arguments) -> Result<(), Failure> {
         let code = error.exit_code();
         Failure::new(error, code)
     })
+}
+
+/// Each pod's device takes some descriptors, and a service manager's usual limit is of a thousand.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!("the limit of file descriptors stays as it is: {error}");
+    }
 }
 
 /// What comes of the flags and the file they name.

@@ -87,10 +87,14 @@ pub struct Link {
     pub has_generic_xdp: bool,
 }
 
+/// Kinds of devices by which pods of other nodes are reached without Ethernet headers. Of most the kernel has one everywhere that nobody
+/// has asked for and that is down.
+const LAYER3_TUNNELS: [&str; 7] = ["ipip", "sit", "ip6tnl", "gre", "ip6gre", "wireguard", "tun"];
+
 impl Link {
     /// Whether it is a tunnel in which pods of other nodes may be reached.
     pub fn is_overlay(&self) -> bool {
-        ["vxlan", "geneve"].contains(&self.kind.as_str())
+        ["vxlan", "geneve"].contains(&self.kind.as_str()) || self.is_up && LAYER3_TUNNELS.contains(&self.kind.as_str())
     }
 }
 
@@ -105,8 +109,10 @@ pub struct LinkAddress {
     pub is_global: bool,
     /// It was added after another one of the same subnet, or is a temporary one (RFC 8981).
     pub is_secondary: bool,
-    /// It can be used: duplicate address detection is over and did not fail, and it is not deprecated.
+    /// It can be used: duplicate address detection is over and did not fail.
     pub is_usable: bool,
+    /// It is not to be the source of what is new: its preferred lifetime is over, or there was none, as for what keepalived adds.
+    pub is_deprecated: bool,
 }
 
 /// What changed.

@@ -1,7 +1,7 @@
 //! Which devices get which programs: the operator's patterns, or what netlink says about the devices.
 
 use super::{
-    netlink::{Link, NodeNetwork, tunnels},
+    netlink::{Link, LinkAddress, NodeNetwork, tunnels},
     options::{DevicePattern, Options, UplinkMode},
     program::ProgramName,
 };
@@ -50,7 +50,7 @@ pub(super) fn select<'a>(options: &Options, network: &'a NodeNetwork) -> Selecti
     let mut selection = Selection::default();
     let bridge = options.pod_bridge.as_deref().and_then(|name| network.link(name));
     for link in &network.links {
-        match role(options, link, bridge) {
+        match role(options, link, bridge, &network.addresses) {
             Some(Role::Uplink) => selection.uplinks.push(link),
             Some(Role::Pod) => selection.pod_devices.push(link),
             None => {}
@@ -62,12 +62,21 @@ pub(super) fn select<'a>(options: &Options, network: &'a NodeNetwork) -> Selecti
     selection
 }
 
-fn role(options: &Options, link: &Link, bridge: Option<&Link>) -> Option<Role> {
+/// Whether packets leave the node by a device, or come to it, when nobody says so: by a default route, in a tunnel, or because it is a
+/// card, or a VLAN or bond of some, with an address of its own: other nodes may be behind a second one.
+fn leads_out(link: &Link, addresses: &[LinkAddress]) -> bool {
+    const CARDS: [&str; 4] = ["", "bond", "team", "vlan"];
+    let has_address = || addresses.iter().any(|address| address.ifindex == link.ifindex && address.is_global);
+    let is_card = link.has_ethernet && !link.is_loopback && CARDS.contains(&link.kind.as_str());
+    link.has_default_route || link.is_overlay() || is_card && link.master.is_none() && has_address()
+}
+
+fn role(options: &Options, link: &Link, bridge: Option<&Link>, addresses: &[LinkAddress]) -> Option<Role> {
     if is_listed(&options.uplinks, link) || (options.tunnels && tunnels::is_tunnel(&link.name)) {
         Some(Role::Uplink)
     } else if is_listed(&options.pod_devices, link) {
         Some(Role::Pod)
-    } else if options.uplinks.is_empty() && (link.has_default_route || link.is_overlay()) {
+    } else if options.uplinks.is_empty() && leads_out(link, addresses) {
         Some(Role::Uplink)
     } else if options.pod_bridge.is_some() {
         bridge.is_some_and(|bridge| link.master == Some(bridge.ifindex)).then_some(Role::Pod)
@@ -88,7 +97,7 @@ fn is_listed(patterns: &[DevicePattern], link: &Link) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Link, NodeNetwork, Options, ProgramName, Selection, UplinkMode, select};
+    use super::{Link, LinkAddress, NodeNetwork, Options, ProgramName, Selection, UplinkMode, select};
 
     fn network() -> NodeNetwork {
         let link = |ifindex, name: &str| Link { ifindex, name: name.into(), has_ethernet: true, ..Link::default() };
@@ -130,6 +139,43 @@ mod tests {
             let found = format!("{} | {} | {}", uplinks.join(" "), pods.join(" "), absent.join(" "));
             let words: Vec<&str> = found.split_whitespace().collect();
             assert_eq!(words, expected.split_whitespace().collect::<Vec<_>>(), "{name}");
+        }
+    }
+
+    #[test]
+    fn cards_with_addresses_and_tunnels_that_are_up_lead_out() {
+        let link = |kind: &str, is_up| Link {
+            ifindex: 2,
+            name: "it".into(),
+            kind: kind.into(),
+            has_ethernet: ["", "vlan", "dummy", "veth", "bridge"].contains(&kind),
+            is_up,
+            ..Link::default()
+        };
+        let address = |ifindex| LinkAddress {
+            ifindex,
+            net: "192.0.2.9/24".parse().unwrap(),
+            is_global: true,
+            is_secondary: false,
+            is_usable: true,
+            is_deprecated: false,
+        };
+        let cases = [
+            ("a second card", link("", true), 2, true),
+            ("a card without an address", link("", true), 3, false),
+            ("a card in a bridge or bond", Link { master: Some(9), ..link("", true) }, 2, false),
+            ("a VLAN", link("vlan", true), 2, true),
+            ("a dummy", link("dummy", true), 2, false),
+            ("a bridge of containers", link("bridge", true), 2, false),
+            ("a veth within the node", link("veth", true), 2, false),
+            ("a tunnel", link("ipip", true), 3, true),
+            ("WireGuard", link("wireguard", true), 3, true),
+            ("the tunnel that every namespace has", link("ipip", false), 3, false),
+        ];
+        for (name, link, ifindex, is_uplink) in cases {
+            let network = NodeNetwork { links: vec![link], addresses: vec![address(ifindex)] };
+            let selection = select(&Options::new("/nowhere"), &network);
+            assert_eq!(selection.uplinks.len(), usize::from(is_uplink), "{name}");
         }
     }
 

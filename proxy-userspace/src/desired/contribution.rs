@@ -182,16 +182,20 @@ fn frontends<A: Family>(
     no_local: &mut NoLocal,
 ) -> BTreeMap<Frontend<A>, Arc<DesiredService<A>>> {
     let mut frontends = crossing::frontends(service, world, refused);
-    let Some(cluster_ip) = service.cluster_ips.iter().find_map(|address| A::of(*address)) else {
+    let Some((home, cluster_ip)) = service.cluster_ips.iter().find_map(|address| Some((*address, A::of(*address)?)))
+    else {
         return frontends;
     };
+    let is_left = world.rules.on_devices.contains(&home);
     let sources = sources::sources(service, world.place, A::of(IpAddr::from([0; 4])).is_some());
     for port in &service.ports {
         let [inside, outside] = port_services::<A>(service, port, world).map(Arc::new);
         no_local.add(service, port, &inside, &outside);
         let frontend =
             |address: A, number: NonZeroU16| Frontend::new(address, Port::new(number.get()), port.name.protocol);
-        frontends.entry(frontend(cluster_ip, port.port)).or_insert(inside);
+        if !is_left {
+            frontends.entry(frontend(cluster_ip, port.port)).or_insert(inside);
+        }
         let restricted = restrict(&outside, sources.as_ref());
         let check = |address| world.rules.check(address, port);
         for address in permitted(&service.balancer_ips, A::of, check, refused) {
@@ -205,10 +209,13 @@ fn frontends<A: Family>(
             frontends.entry(Frontend::whole(address)).or_insert_with(|| Arc::new(whole(&port.name, flag::EXTERNAL)));
         }
         if let Some(number) = port.node_port {
-            frontends.entry(frontend(A::ANY, number)).or_insert(outside);
+            match world.rules.check_node_port(number.get()) {
+                Ok(()) => drop(frontends.entry(frontend(A::ANY, number)).or_insert(outside)),
+                Err(problem) => refused.push(problem),
+            }
         }
     }
-    if let Some(port) = service.ports.first() {
+    if let Some(port) = service.ports.first().filter(|_| !is_left) {
         frontends.insert(Frontend::whole(cluster_ip), Arc::new(whole(&port.name, 0)));
     }
     frontends

@@ -5,6 +5,7 @@ use std::{
     collections::BTreeSet,
     fmt,
     net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
     str::FromStr,
 };
 
@@ -76,6 +77,11 @@ pub struct Rules {
     pub node_addresses: BTreeSet<IpAddr>,
     /// Who listened on the node when this was looked at last.
     pub listeners: BTreeSet<Listener>,
+    /// What the node's devices have, of whatever kind. A ClusterIP among them is the node's own there, as that of a DNS cache is
+    /// which takes its clients' packets itself (NodeLocal DNSCache).
+    pub on_devices: BTreeSet<IpAddr>,
+    /// Where the programs look for NodePorts; everywhere, if nobody says.
+    pub node_ports: Option<RangeInclusive<u16>>,
 }
 
 impl Rules {
@@ -88,7 +94,17 @@ impl Rules {
             pod_cidrs: node.map(|node| node.pod_cidrs.clone()).unwrap_or_default(),
             node_addresses: node.map(|node| node.addresses.clone()).unwrap_or_default(),
             api_servers: api_servers.into_iter().map(|(address, _)| address).collect(),
-            listeners: BTreeSet::new(),
+            ..Self::default()
+        }
+    }
+
+    /// Judges a NodePort.
+    pub(super) fn check_node_port(&self, number: u16) -> Result<(), Problem> {
+        match &self.node_ports {
+            Some(range) if !range.contains(&number) => {
+                Err(Problem::NodePort { number, first: *range.start(), last: *range.end() })
+            }
+            _ => Ok(()),
         }
     }
 

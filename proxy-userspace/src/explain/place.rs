@@ -156,6 +156,7 @@ mod tests {
             is_global: true,
             is_secondary: false,
             is_usable: true,
+            is_deprecated: false,
         };
         let links = vec![
             link(2, "eth0"),

@@ -172,7 +172,8 @@ impl Question {
 
 /// An address by which others know the node.
 fn own_address(network: &NodeNetwork, is_v4: bool) -> Option<IpAddr> {
-    let addresses = network.addresses.iter().filter(|address| address.is_global && address.is_usable);
+    let addresses =
+        network.addresses.iter().filter(|address| address.is_global && address.is_usable && !address.is_deprecated);
     let mut addresses = addresses.map(|address| address.net.addr());
     addresses.find(|address| address.is_ipv4() == is_v4 && !address.is_loopback())
 }

@@ -93,6 +93,19 @@ pub enum Problem {
         /// What stands there.
         value: i32,
     },
+    /// No NodePort, by what the agent was told of them.
+    #[error(
+        "spec.ports.nodePort: {number} is not in {first}-{last} and not served: start the agent with the API server's \
+         --service-node-port-range as --node-port-range"
+    )]
+    NodePort {
+        /// What stands there.
+        number: u16,
+        /// The first there may be.
+        first: u16,
+        /// The last.
+        last: u16,
+    },
     /// Neither TCP nor UDP nor SCTP.
     #[error("{field}: protocol {value:?} is not known")]
     Protocol {
@@ -225,7 +238,7 @@ impl Problem {
         match self {
             Self::Address { .. } => "InvalidAddress",
             Self::Refused { .. } | Self::Taken { .. } => "AddressRefused",
-            Self::Port { .. } => "InvalidPort",
+            Self::Port { .. } | Self::NodePort { .. } => "InvalidPort",
             Self::Protocol { .. } => "InvalidProtocol",
             Self::Policy { .. } => "InvalidTrafficPolicy",
             Self::AddressType(_) => "InvalidAddressType",

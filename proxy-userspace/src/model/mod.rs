@@ -12,6 +12,7 @@ mod service;
 mod service_cidr;
 mod slice;
 mod slices;
+mod sloppy;
 mod source_ranges;
 mod trigger;
 

@@ -8,7 +8,10 @@ use std::{
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 
-use super::defect::{Defect, ObjectReference, Problem};
+use super::{
+    defect::{Defect, ObjectReference, Problem},
+    sloppy,
+};
 
 /// The cluster autoscaler is about to delete a node that bears this taint.
 const LEAVING: &str = "ToBeDeletedByClusterAutoscaler";
@@ -33,17 +36,19 @@ pub struct Node {
 }
 
 impl Node {
-    /// The first `InternalIP` of each family is the primary address.
+    /// The first `InternalIP` of each family is the primary address; where there is none, the first `ExternalIP`.
     pub fn parse(object: &core::Node, defects: &mut Vec<Defect>) -> Self {
         let zone = object.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE)).cloned();
         let mut node = Self { zone, is_leaving: is_leaving(object), ..Self::default() };
         let mut tell =
             |problem| defects.push(Defect { object: ObjectReference::of("Node", &object.metadata), problem });
         let addresses = object.status.iter().filter_map(|status| status.addresses.as_ref()).flatten();
-        for address in addresses.filter(|address| ["InternalIP", "ExternalIP"].contains(&address.type_.as_str())) {
-            match address.address.parse() {
-                Ok(parsed) => node.add_address(parsed, address.type_ == "InternalIP"),
-                Err(_) => tell(Problem::address("status.addresses", &address.address)),
+        for kind in ["InternalIP", "ExternalIP"] {
+            for address in addresses.clone().filter(|address| address.type_ == kind) {
+                match sloppy::address(&address.address) {
+                    Some(parsed) => node.add_address(parsed),
+                    None => tell(Problem::address("status.addresses", &address.address)),
+                }
             }
         }
         for text in pod_cidrs(object) {
@@ -55,12 +60,11 @@ impl Node {
         node
     }
 
-    fn add_address(&mut self, address: IpAddr, may_be_primary: bool) {
+    fn add_address(&mut self, address: IpAddr) {
         self.addresses.insert(address);
         match address {
-            IpAddr::V4(v4) if may_be_primary => drop(self.ipv4.get_or_insert(v4)),
-            IpAddr::V6(v6) if may_be_primary => drop(self.ipv6.get_or_insert(v6)),
-            _ => {}
+            IpAddr::V4(v4) => drop(self.ipv4.get_or_insert(v4)),
+            IpAddr::V6(v6) => drop(self.ipv6.get_or_insert(v6)),
         }
     }
 }
@@ -94,14 +98,14 @@ mod tests {
             "metadata": {"name": "here"},
             "spec": {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "fd00:1::/64", "nonsense"]},
             "status": {"addresses": [
-                address("Hostname", "here"), address("ExternalIP", "203.0.113.9"), address("InternalIP", "192.0.2.9"),
+                address("Hostname", "here"), address("ExternalIP", "203.0.113.9"), address("ExternalIP", "2001:db8::9"), address("InternalIP", "192.0.2.9"),
                 address("InternalIP", "192.0.2.10"), address("InternalIP", "nowhere"),
             ]},
         });
         let mut defects = Vec::new();
         let node = Node::parse(&serde_json::from_value(object).unwrap(), &mut defects);
-        assert_eq!(node.ipv4, "192.0.2.9".parse().ok());
-        assert_eq!((node.addresses.len(), node.pod_cidrs.len(), defects.len()), (3, 2, 2), "{defects:?}");
+        assert_eq!((node.ipv4, node.ipv6), ("192.0.2.9".parse().ok(), "2001:db8::9".parse().ok()));
+        assert_eq!((node.addresses.len(), node.pod_cidrs.len(), defects.len()), (4, 2, 2), "{defects:?}");
         let old = json!({"metadata": {"name": "here"}, "spec": {"podCIDR": "10.244.1.0/24"}});
         assert_eq!(Node::parse(&serde_json::from_value(old).unwrap(), &mut defects).pod_cidrs.len(), 1);
     }

@@ -14,6 +14,12 @@ use super::Node;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeNumber(u16);
 
+impl NodeNumber {
+    fn is_some(self) -> bool {
+        self != Self::default()
+    }
+}
+
 /// Names of nodes, numbered as they are met.
 #[derive(Debug, Default)]
 pub(super) struct NodeNames(HashMap<Box<str>, NodeNumber>);
@@ -87,7 +93,9 @@ impl Peers {
 
     pub(super) fn list(&mut self, object: &core::Node) {
         let number = self.names.number(object.metadata.name.as_deref().unwrap_or_default());
-        self.listed.insert(number, Peer::parse(object));
+        if number.is_some() {
+            self.listed.insert(number, Peer::parse(object));
+        }
     }
 
     /// The list is complete. Returns those that are others than before.
@@ -101,6 +109,9 @@ impl Peers {
     /// Returns it, if it is another than before.
     pub(super) fn apply(&mut self, object: &core::Node) -> Option<NodeNumber> {
         let number = self.names.number(object.metadata.name.as_deref().unwrap_or_default());
+        if !number.is_some() {
+            return None;
+        }
         let peer = Peer::parse(object);
         let before = self.known.insert(number, peer);
         (before.as_ref() != self.known.get(&number)).then_some(number)
@@ -110,5 +121,33 @@ impl Peers {
     pub(super) fn delete(&mut self, name: &str) -> Option<NodeNumber> {
         let number = self.names.number(name);
         self.known.remove(&number).map(|_| number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{NodeNumber, Peers, core};
+
+    fn node(name: &str) -> core::Node {
+        let address = core::NodeAddress { address: "192.0.2.1".into(), type_: "InternalIP".into() };
+        let mut node = core::Node::default();
+        node.metadata.name = Some(name.into());
+        node.status = Some(core::NodeStatus { addresses: Some(vec![address]), ..core::NodeStatus::default() });
+        node
+    }
+
+    #[test]
+    fn a_node_beyond_the_last_number_is_nowhere_and_takes_nobodys_place() {
+        let mut peers = Peers::default();
+        for number in 0..u16::MAX {
+            assert!(peers.names().number(&format!("node-{number}")).is_some());
+        }
+        assert!(peers.apply(&node("node-7")).is_some());
+        assert_eq!(peers.apply(&node("one-more")), None);
+        peers.begin();
+        peers.list(&node("node-7"));
+        peers.list(&node("one-more"));
+        peers.end();
+        assert_eq!((peers.get(NodeNumber::default()), peers.all().count()), (None, 1));
     }
 }

@@ -14,6 +14,7 @@ use super::{
     ObjectName, ServicePortName,
     annotation::{self, Spread},
     defect::{Defect, ObjectReference, Problem},
+    sloppy,
     source_ranges::SourceRanges,
 };
 use crate::node_port_mode::NodePortMode;
@@ -271,7 +272,7 @@ impl Parser<'_> {
 /// An address that a frontend or an endpoint may have. Loopback, link-local and multicast addresses mean something of
 /// their own on each node, and translating to or from them opens it (CVE-2021-25737).
 pub(super) fn parse_address(field: &'static str, text: &str) -> Result<IpAddr, Problem> {
-    let Ok(address) = text.parse::<IpAddr>() else {
+    let Some(address) = sloppy::address(text) else {
         return Err(Problem::address(field, text));
     };
     let address = address.to_canonical();

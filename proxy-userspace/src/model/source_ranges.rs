@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 
-use super::defect::Problem;
+use super::{defect::Problem, sloppy};
 
 /// Extends the ranges to NodePorts and external IPs.
 const SCOPE: &str = "service.sluice.dev/source-ranges-scope";
@@ -38,7 +38,7 @@ impl SourceRanges {
         let mut ranges = Self { scope: parse_scope(object, &mut note), ..Self::default() };
         let written = object.spec.iter().filter_map(|spec| spec.load_balancer_source_ranges.as_ref()).flatten();
         for text in written.map(|text| text.trim()) {
-            let range = text.parse::<IpNet>().ok();
+            let range = sloppy::range(text);
             for is_ipv4 in [true, false].into_iter().filter(|is_ipv4| may_be_of(text, *is_ipv4)) {
                 ranges.of_family_mut(is_ipv4).get_or_insert_default().extend(range.map(|range| range.trunc()));
             }

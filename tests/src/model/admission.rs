@@ -53,7 +53,7 @@ impl Model {
         let Some(service) = world.service(key.destination.0, key.destination.1, key.proto) else {
             return Ok(if world.is_cluster_ip(key.destination.0) {
                 Admission::Refused(Outcome::RejectNoPort)
-            } else if world.is_in_service_cidrs(key.destination.0) {
+            } else if world.is_unallocated(key.destination.0) {
                 Admission::Refused(Outcome::DropUnallocated)
             } else {
                 Admission::NotOurs

@@ -110,7 +110,7 @@ impl World {
 
     /// Whether an address could be a ClusterIP, and is none.
     pub fn is_unallocated(&self, address: IpAddr) -> bool {
-        self.is_in_service_cidrs(address) && !self.is_cluster_ip(address)
+        self.is_in_service_cidrs(address) && !self.is_cluster_ip(address) && !self.is_of_node(address)
     }
 
     /// The Service of a destination: its own, else that of a NodePort.

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::Ipv4Addr,
     os::fd::{AsFd as _, AsRawFd as _},
     path::{Path, PathBuf},
     time::Duration,
@@ -9,7 +10,9 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::MapData;
-use tests::{configuration, exclusive::Exclusive, links::detach, patience::wait_until, sandbox::Sandbox};
+use proxy_common::node::newcomers;
+use proxy_userspace::dataplane::Observer;
+use tests::{configuration, exclusive::Exclusive, http::ask, links::detach, patience::wait_until, sandbox::Sandbox};
 
 use super::{bad_node::NODE_MUST_CHANGE, filled, service};
 
@@ -80,6 +83,14 @@ fn an_agent_is_ready_when_every_hook_of_the_nodes_sockets_is_its_own() -> Result
     agent.wait_for("program connect4 cannot be attached")?;
     agent.wait_for_count("not ready before", 2)?;
     assert!(!agent.log().contains("in sync"), "{}", agent.log());
+    // What is attached serves: nothing new is left to a proxy that there is not, and nothing waits.
+    let flags = Observer::open(sandbox.pins.path())?.node()?.flags;
+    assert_eq!(flags & newcomers::ALL, 0, "{flags:#b}");
+    let health = (Ipv4Addr::LOCALHOST, 10_256).into();
+    assert_eq!(ask(&sandbox.namespace, health, "GET", "/readyz")?.status, 503);
+    let livez = ask(&sandbox.namespace, health, "GET", "/livez")?;
+    let written = livez.json()?["status"]["IPv4"]["lastUpdated"].clone();
+    assert!(livez.status == 200 && written.as_str().is_some_and(|at| at > "2026"), "{livez:?}");
     drop(other);
     agent.wait_for("in sync")
 }

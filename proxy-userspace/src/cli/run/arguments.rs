@@ -70,7 +70,8 @@ pub(in crate::cli) struct Arguments {
     /// How the names of devices that lead to pods begin, for --detect-local-mode=InterfaceNamePrefix
     #[arg(long, value_name = "PREFIX")]
     pod_interface_name_prefix: Option<String>,
-    /// Devices that lead to other nodes and to the outside [default: those that carry a default route, and VXLAN and Geneve devices]
+    /// Devices that lead to other nodes and to the outside [default: those that carry a default route; VXLAN, Geneve, IPIP, SIT, ip6tnl,
+    /// GRE, WireGuard and tun devices; network cards, VLANs and bonds that have an address]
     #[arg(long, value_name = "PATTERN,…", value_delimiter = ',')]
     uplinks: Vec<DevicePattern>,
     /// How programs attach to uplinks
@@ -233,6 +234,7 @@ impl Arguments {
                 node_port_mode: self.nodeport_mode,
                 crosses: self.nat46x64,
                 uplinks: self.uplinks,
+                node_ports: Some(self.node_port_range.0.clone()),
             },
             source: match self.source {
                 SourceName::Kubernetes => Source::Kubernetes(ApiServer {

@@ -106,7 +106,8 @@ pub(super) fn address(message: &AddressMessage) -> Option<LinkAddress> {
         net,
         is_global: matches!(message.header.scope, AddressScope::Universe | AddressScope::Site),
         is_secondary: flags.contains(AddressFlags::Secondary),
-        is_usable: is_checked && !flags.intersects(AddressFlags::Dadfailed | AddressFlags::Deprecated),
+        is_usable: is_checked && !flags.contains(AddressFlags::Dadfailed),
+        is_deprecated: flags.contains(AddressFlags::Deprecated),
     })
 }
 
@@ -260,5 +261,8 @@ mod tests {
         assert!(tentative.is_global && !tentative.is_usable);
         message.attributes.truncate(1);
         assert!(address(&message).unwrap().is_usable);
+        message.attributes.push(AddressAttribute::Flags(AddressFlags::Deprecated));
+        let deprecated = address(&message).unwrap();
+        assert!(deprecated.is_usable && deprecated.is_deprecated);
     }
 }

@@ -217,6 +217,7 @@ mod tests {
             is_global: true,
             is_secondary: false,
             is_usable: true,
+            is_deprecated: false,
         };
         let network = NodeNetwork {
             links: vec![link(2, "eth0"), link(3, SERVICE_DEVICE), link(4, "kube-bridge")],

@@ -200,9 +200,9 @@ fn an_address_whose_balancer_becomes_a_proxy_is_no_frontend_any_more() {
     assert_eq!(plan.v4, [whole, at(BALANCER_IP)].map(crate::diff::Step::RemoveService));
 }
 
-#[test]
-fn a_node_that_may_use_a_restricted_address_may_bear_it_too() {
-    let network = |address: &str| NodeNetwork {
+/// A node with one address.
+fn network(address: &str) -> NodeNetwork {
+    NodeNetwork {
         links: vec![Link { ifindex: 2, name: "eth0".into(), has_default_route: true, ..Link::default() }],
         addresses: vec![LinkAddress {
             ifindex: 2,
@@ -210,8 +210,47 @@ fn a_node_that_may_use_a_restricted_address_may_bear_it_too() {
             is_global: true,
             is_secondary: false,
             is_usable: true,
+            is_deprecated: false,
         }],
-    };
+    }
+}
+
+/// As NodeLocal DNSCache does it, with the address of the cluster's DNS at a device of its own.
+#[test]
+fn a_cluster_ip_that_is_at_a_device_of_the_node_is_left_to_the_node() {
+    let whole = Frontend::whole(Ipv4 { octets: CLUSTER_IP });
+    let mut agent = Agent::new(of_every_kind(json!({}), &json!({})));
+    let served: Vec<_> = agent.kernel.v4.services.keys().copied().collect();
+    assert!(served.contains(&at(CLUSTER_IP)) && served.contains(&whole));
+    agent.reconciler.absorb_network(network("10.96.0.1/32"));
+    agent.settle();
+    let left: Vec<_> = served.iter().copied().filter(|frontend| ![at(CLUSTER_IP), whole].contains(frontend)).collect();
+    assert_eq!(agent.kernel.v4.services.keys().copied().collect::<Vec<_>>(), left);
+    agent.reconciler.absorb_network(network("192.0.2.9/24"));
+    agent.settle();
+    assert_eq!(agent.kernel.v4.services.keys().copied().collect::<Vec<_>>(), served);
+}
+
+#[test]
+fn a_node_port_that_the_programs_do_not_look_for_is_told() {
+    let mut agent = Agent::new(of_every_kind(json!({}), &json!({})));
+    assert!(agent.kernel.v4.services.contains_key(&at(NODE_PORT)) && agent.reconciler.take_defects().is_empty());
+    let settings = Settings { name: "here".into(), node_ports: Some(20_000..=29_999), ..Settings::default() };
+    agent.reconciler = Reconciler::new(settings, SMALL);
+    agent.reconciler.adopt(agent.kernel.clone(), Instant::now());
+    agent.reconciler.absorb_network(network("192.0.2.9/24"));
+    tell(&mut agent.reconciler, lists(vec![of_every_kind(json!({}), &json!({}))], vec![]));
+    agent.settle();
+    assert!(
+        !agent.kernel.v4.services.contains_key(&at(NODE_PORT))
+            && agent.kernel.v4.services.contains_key(&at(CLUSTER_IP))
+    );
+    let told: Vec<String> = agent.reconciler.take_defects().iter().map(ToString::to_string).collect();
+    assert!(told[0].contains("30080 is not in 20000-29999"), "{told:?}");
+}
+
+#[test]
+fn a_node_that_may_use_a_restricted_address_may_bear_it_too() {
     let mut agent = Agent::new(of_every_kind(json!({"loadBalancerSourceRanges": ["192.0.2.0/24"]}), &json!({})));
     for (address, sources) in
         [("192.0.2.9/24", vec!["192.0.2.0/24", "203.0.113.2/32"]), ("198.51.100.9/24", vec!["192.0.2.0/24"])]

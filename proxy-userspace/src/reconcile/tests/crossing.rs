@@ -20,6 +20,7 @@ fn network() -> NodeNetwork {
         is_global: true,
         is_secondary: false,
         is_usable: true,
+        is_deprecated: false,
     };
     NodeNetwork {
         links: vec![Link { ifindex: 2, name: "eth0".into(), has_default_route: true, ..Link::default() }],

@@ -292,6 +292,7 @@ fn network(number: u8) -> NodeNetwork {
         is_global: true,
         is_secondary,
         is_usable: true,
+        is_deprecated: false,
     };
     let addresses = match number {
         0 => vec![],
