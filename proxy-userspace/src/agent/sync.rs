@@ -73,10 +73,8 @@ pub(super) struct Agent {
     /// When programs are attached next: at once after news of the network, and else now and then, because what others have
     /// detached is not told.
     pub(super) attach_at: Option<Instant>,
-    /// Whether that went well the last time. Of interest until it has, for the first time.
-    is_attached: bool,
-    /// Programs without which nothing is ready could not be attached.
-    lacks_programs: bool,
+    /// How that went the last time. Of interest until it has gone well, for the first time.
+    attached: Attached,
     has_new_routes: bool,
     /// The kernel's state is not known: at the start, and after a failure.
     pub(super) is_blind: bool,
@@ -118,6 +116,17 @@ enum Stage {
     InSync,
 }
 
+/// What is where it should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attached {
+    /// It was not tried, or could not be.
+    Nothing,
+    /// Not the programs without which nothing is ready.
+    Part,
+    /// Those, and others as far as they can be.
+    Everything,
+}
+
 impl Agent {
     pub(super) fn new(
         dataplane: Dataplane,
@@ -136,8 +145,7 @@ impl Agent {
             config,
             network: None,
             attach_at: None,
-            is_attached: false,
-            lacks_programs: false,
+            attached: Attached::Nothing,
             has_new_routes: false,
             is_blind: true,
             failures: 0,
@@ -260,7 +268,7 @@ impl Agent {
         self.account.note_programmed(&self.reconciler.take_triggers());
         self.account.note_no_local(self.reconciler.no_local());
         let is_attached = self.attach();
-        let is_whole = is_attached && !self.lacks_programs;
+        let is_whole = is_attached && self.attached != Attached::Part;
         // A load balancer that hears of endpoints sends traffic, and at first nothing here would translate it.
         if is_whole || self.stage == Stage::InSync {
             self.account.answer_for(self.reconciler.take_health_checks(), began);
@@ -383,26 +391,26 @@ impl Agent {
     pub(super) fn attach(&mut self) -> bool {
         let now = Instant::now();
         let Some(network) = self.network.as_ref().filter(|_| self.attach_at.is_some_and(|at| at <= now)) else {
-            return self.is_attached || self.stage == Stage::InSync;
+            return self.attached != Attached::Nothing || self.stage == Stage::InSync;
         };
         self.attach_at = Some(now + self.config.sync_period);
         self.dataplane.reserve_ports(&self.config.source_ports.0);
         match self.dataplane.attach(network) {
             Ok(report) => {
-                self.is_attached = true;
+                self.attached = Attached::Everything;
                 self.account.note_attach_failures(report.failures());
-                self.lacks_programs = self.stage != Stage::InSync && report.lacks_programs();
-                if self.lacks_programs {
+                if self.stage != Stage::InSync && report.lacks_programs() {
+                    self.attached = Attached::Part;
                     self.attach_at = Some(now + ATTACH_AGAIN);
                     warn!("not ready before what cannot be attached is: trying again in {ATTACH_AGAIN:?}");
                 }
             }
             Err(error) => {
-                self.is_attached = false;
+                self.attached = Attached::Nothing;
                 error!("{error}; trying again in {:?}", self.config.sync_period);
             }
         }
-        self.is_attached
+        self.attached != Attached::Nothing
     }
 
     /// Goes on with taking another proxy's place. The first look is waited for: until then nothing is ours.

@@ -100,6 +100,7 @@ impl Link {
 
 /// An address of the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own about the address")]
 pub struct LinkAddress {
     /// Interface index of its link.
     pub ifindex: u32,

@@ -78,7 +78,7 @@ pub struct Rules {
     /// Who listened on the node when this was looked at last.
     pub listeners: BTreeSet<Listener>,
     /// What the node's devices have, of whatever kind. A ClusterIP among them is the node's own there, as that of a DNS cache is
-    /// which takes its clients' packets itself (NodeLocal DNSCache).
+    /// which takes its clients' packets itself (node-local-dns).
     pub on_devices: BTreeSet<IpAddr>,
     /// Where the programs look for NodePorts; everywhere, if nobody says.
     pub node_ports: Option<RangeInclusive<u16>>,

@@ -70,8 +70,8 @@ pub(in crate::cli) struct Arguments {
     /// How the names of devices that lead to pods begin, for --detect-local-mode=InterfaceNamePrefix
     #[arg(long, value_name = "PREFIX")]
     pod_interface_name_prefix: Option<String>,
-    /// Devices that lead to other nodes and to the outside [default: those that carry a default route; VXLAN, Geneve, IPIP, SIT, ip6tnl,
-    /// GRE, WireGuard and tun devices; network cards, VLANs and bonds that have an address]
+    /// Devices that lead to other nodes and to the outside [default: those that carry a default route; vxlan, geneve, ipip, sit, ip6tnl,
+    /// gre, wireguard and tun devices; network cards, VLANs and bonds that have an address]
     #[arg(long, value_name = "PATTERN,…", value_delimiter = ',')]
     uplinks: Vec<DevicePattern>,
     /// How programs attach to uplinks

@@ -215,7 +215,7 @@ fn network(address: &str) -> NodeNetwork {
     }
 }
 
-/// As NodeLocal DNSCache does it, with the address of the cluster's DNS at a device of its own.
+/// As node-local-dns does it, with the address of the cluster's DNS at a device of its own.
 #[test]
 fn a_cluster_ip_that_is_at_a_device_of_the_node_is_left_to_the_node() {
     let whole = Frontend::whole(Ipv4 { octets: CLUSTER_IP });
