@@ -53,7 +53,8 @@ pub(crate) fn slot<F: Family>(service: &Service, key: &Tuple<F::Addr>) -> Result
 pub(crate) fn backend<F: Family>(slot: u32) -> Result<(BackendId, &'static Backend<F::Addr>), Outcome> {
     let id = *SLOTS.get(slot).ok_or(Outcome::DropNoBackend)?;
     let backend = F::backends().get(id).ok_or(Outcome::DropNoBackend)?;
-    if backend.state == BackendState::Free {
+    // One that has left stands only in the range of a frontend that could not be changed, for want of room.
+    if matches!(backend.state, BackendState::Gone | BackendState::Free) {
         return Err(Outcome::DropNoBackend);
     }
     Ok((id, backend))

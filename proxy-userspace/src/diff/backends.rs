@@ -3,7 +3,7 @@
 //! to another.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Instant,
 };
 
@@ -26,6 +26,8 @@ pub(super) struct Backends<A> {
     left_at: BTreeMap<BackendId, Instant>,
     /// The same in the order of time, and perhaps some behind the first that came back.
     leaving: VecDeque<(Instant, BackendId)>,
+    /// Given to nobody else, even if they are free.
+    unchanged: BTreeSet<BackendId>,
     ids: Ids,
 }
 
@@ -37,6 +39,7 @@ impl<A: Address> Backends<A> {
             by_target: BTreeMap::new(),
             left_at: BTreeMap::new(),
             leaving: VecDeque::new(),
+            unchanged: BTreeSet::new(),
             ids: Ids::new(capacity),
         };
         for id in 1..backends.entries.len() {
@@ -82,6 +85,11 @@ impl<A: Address> Backends<A> {
     /// The endpoint with an id, as the kernel holds it.
     pub(super) fn get(&self, id: BackendId) -> Option<&Backend<A>> {
         self.entries.get(id as usize).filter(|entry| entry.state != BackendState::Free)
+    }
+
+    /// To these ids lead frontends that could not be changed for want of room, whoever has them.
+    pub(super) fn set_unchanged(&mut self, ids: BTreeSet<BackendId>) {
+        self.unchanged = ids;
     }
 
     /// Makes an endpoint's entry what it should be. `Ok(None)`: it is already; an error: every id is taken.
@@ -153,7 +161,11 @@ impl<A: Address> Backends<A> {
 
     /// A number nobody uses, of a new generation: what remembers it for somebody else notices.
     fn take(&mut self, target: Target<A>, now: Instant) -> Result<BackendId, Full> {
-        let id = self.ids.take(now).ok_or(Full)?;
+        let mut id = self.ids.take(now).ok_or(Full)?;
+        while self.unchanged.contains(&id) {
+            self.ids.put_back(id, now);
+            id = self.ids.take(now).ok_or(Full)?;
+        }
         let entry = self.entry(id);
         let former = Target { addr: entry.addr, port: entry.port };
         if self.by_target.get(&former) == Some(&id) {

@@ -218,14 +218,20 @@ impl<A: Address + std::fmt::Display> FamilyLedger<A> {
             steps.put_backend(id, backend);
         }
         self.claim_indexes(want, &touched.frontends);
+        let mut unchanged = BTreeSet::new();
         for frontend in &touched.frontends {
             match want.services.get(frontend) {
-                Some(desired) => self
-                    .plan_service(ranges, *frontend, desired, now, &mut steps)
-                    .unwrap_or_else(|overflow| overflows.push(overflow)),
+                Some(desired) => {
+                    self.plan_service(ranges, *frontend, desired, now, &mut steps).unwrap_or_else(|overflow| {
+                        unchanged.extend(self.ids_behind(ranges, frontend));
+                        overflows.push(overflow);
+                    });
+                }
                 None => self.plan_removal(ranges, *frontend, now, &mut steps),
             }
         }
+        // After one that finds no room the next plan looks at everything, so that these are all there are.
+        self.backends.set_unchanged(unchanged);
         for address in &touched.local_addrs {
             self.plan_local_addr(*address, want.local_addrs.get(address).copied(), &mut steps);
         }
@@ -252,6 +258,16 @@ impl<A: Address + std::fmt::Display> FamilyLedger<A> {
             steps.put_backend(id, backend);
         }
         Ok(())
+    }
+
+    /// The endpoints that a frontend leads to in the kernel.
+    fn ids_behind(&self, ranges: &Ranges, frontend: &Frontend<A>) -> Vec<BackendId> {
+        let service = self.services.get(frontend).copied().unwrap_or_default();
+        [service.internal, service.external, service.local]
+            .iter()
+            .flat_map(|range| ranges.content(*range))
+            .copied()
+            .collect()
     }
 
     /// A Service port that has a frontend in the kernel keeps that frontend's index, also after a restart; so these are

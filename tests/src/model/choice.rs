@@ -145,7 +145,7 @@ impl Model {
     /// Whether a slot leads nowhere.
     pub(super) fn is_free(&self, is_v4: bool, slot: u32) -> bool {
         let backend = self.world.slots.get(slot as usize).and_then(|id| self.world.backend(is_v4, *id));
-        backend.is_none_or(|it| it.state == BackendState::Free)
+        backend.is_none_or(|it| matches!(it.state, BackendState::Gone | BackendState::Free))
     }
 }
 

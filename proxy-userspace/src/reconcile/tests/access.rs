@@ -1,5 +1,7 @@
 //! Who may use a frontend and on which terms: kinds of frontends, affinity, ranges of clients, undefined ports.
 
+use std::time::Duration;
+
 use proxy_common::{
     addr::{Ipv4, Port, Protocol::Tcp},
     node::ServiceCidrs,
@@ -184,6 +186,44 @@ fn ranges_that_find_no_room_keep_their_frontend_closed_and_harm_no_other() {
     assert_eq!(overflows.len(), 1, "{overflows:?}");
     assert!(!kernel.v4.services.contains_key(&at(BALANCER_IP)) && kernel.v4.services.contains_key(&at(EXTERNAL_IP)));
     assert!(kernel.v4.sources.is_empty());
+}
+
+/// The entry that could not be changed leads to an endpoint that has left, which is refused, and not to whoever comes next.
+#[test]
+fn a_frontend_that_could_not_be_changed_never_leads_to_another_services_endpoints() {
+    let ranges: Vec<String> = (0..100).map(|net| format!("10.{net}.0.0/16")).collect();
+    let restricted = |ranges: &[String]| of_every_kind(json!({"loadBalancerSourceRanges": ranges}), &json!({}));
+    let mut agent = Agent::new(restricted(&ranges[..1]));
+    let endpoints = |hosts: &[u8]| {
+        let endpoints: Vec<Value> = hosts.iter().map(|host| json!({"addresses": [format!("10.0.0.{host}")]})).collect();
+        slice("web-1", "web", &json!(endpoints))
+    };
+    let tell = |agent: &mut Agent, slice: EndpointSlice| {
+        agent.reconciler.absorb(Event::EndpointSlices(Change::Apply(Box::new(slice))));
+    };
+    let now = Instant::now();
+    let settle_at = |agent: &mut Agent, seconds: u64| {
+        let (plan, overflows) = agent.reconciler.plan(now + Duration::from_secs(seconds));
+        agent.kernel.carry_out(&plan);
+        overflows.len()
+    };
+    tell(&mut agent, endpoints(&[1, 2]));
+    assert_eq!(settle_at(&mut agent, 0), 0);
+    let behind = |agent: &Agent| {
+        let range = agent.kernel.v4.services[&at(BALANCER_IP)].external;
+        let slots = agent.kernel.slots[range.first as usize..].iter().take(range.count as usize);
+        slots.map(|id| agent.kernel.v4.backends[*id as usize].addr.octets).collect::<Vec<_>>()
+    };
+    assert_eq!(behind(&agent), [[10, 0, 0, 1], [10, 0, 0, 2]]);
+
+    agent.reconciler.absorb(Event::Services(Change::Apply(Box::new(restricted(&ranges)))));
+    tell(&mut agent, endpoints(&[1]));
+    assert!(settle_at(&mut agent, 0) > 0);
+    assert!([6, 12, 18].into_iter().all(|seconds| settle_at(&mut agent, seconds) > 0));
+    tell(&mut agent, slice("other-1", "other", &json!([{"addresses": ["10.0.0.77"]}, {"addresses": ["10.0.0.78"]}])));
+    settle_at(&mut agent, 18);
+    assert!(agent.kernel.v4.backends.iter().any(|backend| backend.addr.octets == [10, 0, 0, 77]));
+    assert_eq!(behind(&agent), [[10, 0, 0, 1], [10, 0, 0, 2]]);
 }
 
 /// Trap 18: a load balancer that turns from an address of the cluster's into a proxy of its own must see every packet
