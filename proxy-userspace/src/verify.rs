@@ -20,6 +20,7 @@ use tokio::{
     time::timeout,
 };
 
+pub(crate) use self::socket::FILE as SOCKET;
 use self::socket::{Answer, Asked};
 use crate::{
     agent::{self, AgentError},

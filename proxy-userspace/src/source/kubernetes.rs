@@ -29,7 +29,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
 pub use self::connection::OpenError;
-pub(crate) use self::memory::{Memory, Remembered};
+pub(crate) use self::memory::{FILES as MEMORY, Memory, Remembered};
 use self::received::Received;
 use super::{Change, Event, Sender};
 use crate::{

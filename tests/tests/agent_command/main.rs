@@ -27,9 +27,10 @@ use proxy_common::{
     service::{Frontend, Service},
     stats::Stats,
 };
+use serde_json::json;
 use tests::{lab::agent::sluice_program, sandbox::Sandbox};
 
-use self::node::{Node, run};
+use self::node::{Node, run, state};
 
 #[test]
 fn json_and_yaml_say_the_same() -> Result<()> {
@@ -134,15 +135,64 @@ fn what_a_cleanup_would_do_is_what_it_does() -> Result<()> {
         ensure!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(serde_json::from_slice(&output.stdout)?)
     };
-    let planned = told(&["cleanup", "--dry-run"])?;
+    let directory = state(&sandbox);
+    let own = directory.display().to_string();
+    let (plan, clean) = (["cleanup", "--dry-run", "--state-dir", &own], ["cleanup", "--state-dir", &own]);
+    let planned = told(&plan)?;
     assert!(planned["notes"][0].as_str().is_some_and(|note| note.contains("an agent runs")), "{planned}");
-    assert_eq!(run(&sandbox, &["cleanup"])?.status.code(), Some(1), "while an agent runs");
+    assert_eq!(run(&sandbox, &clean)?.status.code(), Some(1), "while an agent runs");
+    assert!(directory.join("verify.sock").exists());
     drop(agent);
-    let planned = told(&["cleanup", "--dry-run"])?;
+    fs::write(directory.join("kubernetes.json"), "")?;
+    let planned = told(&plan)?;
     assert_eq!((pins()?, planned["notes"].as_array().map(Vec::len)), (before, Some(0)), "{planned}");
-    assert_eq!(planned["removed"], told(&["cleanup"])?["removed"]);
-    assert!(!sandbox.pins.path().exists());
-    assert_eq!(told(&["cleanup", "--dry-run"])?["removed"], serde_json::json!([]));
+    let list = planned["removed"].as_array().context("no list")?;
+    let expected = ["kubernetes.json", "verify.sock"].map(|name| json!({"kind": "file", "path": directory.join(name)}));
+    assert!(list.ends_with(&[&expected[..], &[json!({"kind": "directory", "path": directory})]].concat()), "{planned}");
+    assert_eq!(planned["removed"], told(&clean)?["removed"]);
+    assert!(!sandbox.pins.path().exists() && !directory.exists());
+    assert_eq!(told(&plan)?["removed"], json!([]));
+    Ok(())
+}
+
+/// In a container `/proc/sys` is read-only and the state directory mounted.
+#[test]
+fn a_cleanup_goes_on_past_what_it_cannot_remove_and_says_what_to_do_about_it() -> Result<()> {
+    let Node { sandbox, agent, .. } = Node::new()?;
+    drop(agent);
+    let (pins, state) = (sandbox.pins.path(), state(&sandbox));
+    let container =
+        "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && mount --bind \"$2\" \"$2\" &&
+        exec \"$0\" cleanup -o json --pin-path \"$1\" --state-dir \"$2\"";
+    let clean = || -> Result<(Option<i32>, serde_json::Value, String)> {
+        let mut command = sandbox.namespace.command("unshare")?;
+        command.args(["--mount", "sh", "-c", container]).arg(sluice_program()?).arg(pins).arg(&state);
+        let output = command.output()?;
+        let complaint = String::from_utf8(output.stderr)?;
+        let told = serde_json::from_slice(&output.stdout).with_context(|| complaint.clone())?;
+        Ok((output.status.code(), told, complaint))
+    };
+    let advice = "sysctl -w net.ipv4.ip_local_reserved_ports=8080";
+    sandbox.namespace.sysctl("net/ipv4/ip_local_reserved_ports", "8080,10000-29999")?;
+
+    let (status, told, complaint) = clean()?;
+    assert_eq!(status, Some(1), "{complaint}");
+    assert!(complaint.contains("not removed: 10000-29999 from the reserved ports"), "{complaint}");
+    assert!(complaint.contains(&format!("`{advice}`")), "{complaint}");
+    assert_eq!(told["kept"].as_array().map(Vec::len), Some(1), "{told}");
+    assert_eq!(told["kept"][0]["kind"], "reserved_ports", "{told}");
+    let removed = told["removed"].as_array().context("no list")?;
+    for gone in [pins.join("maps/NODE"), pins.join("links"), state.join("verify.sock")] {
+        assert!(removed.iter().any(|thing| thing["path"] == json!(gone)) && !gone.exists(), "{gone:?}: {told}");
+    }
+    assert!(told["notes"][0].as_str().is_some_and(|note| note.contains("is mounted here")), "{told}");
+    assert!(pins.exists() && state.exists());
+
+    let words: Vec<&str> = advice.split(' ').collect();
+    assert!(sandbox.namespace.command(words[0])?.args(&words[1..]).output()?.status.success());
+    let (status, _, complaint) = clean()?;
+    assert_eq!(status, Some(0), "{complaint}");
+    assert!(!pins.exists());
     Ok(())
 }
 
