@@ -218,7 +218,7 @@ fn verify_agrees_with_the_agent_and_names_what_somebody_has_changed() -> Result<
     for words in [&["verify"][..], &["verify", "--anew"]] {
         let output = node.run(words)?;
         let told = String::from_utf8(output.stdout)?;
-        assert_eq!(output.status.code(), Some(1), "{words:?}: {told}");
+        assert_eq!(output.status.code(), Some(4), "{words:?}: {told}");
         for expected in [
             "SERVICES_V4   10.96.0.11 port 80/TCP of shop/cart/TCP   is missing",
             "SERVICES_V4   10.96.0.99 port 80/TCP",
@@ -246,8 +246,32 @@ fn verify_says_what_an_agent_that_stands_still_has_not_heard() -> Result<()> {
     assert_eq!(asked.status.code(), Some(1), "{complaint}");
     assert!(complaint.contains("the agent has not answered within 1s"), "{complaint}");
     let told = String::from_utf8(anew.stdout)?;
-    assert_eq!(anew.status.code(), Some(1), "{told}");
+    assert_eq!(anew.status.code(), Some(4), "{told}");
     assert!(told.contains("10.96.0.77 port 80/TCP of default/unheard/TCP   is missing"), "{told}");
+    Ok(())
+}
+
+/// Who is alerted by the exit status must not take what could not be found out for a difference.
+#[test]
+fn verify_says_by_its_exit_status_what_kept_it_from_comparing() -> Result<()> {
+    let Node { sandbox, agent, .. } = Node::new()?;
+    let directory = sandbox.directory.path();
+    fs::write(directory.join("broken.yaml"), "kind: KubeProxyConfiguration\nnope: 1\n")?;
+    let broken = directory.join("broken.yaml").display().to_string();
+    let missing = format!("file:{}", directory.join("missing").display());
+    let cases: [(&str, &[&str], i32, &str); 4] = [
+        ("flags that there are not", &["verify", "--", "--nope"], 2, "--nope"),
+        ("a broken file", &["verify", "--", "--config", &broken], 78, "unknown field"),
+        ("no such directory", &["verify", "--", "--source", &missing], 78, "missing"),
+        ("nobody to ask", &["verify"], 1, "no agent runs"),
+    ];
+    drop(agent);
+    for (name, words, code, expected) in cases {
+        let output = run(&sandbox, words)?;
+        let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{name}: {complaint}");
+        assert!(complaint.contains(expected), "{name}: {complaint}");
+    }
     Ok(())
 }
 
