@@ -72,7 +72,7 @@ enum Command {
     Completions(completions::Arguments),
     /// Manual pages, a file for each command.
     Man(man::Arguments),
-    /// Take everything out of the kernel that agents have put there, and nothing else.
+    /// Take everything out of the kernel that agents have put there, with the files they keep, and nothing else.
     Cleanup(cleanup::Arguments),
 }
 

@@ -23,7 +23,7 @@ use crate::{
 /// What to compare.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit status 4 means that something differs, 1 that this could not be found out: nobody answered, or nobody can be asked.\n\nExamples:\n  sluice verify                                  # with what the agent that runs has heard of\n  sluice verify --anew                           # with what its source says now\n  sluice verify -- --source file:/etc/sluice     # or by these flags of `sluice run`"
+    after_help = "Exit status 4 means that something differs, 1 that this could not be found out: nobody answered, or nobody can be asked; 78 that the configuration cannot be used.\n\nExamples:\n  sluice verify                                  # with what the agent that runs has heard of\n  sluice verify --anew                           # with what its source says now\n  sluice verify -- --source file:/etc/sluice     # or by these flags of `sluice run`"
 )]
 pub(super) struct Arguments {
     /// Seconds until the agent must have answered, each time it is asked, or the source of objects told everything.
