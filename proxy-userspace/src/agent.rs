@@ -28,6 +28,7 @@ use crate::{
         Dataplane, OpenError,
         netlink::{self, NetworkEvent, Reach, tunnels::TunnelError},
     },
+    metrics::Metrics,
     source::{self, Event, kubernetes},
     verify::socket::{self, Question},
 };
@@ -78,14 +79,16 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     let (sender, mut events) = mpsc::channel(source::QUEUE);
     let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::Signals)?;
-    let peers = PeerWatch { sender: sender.downgrade(), node_name: config.node.name.clone() };
-    let client = start_source(&config, sender).await?;
+    let metrics = Metrics::default();
+    let node_name = config.node.name.clone();
+    let peers = PeerWatch { sender: sender.downgrade(), node_name, metrics: metrics.clone() };
+    let client = start_source(&config, sender, &metrics).await?;
     let mut peers = client.clone().map(|client| (client, peers));
     let reach = if config.dataplane.tunnels { Reach::Routers } else { Reach::Links };
     if reach == Reach::Routers {
         netlink::tunnels::keep().await?;
     }
-    let pulse = Pulse::begin(&config);
+    let pulse = Pulse::begin(&config, metrics);
     let dataplane = Dataplane::open(&config.dataplane)?;
     let account = Account::open(&config, client, pulse).map_err(OpenError::from)?;
     account.count_sweeps(&dataplane);
@@ -134,13 +137,19 @@ fn listen(config: &Config) -> Receiver<Question> {
 }
 
 /// The API server, if there is one, may be asked for more than objects.
-pub(crate) async fn start_source(config: &Config, sender: source::Sender) -> Result<Option<kube::Client>, AgentError> {
+pub(crate) async fn start_source(
+    config: &Config,
+    sender: source::Sender,
+    metrics: &Metrics,
+) -> Result<Option<kube::Client>, AgentError> {
     Ok(match &config.source {
         Source::Files(directory) => {
             source::file::start(directory.clone(), sender)?;
             None
         }
-        Source::Kubernetes(server) => Some(source::kubernetes::start(server, &config.node.name, sender).await?),
+        Source::Kubernetes(server) => {
+            Some(source::kubernetes::start(server, &config.node.name, sender, metrics).await?)
+        }
     })
 }
 
@@ -148,12 +157,14 @@ pub(crate) async fn start_source(config: &Config, sender: source::Sender) -> Res
 struct PeerWatch {
     sender: WeakSender<Event>,
     node_name: String,
+    metrics: Metrics,
 }
 
 impl PeerWatch {
     fn start(self, client: &kube::Client) {
         if let Some(sender) = self.sender.upgrade() {
-            kubernetes::watch_peers(client, &self.node_name, kubernetes::Watches::default(), &sender);
+            let watches = kubernetes::Watches::default();
+            kubernetes::watch_peers(client, &self.node_name, watches, &sender, &self.metrics);
         }
     }
 }

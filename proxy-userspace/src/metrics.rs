@@ -8,6 +8,7 @@ mod labels;
 mod owners;
 mod process;
 mod server;
+mod watch;
 
 use std::{
     sync::{Arc, atomic::AtomicU64},
@@ -33,6 +34,7 @@ pub use self::{
     labels::Policy,
     owners::Owners,
     server::{configuration, router},
+    watch::Watch,
 };
 use crate::{dataplane::Swept, progress::IpFamily};
 
@@ -87,6 +89,7 @@ struct Handles {
     api_events: Family<OutcomeLabel, Counter>,
     foreign_connections: Gauge,
     attach_failures: Gauge,
+    watches: watch::Watches,
 }
 
 /// Changes of one kind of object.
@@ -131,6 +134,7 @@ impl Default for Metrics {
             api_events: Family::default(),
             foreign_connections: Gauge::default(),
             attach_failures: Gauge::default(),
+            watches: watch::Watches::default(),
         };
         handles.begin();
         Self { handles: Arc::new(handles) }
@@ -191,6 +195,7 @@ impl Handles {
         registry.register("sluice_foreign_connections", what, self.foreign_connections.clone());
         let what = "Programs that could not be attached in the last round; the log names them";
         registry.register("sluice_attach_failures", what, self.attach_failures.clone());
+        self.watches.register(registry);
     }
 
     fn register_syncs(&self, registry: &mut Registry) {
@@ -232,6 +237,11 @@ impl Metrics {
     /// `/livez` was answered.
     pub fn count_livez(&self, code: StatusCode) {
         self.handles.livez.get_or_create(&code.into()).inc();
+    }
+
+    /// A resource of the API server is going to be watched, by its name in the API's paths.
+    pub fn watch(&self, resource: &'static str) -> Watch {
+        self.handles.watches.begin(resource)
     }
 
     /// An Event was offered to the API server.
@@ -317,6 +327,7 @@ pub(crate) fn everything() -> String {
     let metrics = Metrics::default();
     metrics.count_healthz(StatusCode::OK);
     metrics.count_livez(StatusCode::OK);
+    drop(metrics.watch("services"));
     let mut registry = metrics.registry();
     registry.register_collector(Box::new(kernel::sample()));
     let mut text = String::new();

@@ -20,6 +20,7 @@ use tokio::{
     time::timeout,
 };
 
+pub(crate) use self::socket::FILE as SOCKET;
 use self::socket::{Answer, Asked};
 use crate::{
     agent::{self, AgentError},
@@ -28,6 +29,7 @@ use crate::{
     desired::{FamilyTables, Tables},
     diff::{Capacity, FamilyState, KernelState, Ledger, Overflow, Plan, Step},
     inspect::State,
+    metrics::Metrics,
     reconcile::Reconciler,
     source::{self, Event},
 };
@@ -166,7 +168,7 @@ impl Comparison {
 /// them.
 pub async fn anew(config: &Config, patience: Duration) -> Result<Comparison, VerifyError> {
     let (sender, mut events) = mpsc::channel(source::QUEUE);
-    let _client = agent::start_source(config, sender).await?;
+    let _client = agent::start_source(config, sender, &Metrics::default()).await?;
     let pin_path = &config.dataplane.pin_path;
     // While the objects are read: the two take most of the time.
     let path = pin_path.clone();

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, future::Future, time::Duration};
 use anyhow::{Context as _, Result, bail};
 use proxy_userspace::{
     config,
+    metrics::Metrics,
     model::ObjectName,
     source::{
         Change, Event, QUEUE,
@@ -116,7 +117,7 @@ impl Known {
     async fn from(url: &str, watches: Watches) -> Result<Self> {
         let (sender, events) = channel(QUEUE);
         let server = config::ApiServer { urls: vec![url.to_owned()], ..config::ApiServer::default() };
-        kubernetes::start_with(&kubernetes::client(&server).await?, "here", watches, &sender);
+        kubernetes::start_with(&kubernetes::client(&server).await?, "here", watches, &sender, &Metrics::default());
         let [services, slices, nodes, peers, cidrs] = std::array::from_fn(|_| Objects::default());
         Ok(Self { events, services, slices, nodes, peers, cidrs, defects: Vec::new() })
     }
@@ -185,7 +186,8 @@ fn other_nodes_are_watched_when_somebody_asks_for_them() -> Result<()> {
         let server = server()?;
         let (sender, events) = channel(QUEUE);
         let settings = config::ApiServer { urls: vec![server.url()], ..config::ApiServer::default() };
-        kubernetes::watch_peers(&kubernetes::client(&settings).await?, "here", Watches::default(), &sender);
+        let client = kubernetes::client(&settings).await?;
+        kubernetes::watch_peers(&client, "here", Watches::default(), &sender, &Metrics::default());
         let mut known = Known { events, ..Known::from(&server.url(), Watches::default()).await? };
         known.until("all Nodes", |known| known.peers.has(&["here", "there"])).await?;
         server.apply(node("new"))?;
@@ -434,11 +436,11 @@ fn a_kubeconfig_is_followed_and_one_that_cannot_be_read_is_an_error_that_names_i
         let kubeconfig = server.write_kubeconfig(directory.path())?;
         let (sender, mut events) = channel(QUEUE);
         let good = config::ApiServer { kubeconfig: Some(kubeconfig), ..config::ApiServer::default() };
-        kubernetes::start(&good, "here", sender.clone()).await?;
+        kubernetes::start(&good, "here", sender.clone(), &Metrics::default()).await?;
         events.recv().await.context("the source ended")?;
         let missing = directory.path().join("missing");
         let bad = config::ApiServer { kubeconfig: Some(missing.clone()), ..config::ApiServer::default() };
-        let error = kubernetes::start(&bad, "here", sender).await.map(drop).unwrap_err();
+        let error = kubernetes::start(&bad, "here", sender, &Metrics::default()).await.map(drop).unwrap_err();
         assert!(matches!(error, OpenError::Kubeconfig { .. }));
         assert!(error.to_string().contains(&missing.display().to_string()), "{error}");
         Ok(())

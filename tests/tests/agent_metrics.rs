@@ -141,6 +141,7 @@ fn every_metric_is_there_once_there_was_something_to_count() -> Result<()> {
     let found = names(&answer);
     let missing: Vec<_> = NAMES.into_iter().filter(|name| !found.contains(name)).collect();
     assert!(missing.is_empty(), "missing: {missing:?} in\n{}", answer.body);
+    assert!(!found.iter().any(|name| name.starts_with("sluice_watch")), "files are no API server:\n{}", answer.body);
     Ok(())
 }
 

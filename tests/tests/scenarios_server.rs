@@ -1,7 +1,11 @@
 //! Scenarios of the API server: it goes, falls silent, forgets, refuses, lies in pieces. The kernel keeps what it has,
 //! and what changed is all that is written when there is a server again. Needs root.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -10,12 +14,15 @@ use tests::{
         ApiServer, Fault, On, Resource,
         object::{node, service, slice},
     },
+    http::{Answer, wait_for_answer},
     patience::wait_until,
     picture::{Picture, Witness},
     sandbox::{Agent, Sandbox},
 };
 
 const ALL: [Resource; 4] = [Resource::Services, Resource::EndpointSlices, Resource::Nodes, Resource::ServiceCidrs];
+
+const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
 
 /// What the agent logs with each plan that writes anything.
 const WRITES: &str = "kernel follows";
@@ -72,6 +79,36 @@ fn silence(server: &ApiServer) {
     server.end_watches();
 }
 
+/// What the agent's metrics say of one watch.
+#[derive(Clone, Copy, Debug)]
+struct Contact {
+    /// Seconds since 1970.
+    last: f64,
+    errors: f64,
+}
+
+const NEVER: [Contact; ALL.len()] = [Contact { last: 0.0, errors: 0.0 }; ALL.len()];
+
+/// Waits until that of every watch is so, each beside what was seen of it `before`.
+fn wait_for_contact(
+    sandbox: &Sandbox,
+    before: [Contact; ALL.len()],
+    is_right: impl Fn(Contact, Contact) -> bool,
+) -> Result<[Contact; ALL.len()]> {
+    let series = ["services", "endpointslices", "nodes", "servicecidrs"].map(|resource| {
+        ["sluice_watch_last_contact_timestamp_seconds", "sluice_watch_errors_total"]
+            .map(|name| format!("{name}{{resource=\"{resource}\"}}"))
+    });
+    let found = |answer: &Answer| {
+        let value = |series: &String| answer.metric(series).unwrap_or(f64::NAN);
+        series.each_ref().map(|[last, errors]| Contact { last: value(last), errors: value(errors) })
+    };
+    let answer = wait_for_answer(&sandbox.namespace, METRICS, "/metrics", |answer| {
+        found(answer).into_iter().zip(before).all(|(now, before)| is_right(now, before))
+    })?;
+    Ok(found(&answer))
+}
+
 /// A server that takes connections and says nothing, for as long as it takes the agent to give up on it, and then some;
 /// meanwhile the cluster goes on, and the server's memory does not.
 #[test]
@@ -82,14 +119,21 @@ fn scenario_01_a_server_that_is_gone_costs_nothing_and_its_return_one_list() -> 
     let before = sandbox.picture()?;
     let (written, asked) = (agent.count(WRITES), ALL.map(|resource| lists(&server, resource)));
     let witness = Witness::of(sandbox.pins.path())?;
+    let heard = wait_for_contact(&sandbox, NEVER, |now, _| now.last > 1_700_000_000.0)?;
+    server.bookmark();
+    let there = wait_for_contact(&sandbox, heard, |now, heard| now.last > heard.last)?;
 
     silence(&server);
     agent.wait_for_count("what is known is kept, trying again", ALL.len())?;
+    let away = wait_for_contact(&sandbox, there, |now, there| now.errors > there.errors)?;
     server.apply(slice("s3", &["10.0.1.3", "10.0.1.4"]))?;
     server.delete(Resource::Services, "test", "s4")?;
     server.compact();
     assert_eq!(agent.count(WRITES), written, "{}", agent.log());
     assert_eq!(sandbox.picture()?, before);
+    // Each has failed once more meanwhile, and heard nothing.
+    let still = wait_for_contact(&sandbox, away, |now, away| now.errors > away.errors)?;
+    assert!(still.into_iter().zip(away).all(|(now, away)| now.last <= away.last), "{still:?} after {away:?}");
 
     server.heal();
     let at = format!("{}:80/TCP", cluster_ip(3));
@@ -97,6 +141,7 @@ fn scenario_01_a_server_that_is_gone_costs_nothing_and_its_return_one_list() -> 
         endpoints(picture)[at.as_str()] == ["10.0.1.3:8080", "10.0.1.4:8080"] && picture.len() == before.len() - 1
     })?;
     agent.wait_for_count("INFO proxy_userspace::source::kubernetes: watching ", ALL.len())?;
+    wait_for_contact(&sandbox, still, |now, still| now.last > still.last)?;
     let testimony = witness.testify()?;
     let gone = format!("{}:80/TCP", cluster_ip(4));
     assert_eq!(testimony.changes().into_keys().collect::<Vec<_>>(), [at.as_str(), gone.as_str()]);
@@ -209,6 +254,7 @@ fn scenario_06_one_resource_that_is_forbidden_leaves_the_others_alone_and_comes_
     let server = cluster(&sandbox, 3)?;
     let agent = start(&sandbox, &server, &[])?;
     let before = sandbox.picture()?;
+    let heard = wait_for_contact(&sandbox, NEVER, |now, _| now.last > 0.0)?;
     server.inject(On::all(Resource::EndpointSlices), Fault::Refuse(403), usize::MAX);
     server.end_watches();
     agent.wait_for("watching EndpointSlices: ")?;
@@ -219,8 +265,13 @@ fn scenario_06_one_resource_that_is_forbidden_leaves_the_others_alone_and_comes_
     let after = sandbox.wait_for_picture("the new Service", |picture| picture.len() == before.len() + 1)?;
     assert!(before.iter().all(|(frontend, answers)| after.get(frontend) == Some(answers)), "{after:#?}");
     assert_eq!(agent.count("watching EndpointSlices: "), 1, "told once, not at each attempt:\n{}", agent.log());
+    let [services, slices, ..] = wait_for_contact(&sandbox, heard, |_, _| true)?;
+    assert!(services.last > heard[0].last && services.errors <= heard[0].errors, "{services:?} after {heard:?}");
+    assert!(slices.last <= heard[1].last && slices.errors > heard[1].errors, "{slices:?} after {heard:?}");
     server.heal();
     agent.wait_for("watching EndpointSlices again")?;
+    server.bookmark();
+    wait_for_contact(&sandbox, heard, |now, heard| now.last > heard.last)?;
     let at = format!("{}:80/TCP", cluster_ip(0));
     sandbox.wait_for_picture("the slice", |picture| endpoints(picture)[at.as_str()] == ["10.0.1.1:8080"])?;
     Ok(())

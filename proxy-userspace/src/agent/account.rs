@@ -55,9 +55,8 @@ pub(super) struct Pulse {
 
 impl Pulse {
     /// Starts to answer. The programs are loaded after that, which may take longer than a kubelet waits.
-    pub(super) fn begin(config: &Config) -> Self {
+    pub(super) fn begin(config: &Config, metrics: Metrics) -> Self {
         let progress = Arc::new(Progress::new(health::patience(config.sync_period)));
-        let metrics = Metrics::default();
         if let Some(address) = config.healthz {
             let router = health::router(Arc::clone(&progress), metrics.clone());
             tokio::spawn(http::serve_at(address, "/healthz, /livez and /readyz", router));

@@ -1,12 +1,14 @@
 //! `sluice cleanup`.
 
 mod kube_proxy;
+mod state;
 
 use std::{
     io,
     path::{Path, PathBuf},
 };
 
+use anyhow::anyhow;
 use clap::Args;
 use serde::Serialize;
 use tokio::{
@@ -18,7 +20,7 @@ use super::{
     Failure,
     output::{Format, Target},
 };
-use crate::dataplane::{self, OpenError, Removed};
+use crate::dataplane::{self, Cleaned, Kept, OpenError, Removed};
 
 /// What to take out.
 #[derive(Debug, Args)]
@@ -28,8 +30,12 @@ use crate::dataplane::{self, OpenError, Removed};
 #[expect(clippy::struct_excessive_bools, reason = "flags are independent of each other")]
 pub(super) struct Arguments {
     /// Directory the agent pinned its maps and links under.
-    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/sluice")]
+    #[arg(long, value_name = "DIR", default_value = state::USUAL_PINS)]
     pin_path: PathBuf,
+    /// Directory that the agent had as its --state-dir: what it keeps there goes, too [default: /var/lib/sluice, which is the chart's,
+    /// with the usual --pin-path; else none]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
     /// Accepted for symmetry with `run`: what is attached to a cgroup is found by its pins.
     #[arg(long, value_name = "DIR")]
     cgroup: Option<PathBuf>,
@@ -55,16 +61,19 @@ pub(super) struct Arguments {
 #[derive(Debug, Serialize)]
 struct Report {
     removed: Vec<Removed>,
+    /// What could not be removed.
+    kept: Vec<Kept>,
     /// What the removal would meet.
     notes: Vec<String>,
 }
 
 pub(super) fn execute(arguments: &Arguments) -> Result<(), Failure> {
     let target = Target { pin_path: arguments.pin_path.clone(), output: arguments.output };
+    let state_dir = state::directory(arguments.state_dir.as_deref(), &arguments.pin_path);
     match (arguments.kube_proxy, arguments.dry_run) {
         (true, dry_run) => kube_proxy::execute(&target, dry_run, arguments.force)?,
-        (false, true) => tell(&target)?,
-        (false, false) => remove(&target)?,
+        (false, true) => tell(&target, state_dir.as_deref())?,
+        (false, false) => remove(&target, state_dir.as_deref())?,
     }
     if arguments.stay { stay().map_err(|error| Failure::new(error, 1)) } else { Ok(()) }
 }
@@ -83,25 +92,35 @@ fn stay() -> io::Result<()> {
     })
 }
 
-/// Takes out what is pinned there.
-pub(super) fn at(pin_path: &Path) -> Result<(), Failure> {
-    remove(&Target { pin_path: pin_path.into(), output: Format::Table })
+/// Takes out what an agent has pinned there, with its state.
+pub(super) fn at(pin_path: &Path, state_dir: Option<&Path>) -> Result<(), Failure> {
+    let target = Target { pin_path: pin_path.into(), output: Format::Table };
+    remove(&target, state::directory(state_dir, pin_path).as_deref())
 }
 
-fn remove(target: &Target) -> Result<(), Failure> {
-    let removed = dataplane::cleanup(&target.pin_path)?;
-    target.show(&Report { removed, notes: Vec::new() }, |report| describe(report, "removed", &target.pin_path))
+fn remove(target: &Target, state_dir: Option<&Path>) -> Result<(), Failure> {
+    let Cleaned { mut removed, mut kept } = dataplane::cleanup(&target.pin_path)?;
+    let (found, note) = state_dir.map(state::find).unwrap_or_default();
+    let state = state::remove(found);
+    removed.extend(state.removed);
+    kept.extend(state.kept);
+    let report = Report { removed, kept, notes: note.into_iter().collect() };
+    target.show(&report, |report| describe(report, "removed", &target.pin_path))?;
+    let failures = report.kept.iter().map(|Kept { thing, reason }| format!("not removed: {thing}: {reason}"));
+    match failures.collect::<Vec<_>>().as_slice() {
+        [] => Ok(()),
+        failures => Err(Failure::new(anyhow!("{}", failures.join("\nsluice: ")), 1)),
+    }
 }
 
-fn tell(target: &Target) -> Result<(), Failure> {
-    let removed = dataplane::find(&target.pin_path)?;
-    let kept = dataplane::is_kept(&target.pin_path);
-    let notes = if kept {
-        vec!["an agent runs: without --dry-run this is refused until it has ended".into()]
-    } else {
-        Vec::new()
-    };
-    target.show(&Report { removed, notes }, |report| describe(report, "would be removed:", &target.pin_path))
+fn tell(target: &Target, state_dir: Option<&Path>) -> Result<(), Failure> {
+    let mut removed = dataplane::find(&target.pin_path)?;
+    let (found, note) = state_dir.map(state::find).unwrap_or_default();
+    removed.extend(found);
+    let runs = "an agent runs: without --dry-run this is refused until it has ended".to_owned();
+    let runs = dataplane::is_kept(&target.pin_path).then_some(runs);
+    let report = Report { removed, kept: Vec::new(), notes: runs.into_iter().chain(note).collect() };
+    target.show(&report, |report| describe(report, "would be removed:", &target.pin_path))
 }
 
 impl From<OpenError> for Failure {
@@ -112,7 +131,7 @@ impl From<OpenError> for Failure {
 }
 
 fn describe(report: &Report, verb: &str, pin_path: &Path) -> String {
-    if report.removed.is_empty() {
+    if report.removed.is_empty() && report.kept.is_empty() {
         return format!("there was nothing under {}", pin_path.display());
     }
     let removed = report.removed.iter().map(|thing| format!("{verb} {thing}"));

@@ -1,6 +1,6 @@
 //! The log of the agent: on standard error, as text for people or as JSON for machines.
 
-use std::{io::IsTerminal as _, num::ParseIntError, str::FromStr};
+use std::{env, ffi::OsStr, io::IsTerminal as _, num::ParseIntError, str::FromStr};
 
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
@@ -67,9 +67,37 @@ pub(super) fn start(format: LogFormat, verbosity: u8) {
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(verbosity > 0);
-    let log = log.with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let is_coloured = is_coloured(std::io::stderr().is_terminal(), env::var_os("NO_COLOR").as_deref());
+    let log = log.with_writer(std::io::stderr).with_ansi(is_coloured);
     match format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
+    }
+}
+
+/// Whether the log has colours: for people, unless they have set `NO_COLOR` to anything (<https://no-color.org>).
+fn is_coloured(is_terminal: bool, no_color: Option<&OsStr>) -> bool {
+    is_terminal && no_color.is_none_or(OsStr::is_empty)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+
+    use super::is_coloured;
+
+    #[test]
+    fn colours_are_for_terminals_whose_owner_has_nothing_against_them() {
+        let cases = [
+            ("a terminal", true, None, true),
+            ("a file", false, None, false),
+            ("a terminal without colours", true, Some("1"), false),
+            ("any value counts", true, Some("0"), false),
+            ("an empty one does not", true, Some(""), true),
+            ("a file without colours", false, Some("1"), false),
+        ];
+        for (name, is_terminal, no_color, expected) in cases {
+            assert_eq!(is_coloured(is_terminal, no_color.map(OsStr::new)), expected, "{name}");
+        }
     }
 }

@@ -6,6 +6,7 @@
 //! | 1 | failed; trying again may help |
 //! | 2 | the command line is wrong |
 //! | 3 | what was asked for is not there |
+//! | 4 | the kernel does not hold what it should: `verify` |
 //! | 78 | this node or its configuration must change before it can run Sluice |
 
 mod affinity;
@@ -71,7 +72,7 @@ enum Command {
     Completions(completions::Arguments),
     /// Manual pages, a file for each command.
     Man(man::Arguments),
-    /// Take everything out of the kernel that agents have put there, and nothing else.
+    /// Take everything out of the kernel that agents have put there, with the files they keep, and nothing else.
     Cleanup(cleanup::Arguments),
 }
 
@@ -83,6 +84,7 @@ struct Failure {
 }
 
 /// What the agent would run with, had it been started by these words.
+#[cfg(test)]
 pub(crate) fn configuration<'a>(words: impl IntoIterator<Item = &'a str>) -> anyhow::Result<crate::config::Config> {
     run::configuration(run_arguments(words)?)
 }
@@ -95,8 +97,14 @@ fn run_arguments<'a>(words: impl IntoIterator<Item = &'a str>) -> anyhow::Result
     }
 }
 
+/// The command line is wrong: what clap ends with, too.
+const EX_USAGE: u8 = 2;
+
 /// What was asked for is not there.
 const EX_NOT_FOUND: u8 = 3;
+
+/// The kernel holds something else than it should.
+const EX_DIFFERS: u8 = 4;
 
 /// `EX_CONFIG` of sysexits.h.
 const EX_CONFIG: u8 = 78;

@@ -11,7 +11,7 @@ pub(super) use self::arguments::Arguments;
 
 pub(super) fn execute(arguments: Arguments) -> Result<(), Failure> {
     if arguments.cleanup == Some(true) {
-        return cleanup::at(&arguments.pin_path);
+        return cleanup::at(&arguments.pin_path, arguments.state_dir.as_deref());
     }
     let mut file = match &arguments.config {
         Some(path) => KubeProxyConfiguration::read(path).map_err(|error| Failure::new(error, EX_CONFIG))?,

@@ -11,9 +11,9 @@ use anyhow::anyhow;
 use clap::Args;
 
 use super::{
-    Failure, configuration,
+    EX_CONFIG, EX_DIFFERS, EX_USAGE, Failure,
     output::{Target, columns},
-    run_arguments,
+    run, run_arguments,
 };
 use crate::{
     inspect::Inspector,
@@ -23,7 +23,7 @@ use crate::{
 /// What to compare.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit status 1 means that something differs.\n\nExamples:\n  sluice verify                                  # with what the agent that runs has heard of\n  sluice verify --anew                           # with what its source says now\n  sluice verify -- --source file:/etc/sluice     # or by these flags of `sluice run`"
+    after_help = "Exit status 4 means that something differs, 1 that this could not be found out: nobody answered, or nobody can be asked; 78 that the configuration cannot be used.\n\nExamples:\n  sluice verify                                  # with what the agent that runs has heard of\n  sluice verify --anew                           # with what its source says now\n  sluice verify -- --source file:/etc/sluice     # or by these flags of `sluice run`"
 )]
 pub(super) struct Arguments {
     /// Seconds until the agent must have answered, each time it is asked, or the source of objects told everything.
@@ -49,31 +49,34 @@ pub(super) fn execute(arguments: &Arguments) -> Result<(), Failure> {
     arguments.target.show(&comparison, describe)?;
     match comparison.differences.len() {
         0 => Ok(()),
-        count => Err(Failure::new(anyhow::anyhow!("{count} entries differ"), 1)),
+        count => Err(Failure::new(anyhow!("{count} entries differ"), EX_DIFFERS)),
     }
 }
 
 impl Arguments {
     async fn compare(&self, inspector: &Inspector) -> Result<Comparison, Failure> {
         let patience = Duration::from_secs(self.timeout);
-        let words = if self.flags.is_empty() { running(inspector) } else { Ok(self.flags.clone()) };
-        let words = words.map_err(|error| Failure::new(error, 2))?;
-        let words = || ["sluice", "run"].into_iter().chain(words.iter().map(String::as_str));
+        // Flags that are wrong are to be corrected by who has given them; those of an agent are as they are.
+        let (words, is_wrong) = match self.flags.as_slice() {
+            [] => (running(inspector).map_err(|error| Failure::new(error, 1))?, 1),
+            flags => (flags.to_vec(), EX_USAGE),
+        };
+        let words = ["sluice", "run"].into_iter().chain(words.iter().map(String::as_str));
+        let flags = run_arguments(words).map_err(|error| Failure::new(error, is_wrong))?;
         let failed = |error: VerifyError| {
             let code = error.exit_code();
             Failure::new(error, code)
         };
         let agent = inspector.agent().ok().filter(|_| !self.anew && self.flags.is_empty());
-        let state_dir = run_arguments(words()).ok().and_then(|arguments| arguments.state_dir);
-        if let (Some(agent), Some(state_dir)) = (agent, state_dir) {
-            match verify::by_agent(&seen_by(agent.pid, &state_dir), agent.pid, patience).await.map_err(failed)? {
+        if let (Some(agent), Some(state_dir)) = (agent, &flags.state_dir) {
+            match verify::by_agent(&seen_by(agent.pid, state_dir), agent.pid, patience).await.map_err(failed)? {
                 ByAgent::Compared(comparison) => return Ok(comparison),
                 ByAgent::Nobody(reason) => {
                     eprintln!("sluice: the agent cannot be asked ({reason}): all objects are read from their source");
                 }
             }
         }
-        let mut config = configuration(words()).map_err(|error| Failure::new(error, 2))?;
+        let mut config = run::configuration(flags).map_err(|error| Failure::new(error, EX_CONFIG))?;
         config.dataplane.pin_path.clone_from(&self.target.pin_path);
         self.target.warn_of_another_network();
         verify::anew(&config, patience).await.map_err(failed)

@@ -54,11 +54,35 @@ pub enum Removed {
         /// Its name.
         device: &'static str,
     },
+    /// A file that agents keep for each other.
+    File {
+        /// Where it is.
+        path: PathBuf,
+    },
     /// An empty directory.
     Directory {
         /// Which.
         path: PathBuf,
     },
+}
+
+/// What could not be removed, and why not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Kept {
+    /// What.
+    #[serde(flatten)]
+    pub thing: Removed,
+    /// Why, and what to do about it.
+    pub reason: String,
+}
+
+/// What became of everything that was found. A directory that is not empty because of something kept is in neither.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Cleaned {
+    /// This is gone.
+    pub removed: Vec<Removed>,
+    /// This is not.
+    pub kept: Vec<Kept>,
 }
 
 impl fmt::Display for Removed {
@@ -69,19 +93,27 @@ impl fmt::Display for Removed {
             Self::Map { path } => write!(f, "map {}", path.display()),
             Self::ReservedPorts { ports } => write!(f, "{ports} from the reserved ports"),
             Self::Tunnel { device } => write!(f, "device {device}"),
+            Self::File { path } => write!(f, "file {}", path.display()),
             Self::Directory { path } => write!(f, "directory {}", path.display()),
         }
     }
 }
 
 /// Removes every link, filter and map of ours, and the directories if nothing else is in them. Filters are removed from
-/// the devices of the calling thread's network namespace; the clsact qdisc stays, because others may use it. Refused
-/// while an agent uses the pins. Must not be called in a tokio runtime.
-pub fn cleanup(pin_path: &Path) -> Result<Vec<Removed>, OpenError> {
+/// the devices of the calling thread's network namespace; the clsact qdisc stays, because others may use it. What cannot be
+/// removed keeps nothing else from it. Refused while an agent uses the pins. Must not be called in a tokio runtime.
+pub fn cleanup(pin_path: &Path) -> Result<Cleaned, OpenError> {
     let _lock = pin_path.exists().then(|| super::lock(pin_path)).transpose()?;
-    let found = find(pin_path)?;
-    found.iter().try_for_each(|thing| thing.remove(pin_path))?;
-    Ok(found)
+    let mut cleaned = Cleaned::default();
+    for thing in find(pin_path)? {
+        match thing.remove(pin_path) {
+            Ok(()) => cleaned.removed.push(thing),
+            Err(OpenError::PinPath { source, .. })
+                if source.kind() == io::ErrorKind::DirectoryNotEmpty && !cleaned.kept.is_empty() => {}
+            Err(error) => cleaned.kept.push(Kept { thing, reason: error.to_string() }),
+        }
+    }
+    Ok(cleaned)
 }
 
 /// What [`cleanup`] would remove now. Changes nothing, and may be asked while an agent runs. Must not be called in a tokio runtime.
@@ -128,10 +160,10 @@ fn holds_nothing_but(directory: &Path, gone: &[PathBuf]) -> io::Result<bool> {
 }
 
 impl Removed {
-    /// Where it stands in the BPF file system.
+    /// Where it stands in a file system.
     fn path(&self) -> Option<&Path> {
         match self {
-            Self::Link { path, .. } | Self::Map { path } | Self::Directory { path } => Some(path),
+            Self::Link { path, .. } | Self::Map { path } | Self::File { path } | Self::Directory { path } => Some(path),
             Self::Filter { .. } | Self::ReservedPorts { .. } | Self::Tunnel { .. } => None,
         }
     }
@@ -140,7 +172,7 @@ impl Removed {
         let kernel = |what| move |source| OpenError::from(Error::Kernel { what, source });
         match self {
             Self::Link { path, .. } => detach(path).map_err(|source| OpenError::PinPath { path: path.clone(), source }),
-            Self::Map { path } => {
+            Self::Map { path } | Self::File { path } => {
                 fs::remove_file(path).map_err(|source| OpenError::PinPath { path: path.clone(), source })
             }
             Self::Directory { path } => {
@@ -151,7 +183,7 @@ impl Removed {
                 clsact::remove(device, *side);
                 Ok(())
             }
-            Self::ReservedPorts { .. } => reserved_ports::release(pin_path).map_err(kernel("the reserved ports")),
+            Self::ReservedPorts { .. } => Ok(reserved_ports::release(pin_path)?),
             Self::Tunnel { device } => netlink::tunnels::remove(device).map_err(kernel(TUNNELS)),
         }
     }

@@ -188,6 +188,17 @@ pub enum Error {
         /// The pin path.
         path: PathBuf,
     },
+    /// Ports that were kept from the node's own sockets.
+    #[error(
+        "they cannot be taken out of the reserved ports ({source}): run `sysctl -w net.ipv4.ip_local_reserved_ports={others}` on the \
+         node, and try again"
+    )]
+    ReservedPorts {
+        /// Those that are to stay there, as the kernel writes them.
+        others: String,
+        /// What it said.
+        source: io::Error,
+    },
     /// The clock, or a socket.
     #[error("cannot ask the kernel for {what}: {source}")]
     Kernel {

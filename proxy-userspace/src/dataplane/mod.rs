@@ -72,7 +72,7 @@ use self::{
 pub use self::{
     attach::{AttachProblem, AttachReport, Attachment, Mechanism},
     attached::{Attached, attached},
-    cleanup::{Removed, cleanup, find},
+    cleanup::{Cleaned, Kept, Removed, cleanup, find},
     clsact::Side,
     devices::device_name,
     error::{Error, OpenError},

@@ -14,6 +14,8 @@ use std::{
 
 use tracing::{info, warn};
 
+use super::error::Error;
+
 /// Both are those of the network namespace of who reads them.
 const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 const EPHEMERAL: &str = "/proc/sys/net/ipv4/ip_local_port_range";
@@ -149,18 +151,23 @@ pub(super) fn held(pin_path: &Path) -> Option<String> {
     place(pin_path).is_symlink().then(|| noted(pin_path).to_string())
 }
 
-/// Takes out what we have entered.
-pub(super) fn release(pin_path: &Path) -> io::Result<()> {
+/// Takes out what we have entered. Somebody else may have done it, where we may not.
+pub(super) fn release(pin_path: &Path) -> Result<(), Error> {
     let ours = noted(pin_path);
     if ours != Ports::default()
         && let Ok(all) = read(RESERVED)
     {
         let others = all.without(&ours);
-        // A line is what the kernel takes, an empty one too.
-        fs::write(RESERVED, format!("{others}\n"))?;
+        if others != all {
+            // A line is what the kernel takes, an empty one too.
+            let written = fs::write(RESERVED, format!("{others}\n"));
+            written.map_err(|source| Error::ReservedPorts { others: others.to_string(), source })?;
+        }
     }
     match fs::remove_file(place(pin_path)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(Error::Kernel { what: "the note of the reserved ports to be removed", source })
+        }
         _ => Ok(()),
     }
 }

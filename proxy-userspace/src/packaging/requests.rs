@@ -42,9 +42,10 @@ pub(super) async fn all() -> BTreeSet<Asked> {
     let (sender, mut log) = watch::channel(Log::default());
     let client = Client::new(tower::service_fn(move |request| answer(request, sender.clone())), "default");
     let (events, _events) = tokio::sync::mpsc::channel(source::QUEUE);
-    start_with(&client, NODE, Watches::default(), &events);
-    watch_peers(&client, NODE, Watches::default(), &events);
-    let mut recorder = Recorder::start(Some(client), NODE, Metrics::default());
+    let metrics = Metrics::default();
+    start_with(&client, NODE, Watches::default(), &events, &metrics);
+    watch_peers(&client, NODE, Watches::default(), &events, &metrics);
+    let mut recorder = Recorder::start(Some(client), NODE, metrics);
     for _ in ["an Event", "and the same again, which changes it"] {
         let defect = Defect { object: ObjectReference::of_node(NODE), problem: Problem::watch("Node", "no") };
         recorder.tell(&[defect], std::time::Instant::now());

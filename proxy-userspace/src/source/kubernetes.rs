@@ -7,6 +7,7 @@
 //! be read counts as absent, and is named in the log.
 
 mod connection;
+mod heard;
 mod memory;
 mod received;
 mod servers;
@@ -28,11 +29,12 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
 pub use self::connection::OpenError;
-pub(crate) use self::memory::{Memory, Remembered};
+pub(crate) use self::memory::{FILES as MEMORY, Memory, Remembered};
 use self::received::Received;
 use super::{Change, Event, Sender};
 use crate::{
     config::ApiServer,
+    metrics::{self, Metrics},
     model::{Defect, ObjectName, ObjectReference, Problem, TRIGGER_TIME},
     supervise,
 };
@@ -62,30 +64,35 @@ impl Default for Watches {
 
 /// Opens the connection's settings and starts the watches. A server that cannot be reached is no error: it is tried
 /// again for ever. The client may be used for other requests, too.
-pub async fn start(server: &ApiServer, node_name: &str, sender: Sender) -> Result<Client, OpenError> {
+pub async fn start(
+    server: &ApiServer,
+    node_name: &str,
+    sender: Sender,
+    metrics: &Metrics,
+) -> Result<Client, OpenError> {
     let client = connection::open(server).await?;
-    start_with(&client, node_name, Watches::default(), &sender);
+    start_with(&client, node_name, Watches::default(), &sender, metrics);
     Ok(client)
 }
 
 /// Starts the watches. They end when nobody listens any more.
-pub fn start_with(client: &Client, node_name: &str, watches: Watches, sender: &Sender) {
+pub fn start_with(client: &Client, node_name: &str, watches: Watches, sender: &Sender, metrics: &Metrics) {
     let config = watcher::Config::default().page_size(watches.page_size).timeout(watches.timeout);
     let services = config.clone().labels(SERVICES.0).fields(SERVICES.1);
     let slices = config.clone().labels(SLICES);
     let nodes = config.clone().fields(&format!("metadata.name={node_name}"));
-    let listener = Listener { sender: sender.clone(), node: ObjectReference::of_node(node_name) };
-    spawn(Api::all(client.clone()), config, Event::ServiceCidrs, &listener);
-    spawn(Api::all(client.clone()), services, Event::Services, &listener);
-    spawn(Api::all(client.clone()), slices, Event::EndpointSlices, &listener);
-    spawn(Api::all(client.clone()), nodes, Event::Nodes, &listener);
+    let listener = |resource| Listener::new(sender, node_name, metrics.watch(resource));
+    spawn(client, config, Event::ServiceCidrs, listener("servicecidrs"));
+    spawn(client, services, Event::Services, listener("services"));
+    spawn(client, slices, Event::EndpointSlices, listener("endpointslices"));
+    spawn(client, nodes, Event::Nodes, listener("nodes"));
 }
 
 /// Starts a watch of all Nodes, of which packets may be dispatched to the others. Their agents tell what is wrong with them.
-pub fn watch_peers(client: &Client, node_name: &str, watches: Watches, sender: &Sender) {
+pub fn watch_peers(client: &Client, node_name: &str, watches: Watches, sender: &Sender, metrics: &Metrics) {
     let config = watcher::Config::default().page_size(watches.page_size).timeout(watches.timeout);
-    let listener = Listener { sender: sender.clone(), node: ObjectReference::of_node(node_name) };
-    spawn(Api::all(client.clone()), config, Event::Peers, &listener);
+    // The same resource as the own Node's, and another watch.
+    spawn(client, config, Event::Peers, Listener::new(sender, node_name, metrics.watch("peers")));
 }
 
 /// A client with this source's settings, for [`start_with`].
@@ -99,22 +106,33 @@ struct Listener {
     sender: Sender,
     /// What defects are about that are not an object's own.
     node: ObjectReference,
+    /// Counts what is heard, and what fails.
+    watch: metrics::Watch,
 }
 
 /// Nobody listens any more.
 struct Unheard;
 
 impl Listener {
+    fn new(sender: &Sender, node_name: &str, watch: metrics::Watch) -> Self {
+        Self { sender: sender.clone(), node: ObjectReference::of_node(node_name), watch }
+    }
+
+    /// An attempt has failed.
+    fn count<K: Resource<DynamicType = ()>>(&self, error: &watcher::Error) {
+        if is_too_old::<K>(error) { self.watch.forget() } else { self.watch.fail() }
+    }
+
     async fn tell(&self, event: Event) -> Result<(), Unheard> {
         self.sender.send(event).await.or(Err(Unheard))
     }
 }
 
-fn spawn<K>(api: Api<Received<K>>, config: watcher::Config, event: fn(Change<K>) -> Event, listener: &Listener)
+fn spawn<K>(client: &Client, config: watcher::Config, event: fn(Change<K>) -> Event, listener: Listener)
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let listener = listener.clone();
+    let api: Api<Received<K>> = Api::all(heard::counted(client, &listener.watch));
     supervise::spawn("a watch of the API server", move || watch(api.clone(), config.clone(), event, listener.clone()));
 }
 
@@ -180,8 +198,11 @@ where
                 }
             }
             Err(error) if strategy == Strategy::Stream && is_refusal(&error) => return Ok(Ended::Refused),
-            Err(error) if is_expiry(&error) => return Ok(Ended::Expired),
             Err(error) => {
+                listener.count::<K>(&error);
+                if is_expiry(&error) {
+                    return Ok(Ended::Expired);
+                }
                 if let Some(problem) = trouble.note::<K>(&error) {
                     let defect = Defect { object: listener.node.clone(), problem };
                     listener.tell(Event::Defect(Box::new(defect))).await?;

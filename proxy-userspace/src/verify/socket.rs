@@ -25,7 +25,8 @@ use tokio::{
 use super::{Comparison, of_tables};
 use crate::desired::Tables;
 
-const FILE: &str = "verify.sock";
+/// Its name in the state directory.
+pub(crate) const FILE: &str = "verify.sock";
 
 /// Until an answer must have been taken: then the next one who asks gets his.
 const TAKEN: Duration = Duration::from_secs(30);

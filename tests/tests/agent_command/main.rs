@@ -27,9 +27,10 @@ use proxy_common::{
     service::{Frontend, Service},
     stats::Stats,
 };
+use serde_json::json;
 use tests::{lab::agent::sluice_program, sandbox::Sandbox};
 
-use self::node::{Node, run};
+use self::node::{Node, run, state};
 
 #[test]
 fn json_and_yaml_say_the_same() -> Result<()> {
@@ -134,15 +135,64 @@ fn what_a_cleanup_would_do_is_what_it_does() -> Result<()> {
         ensure!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(serde_json::from_slice(&output.stdout)?)
     };
-    let planned = told(&["cleanup", "--dry-run"])?;
+    let directory = state(&sandbox);
+    let own = directory.display().to_string();
+    let (plan, clean) = (["cleanup", "--dry-run", "--state-dir", &own], ["cleanup", "--state-dir", &own]);
+    let planned = told(&plan)?;
     assert!(planned["notes"][0].as_str().is_some_and(|note| note.contains("an agent runs")), "{planned}");
-    assert_eq!(run(&sandbox, &["cleanup"])?.status.code(), Some(1), "while an agent runs");
+    assert_eq!(run(&sandbox, &clean)?.status.code(), Some(1), "while an agent runs");
+    assert!(directory.join("verify.sock").exists());
     drop(agent);
-    let planned = told(&["cleanup", "--dry-run"])?;
+    fs::write(directory.join("kubernetes.json"), "")?;
+    let planned = told(&plan)?;
     assert_eq!((pins()?, planned["notes"].as_array().map(Vec::len)), (before, Some(0)), "{planned}");
-    assert_eq!(planned["removed"], told(&["cleanup"])?["removed"]);
-    assert!(!sandbox.pins.path().exists());
-    assert_eq!(told(&["cleanup", "--dry-run"])?["removed"], serde_json::json!([]));
+    let list = planned["removed"].as_array().context("no list")?;
+    let expected = ["kubernetes.json", "verify.sock"].map(|name| json!({"kind": "file", "path": directory.join(name)}));
+    assert!(list.ends_with(&[&expected[..], &[json!({"kind": "directory", "path": directory})]].concat()), "{planned}");
+    assert_eq!(planned["removed"], told(&clean)?["removed"]);
+    assert!(!sandbox.pins.path().exists() && !directory.exists());
+    assert_eq!(told(&plan)?["removed"], json!([]));
+    Ok(())
+}
+
+/// In a container `/proc/sys` is read-only and the state directory mounted.
+#[test]
+fn a_cleanup_goes_on_past_what_it_cannot_remove_and_says_what_to_do_about_it() -> Result<()> {
+    let Node { sandbox, agent, .. } = Node::new()?;
+    drop(agent);
+    let (pins, state) = (sandbox.pins.path(), state(&sandbox));
+    let container =
+        "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && mount --bind \"$2\" \"$2\" &&
+        exec \"$0\" cleanup -o json --pin-path \"$1\" --state-dir \"$2\"";
+    let clean = || -> Result<(Option<i32>, serde_json::Value, String)> {
+        let mut command = sandbox.namespace.command("unshare")?;
+        command.args(["--mount", "sh", "-c", container]).arg(sluice_program()?).arg(pins).arg(&state);
+        let output = command.output()?;
+        let complaint = String::from_utf8(output.stderr)?;
+        let told = serde_json::from_slice(&output.stdout).with_context(|| complaint.clone())?;
+        Ok((output.status.code(), told, complaint))
+    };
+    let advice = "sysctl -w net.ipv4.ip_local_reserved_ports=8080";
+    sandbox.namespace.sysctl("net/ipv4/ip_local_reserved_ports", "8080,10000-29999")?;
+
+    let (status, told, complaint) = clean()?;
+    assert_eq!(status, Some(1), "{complaint}");
+    assert!(complaint.contains("not removed: 10000-29999 from the reserved ports"), "{complaint}");
+    assert!(complaint.contains(&format!("`{advice}`")), "{complaint}");
+    assert_eq!(told["kept"].as_array().map(Vec::len), Some(1), "{told}");
+    assert_eq!(told["kept"][0]["kind"], "reserved_ports", "{told}");
+    let removed = told["removed"].as_array().context("no list")?;
+    for gone in [pins.join("maps/NODE"), pins.join("links"), state.join("verify.sock")] {
+        assert!(removed.iter().any(|thing| thing["path"] == json!(gone)) && !gone.exists(), "{gone:?}: {told}");
+    }
+    assert!(told["notes"][0].as_str().is_some_and(|note| note.contains("is mounted here")), "{told}");
+    assert!(pins.exists() && state.exists());
+
+    let words: Vec<&str> = advice.split(' ').collect();
+    assert!(sandbox.namespace.command(words[0])?.args(&words[1..]).output()?.status.success());
+    let (status, _, complaint) = clean()?;
+    assert_eq!(status, Some(0), "{complaint}");
+    assert!(!pins.exists());
     Ok(())
 }
 
@@ -168,7 +218,7 @@ fn verify_agrees_with_the_agent_and_names_what_somebody_has_changed() -> Result<
     for words in [&["verify"][..], &["verify", "--anew"]] {
         let output = node.run(words)?;
         let told = String::from_utf8(output.stdout)?;
-        assert_eq!(output.status.code(), Some(1), "{words:?}: {told}");
+        assert_eq!(output.status.code(), Some(4), "{words:?}: {told}");
         for expected in [
             "SERVICES_V4   10.96.0.11 port 80/TCP of shop/cart/TCP   is missing",
             "SERVICES_V4   10.96.0.99 port 80/TCP",
@@ -196,8 +246,32 @@ fn verify_says_what_an_agent_that_stands_still_has_not_heard() -> Result<()> {
     assert_eq!(asked.status.code(), Some(1), "{complaint}");
     assert!(complaint.contains("the agent has not answered within 1s"), "{complaint}");
     let told = String::from_utf8(anew.stdout)?;
-    assert_eq!(anew.status.code(), Some(1), "{told}");
+    assert_eq!(anew.status.code(), Some(4), "{told}");
     assert!(told.contains("10.96.0.77 port 80/TCP of default/unheard/TCP   is missing"), "{told}");
+    Ok(())
+}
+
+/// Who is alerted by the exit status must not take what could not be found out for a difference.
+#[test]
+fn verify_says_by_its_exit_status_what_kept_it_from_comparing() -> Result<()> {
+    let Node { sandbox, agent, .. } = Node::new()?;
+    let directory = sandbox.directory.path();
+    fs::write(directory.join("broken.yaml"), "kind: KubeProxyConfiguration\nnope: 1\n")?;
+    let broken = directory.join("broken.yaml").display().to_string();
+    let missing = format!("file:{}", directory.join("missing").display());
+    let cases: [(&str, &[&str], i32, &str); 4] = [
+        ("flags that there are not", &["verify", "--", "--nope"], 2, "--nope"),
+        ("a broken file", &["verify", "--", "--config", &broken], 78, "unknown field"),
+        ("no such directory", &["verify", "--", "--source", &missing], 78, "missing"),
+        ("nobody to ask", &["verify"], 1, "no agent runs"),
+    ];
+    drop(agent);
+    for (name, words, code, expected) in cases {
+        let output = run(&sandbox, words)?;
+        let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{name}: {complaint}");
+        assert!(complaint.contains(expected), "{name}: {complaint}");
+    }
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! A node whose kernel holds four Services, and the commands that are asked about it.
 
-use std::{fs, process::Output};
+use std::{fs, path::PathBuf, process::Output};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{HashMap, Map, MapData};
@@ -104,11 +104,16 @@ impl Node {
         fs::create_dir(&objects)?;
         fs::write(objects.join(file), text)?;
         let source = format!("file:{}", objects.display());
-        let state = sandbox.directory.path().join("state").display().to_string();
+        let state = state(&sandbox).display().to_string();
         let flags = ["--source", &source, "--state-dir", &state, "--uplinks", "uplink", "--flow-table-size", "16384"];
         let agent = sandbox.agent(&flags)?;
         agent.wait_for("in sync")?;
         Ok(Self { sandbox, agent, now: Testbed::new()?.jiffies()? })
+    }
+
+    /// Its agent's `--state-dir`.
+    pub(super) fn state(&self) -> PathBuf {
+        state(&self.sandbox)
     }
 
     pub(super) fn run(&self, arguments: &[&str]) -> Result<Output> {
@@ -181,6 +186,11 @@ impl Node {
         flows.insert(Tuple::new(pod, client, target, sport, Protocol::Tcp, Stage::ToPod), reply, 0)?;
         Ok(())
     }
+}
+
+/// The `--state-dir` of the agent in a sandbox.
+pub(super) fn state(sandbox: &Sandbox) -> PathBuf {
+    sandbox.directory.path().join("state")
 }
 
 pub(super) fn run(sandbox: &Sandbox, arguments: &[&str]) -> Result<Output> {

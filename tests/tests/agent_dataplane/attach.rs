@@ -200,7 +200,7 @@ fn filters_take_the_place_of_links_on_older_kernels() -> Result<()> {
     }
     node.run(|| {
         let _filter = Stranger::new()?.filter("pod0")?;
-        let removed = cleanup(&node.options.pin_path)?;
+        let removed = cleanup(&node.options.pin_path)?.removed;
         let filter = Removed::Filter { device: "up0".into(), side: Side::Egress };
         assert!(removed.contains(&filter), "{removed:?}");
         let found = filters(&node.namespace, "pod0", "ingress")?;

@@ -96,7 +96,7 @@ fn cleanup_removes_everything_of_ours_and_nothing_else() -> Result<()> {
         stranger.pin(&foreign_pin)?;
         assert_eq!(tcx_chain("pod0")?.len(), 2);
 
-        let removed = cleanup(&node.options.pin_path)?;
+        let removed = cleanup(&node.options.pin_path)?.removed;
         let links = removed.iter().filter(|one| matches!(one, Removed::Link { .. })).count();
         assert_eq!(links, every_link().len());
         assert!(removed.contains(&Removed::Map { path: node.pin("maps/NODE") }), "{removed:?}");
@@ -106,7 +106,7 @@ fn cleanup_removes_everything_of_ours_and_nothing_else() -> Result<()> {
         std::fs::remove_file(&foreign_pin)?;
         cleanup(&node.options.pin_path)?;
         assert!(!node.options.pin_path.exists());
-        assert_eq!(cleanup(&node.options.pin_path)?, []);
+        assert_eq!(cleanup(&node.options.pin_path)?.removed, []);
         Ok(())
     })
 }

@@ -35,7 +35,7 @@ fn source_ports_are_reserved_beside_those_of_others_and_given_back_by_cleanup_al
         assert_eq!(reserved()?, "8080,9000-19999,40000", "taken out by others, and back");
         drop(dataplane);
 
-        let removed = cleanup(&node.options.pin_path)?;
+        let removed = cleanup(&node.options.pin_path)?.removed;
         assert!(removed.iter().any(|one| matches!(one, Removed::ReservedPorts { .. })), "{removed:?}");
         assert_eq!(reserved()?, "8080,40000");
         assert!(!node.options.pin_path.exists());

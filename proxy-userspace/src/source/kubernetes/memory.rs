@@ -27,6 +27,10 @@ use crate::{
 };
 
 const FILE: &str = "kubernetes.json";
+/// Where it is written before it gets its name.
+const DRAFT: &str = ".kubernetes.json.new";
+/// All that there may be of it in a state directory.
+pub(crate) const FILES: [&str; 2] = [FILE, DRAFT];
 /// More than a hundred replicas are not an API server's.
 const MOST: usize = 1 << 20;
 
@@ -250,7 +254,7 @@ fn is_of_api_server(slice: &EndpointSlice) -> bool {
 }
 
 fn replace(directory: &Path, text: &str) -> io::Result<()> {
-    let hidden = directory.join(format!(".{FILE}.new"));
+    let hidden = directory.join(DRAFT);
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&hidden)?;
     file.write_all(text.as_bytes())?;
     // A power failure must not leave the name without the text.
