@@ -29,7 +29,9 @@ fn node_ports_follow_the_nodes_addresses() -> Result<()> {
         let node = cluster.lab.node("node-a")?.host.namespace();
         let change = |what: &str| {
             node.ip(&format!("addr {what} {}/32 dev uplink", FLOATING.v4))?;
-            node.ip(&format!("addr {what} {}/128 dev uplink nodad", FLOATING.v6))
+            // As keepalived does it: no source of connections, and so deprecated.
+            let lifetime = if what == "add" { "preferred_lft 0" } else { "" };
+            node.ip(&format!("addr {what} {}/128 dev uplink nodad {lifetime}", FLOATING.v6))
         };
         let targets = [FLOATING.v4.into(), FLOATING.v6.into()].into_iter().flat_map(|address| {
             let address = SocketAddr::new(address, service.node_port);

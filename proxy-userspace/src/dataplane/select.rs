@@ -1,7 +1,7 @@
 //! Which devices get which programs: the operator's patterns, or what netlink says about the devices.
 
 use super::{
-    netlink::{Link, LinkAddress, NodeNetwork, tunnels},
+    netlink::{Link, NodeNetwork, tunnels},
     options::{DevicePattern, Options, UplinkMode},
     program::ProgramName,
 };
@@ -50,7 +50,7 @@ pub(super) fn select<'a>(options: &Options, network: &'a NodeNetwork) -> Selecti
     let mut selection = Selection::default();
     let bridge = options.pod_bridge.as_deref().and_then(|name| network.link(name));
     for link in &network.links {
-        match role(options, link, bridge, &network.addresses) {
+        match role(options, link, bridge, network) {
             Some(Role::Uplink) => selection.uplinks.push(link),
             Some(Role::Pod) => selection.pod_devices.push(link),
             None => {}
@@ -63,20 +63,36 @@ pub(super) fn select<'a>(options: &Options, network: &'a NodeNetwork) -> Selecti
 }
 
 /// Whether packets leave the node by a device, or come to it, when nobody says so: by a default route, in a tunnel, or because it is a
-/// card, or a VLAN or bond of some, with an address of its own: other nodes may be behind a second one.
-fn leads_out(link: &Link, addresses: &[LinkAddress]) -> bool {
+/// card, or a bond of some, with an address of its own: other nodes may be behind a second one. The same of a VLAN, unless it is one of
+/// such a device, whose programs see its frames.
+fn leads_out(link: &Link, network: &NodeNetwork) -> bool {
     const CARDS: [&str; 4] = ["", "bond", "team", "vlan"];
-    let has_address = || addresses.iter().any(|address| address.ifindex == link.ifindex && address.is_global);
+    let has_address = || network.addresses.iter().any(|address| address.ifindex == link.ifindex && address.is_global);
     let is_card = link.has_ethernet && !link.is_loopback && CARDS.contains(&link.kind.as_str());
-    link.has_default_route || link.is_overlay() || is_card && link.master.is_none() && has_address()
+    link.has_default_route
+        || link.is_overlay()
+        || is_card
+            && link.master.is_none()
+            && has_address()
+            && !parents(link, network).any(|parent| leads_out(parent, network))
 }
 
-fn role(options: &Options, link: &Link, bridge: Option<&Link>, addresses: &[LinkAddress]) -> Option<Role> {
+/// Of a VLAN the device whose frames bear its tag, of a VLAN in a VLAN its, and so on.
+fn parents<'a>(link: &Link, network: &'a NodeNetwork) -> impl Iterator<Item = &'a Link> {
+    let parent = |link: &Link| {
+        let parent = link.vlan.as_ref()?.parent;
+        network.links.iter().find(|other| other.ifindex == parent)
+    };
+    // No more deep than there are devices, whatever the kernel says.
+    std::iter::successors(parent(link), move |link| parent(link)).take(network.links.len())
+}
+
+fn role(options: &Options, link: &Link, bridge: Option<&Link>, network: &NodeNetwork) -> Option<Role> {
     if is_listed(&options.uplinks, link) || (options.tunnels && tunnels::is_tunnel(&link.name)) {
         Some(Role::Uplink)
     } else if is_listed(&options.pod_devices, link) {
         Some(Role::Pod)
-    } else if options.uplinks.is_empty() && leads_out(link, addresses) {
+    } else if options.uplinks.is_empty() && leads_out(link, network) {
         Some(Role::Uplink)
     } else if options.pod_bridge.is_some() {
         bridge.is_some_and(|bridge| link.master == Some(bridge.ifindex)).then_some(Role::Pod)
@@ -97,7 +113,10 @@ fn is_listed(patterns: &[DevicePattern], link: &Link) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Link, LinkAddress, NodeNetwork, Options, ProgramName, Selection, UplinkMode, select};
+    use proxy_common::node::Vlan;
+
+    use super::{Link, NodeNetwork, Options, ProgramName, Selection, UplinkMode, select};
+    use crate::dataplane::netlink::LinkAddress;
 
     fn network() -> NodeNetwork {
         let link = |ifindex, name: &str| Link { ifindex, name: name.into(), has_ethernet: true, ..Link::default() };
@@ -176,6 +195,40 @@ mod tests {
             let network = NodeNetwork { links: vec![link], addresses: vec![address(ifindex)] };
             let selection = select(&Options::new("/nowhere"), &network);
             assert_eq!(selection.uplinks.len(), usize::from(is_uplink), "{name}");
+        }
+    }
+
+    #[test]
+    fn programs_of_a_card_see_the_frames_of_its_vlans() {
+        let address = |ifindex| LinkAddress {
+            ifindex,
+            net: "192.0.2.9/24".parse().unwrap(),
+            is_global: true,
+            is_secondary: false,
+            is_usable: true,
+            is_deprecated: false,
+        };
+        let vlan = |ifindex, parent| Link {
+            ifindex,
+            name: format!("vlan{ifindex}"),
+            kind: "vlan".into(),
+            has_ethernet: true,
+            vlan: Some(Vlan { parent, protocol: 0x81, number: 5 }),
+            ..Link::default()
+        };
+        let card = Link { ifindex: 2, name: "card".into(), has_ethernet: true, ..Link::default() };
+        let links = vec![card, vlan(3, 2), vlan(4, 3)];
+        for (with_address, expected) in [
+            (vec![2, 3, 4], vec!["card"]),
+            (vec![3, 4], vec!["vlan3"]),
+            (vec![4], vec!["vlan4"]),
+            (vec![2, 4], vec!["card"]),
+        ] {
+            let addresses = with_address.iter().copied().map(address).collect();
+            let network = NodeNetwork { links: links.clone(), addresses };
+            let selection = select(&Options::new("/nowhere"), &network);
+            let names: Vec<&str> = selection.uplinks.iter().map(|link| link.name.as_str()).collect();
+            assert_eq!(names, expected, "{with_address:?}");
         }
     }
 

@@ -363,6 +363,8 @@ mod tests {
                     fs::set_permissions(&other, Permissions::from_mode(0o600))
                         .or_else(|_| fs::write(&other, ""))
                         .unwrap();
+                    // Never as long as it takes to settle; a loop would be a flood, on which a machine has to spend its time.
+                    thread::sleep(super::SETTLE / 5);
                 }
             }
         });
