@@ -107,3 +107,26 @@ fn an_agent_that_starts_suspects_every_udp_port_and_writes_nothing() {
     let plan = settle(&mut second, &mut kernel, now);
     assert_eq!(plan.serving_v4.ports, BTreeMap::from([(own, None)]));
 }
+
+/// Flows between the families stand in the maps of IPv6, and bear its indexes.
+#[test]
+fn a_service_that_crosses_loses_an_endpoint_in_both_families() {
+    let (mut kernel, now) = (KernelState::default(), Instant::now());
+    let settings = Settings { name: "here".into(), crosses: true, ..Settings::default() };
+    let mut reconciler = Reconciler::new(settings, SMALL);
+    reconciler.adopt(kernel.clone(), now);
+    reconciler.absorb_network(NodeNetwork::default());
+    let mut crossing = dns("dns", "10.96.0.1");
+    crossing.metadata.annotations = Some(object(json!({"service.sluice.dev/nat46x64": "true"})));
+    let both = json!([ready("10.0.0.1"), ready("10.0.0.2")]);
+    let other = endpoints("other", &both);
+    tell(&mut reconciler, lists(vec![crossing], vec![endpoints("dns", &both), other]));
+    settle(&mut reconciler, &mut kernel, now);
+    let left = endpoints("dns", &json!([ready("10.0.0.2")]));
+    reconciler.absorb(Event::EndpointSlices(Change::Apply(Box::new(left))));
+    let plan = settle(&mut reconciler, &mut kernel, now);
+    for changes in [&plan.serving_v4, &plan.serving_v6] {
+        let lost: Vec<_> = changes.ports.values().flatten().map(|port| (port.backends.len(), port.has_lost)).collect();
+        assert_eq!(lost, [(1, true)], "{changes:?}");
+    }
+}
