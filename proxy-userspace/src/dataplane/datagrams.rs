@@ -107,7 +107,7 @@ type Subject = (Protocol, u32, BackendId);
 
 /// Who answers for some Service ports.
 #[derive(Debug, Default)]
-pub(super) struct Judge(BTreeMap<u32, Arc<[BackendId]>>);
+pub(super) struct Judge(pub(super) BTreeMap<u32, Arc<[BackendId]>>);
 
 impl Judge {
     /// Whether a flow has to leave its backend. What is of another Service port is none of this one's affairs.

@@ -285,7 +285,6 @@ where
 
     /// Connected sockets whose backend has gone, or is lost to one of these Service ports.
     fn lost(&self, suspects: &BTreeSet<u32>) -> Result<Vec<Lost>, Error> {
-        let judge = self.flows.judge(suspects);
         let mut connected = Vec::new();
         self.peers.visit(|peer, target| {
             if peer.way == SocketWay::ToFrontend && target.origin == SocketOrigin::Connected {
@@ -293,6 +292,8 @@ where
             }
             true
         })?;
+        // After that look: whoever was chosen before it is known to answer by now.
+        let judge = self.flows.judge(suspects);
         let mut backends = HashMap::new();
         for (_, target) in &connected {
             if let std::collections::hash_map::Entry::Vacant(e) = backends.entry(target.backend) {
@@ -386,6 +387,8 @@ fn only_port<'a>(lost: impl IntoIterator<Item = &'a Lost>) -> Option<u16> {
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::BTreeMap, sync::Arc};
+
     use proxy_common::{
         addr::{Ipv4, Port, Protocol},
         backend::{Backend, BackendState},
@@ -417,6 +420,9 @@ mod tests {
             };
             let backend = Backend { state, generation, ..Backend::default() };
             assert_eq!(is_lost(&target, &backend, &Judge::default()), expected, "{name}");
+            let judge = Judge(BTreeMap::from([(1, Arc::from([2]))]));
+            let is_lost = is_lost(&target, &backend, &judge);
+            assert_eq!(is_lost, expected || proto == Protocol::Udp, "{name}, and lost to its Service");
         }
     }
 }
