@@ -103,6 +103,9 @@ pub struct DesiredService<A> {
     pub external: Arc<[Target<A>]>,
     /// Content of the range for packets that other nodes have dispatched here, in slot order.
     pub local: Arc<[Target<A>]>,
+    /// UDP: the endpoints that answer for the Service port, in order, each once. A flow that has one of them may stay with it,
+    /// whatever policies and hints say of new ones.
+    pub serving: Arc<[Target<A>]>,
     /// What an empty `internal` means.
     pub internal_empty: WhenEmpty,
     /// What an empty `external` means.

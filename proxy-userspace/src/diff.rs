@@ -6,6 +6,7 @@ mod ids;
 mod indexes;
 mod ledger;
 mod ranges;
+mod serving;
 mod sources;
 
 use std::{
@@ -20,6 +21,7 @@ use proxy_common::{
     node::ServiceCidrs,
     service::{Frontend, Service},
 };
+pub use serving::{Serving, ServingChanges};
 
 use crate::desired::Prefix;
 
@@ -97,6 +99,10 @@ pub struct Plan {
     pub v6: Vec<Step<Ipv6>>,
     /// The entry of `SERVICE_CIDRS`, after all else: what a Service has is known before the rest of a range is dropped.
     pub service_cidrs: Option<ServiceCidrs>,
+    /// Who answers for UDP Service ports of IPv4.
+    pub serving_v4: ServingChanges,
+    /// The same of IPv6.
+    pub serving_v6: ServingChanges,
 }
 
 impl Plan {

@@ -173,7 +173,11 @@ impl Handles {
             ("sync_proxy_rules", "of a sync", &self.sync),
             ("sync_full_proxy_rules", "of a sync that compared everything", &self.full_sync),
             ("sync_partial_proxy_rules", "of a sync of what had changed", &self.partial_sync),
-            ("conntrack_reconciler_sync", "of looking for sockets whose backend has gone", &self.reconciler_sync),
+            (
+                "conntrack_reconciler_sync",
+                "of looking for sockets and UDP flows whose backend has gone",
+                &self.reconciler_sync,
+            ),
         ];
         for (name, what, durations) in durations {
             let name = format!("kubeproxy_{name}_duration_seconds");
@@ -183,7 +187,7 @@ impl Handles {
         let (deleted, local) = (self.reconciler_deleted.clone(), self.no_local_endpoints.clone());
         registry.register(
             "kubeproxy_conntrack_reconciler_deleted_entries",
-            "Sockets ended because their backend has gone",
+            "Sockets ended because their backend has gone, and entries taken out of UDP flows whose Service has lost it",
             deleted,
         );
         let what = "Service ports whose policy is Local and that have no endpoint on this node";
@@ -302,10 +306,11 @@ impl Metrics {
 
     /// The sockets whose backends may have gone were looked at.
     pub fn swept(&self, swept: Swept) {
-        for (family, ended) in IpFamily::ALL.into_iter().zip(swept.ended) {
+        let deleted = swept.ended.into_iter().zip(swept.forgotten).map(|(ended, forgotten)| ended + forgotten);
+        for (family, deleted) in IpFamily::ALL.into_iter().zip(deleted) {
             let label = family.into();
             self.handles.reconciler_sync.get_or_create(&label).observe(swept.took.as_secs_f64());
-            self.handles.reconciler_deleted.get_or_create(&label).inc_by(ended as u64);
+            self.handles.reconciler_deleted.get_or_create(&label).inc_by(deleted as u64);
         }
     }
 

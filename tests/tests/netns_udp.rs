@@ -254,3 +254,33 @@ fn a_source_port_that_is_used_again_is_served_by_who_serves_now() -> Result<()> 
     }
     Ok(())
 }
+
+/// As [`a_flow_leaves_an_endpoint_that_is_not_ready_and_finds_it_again`], where another Service has the endpoint still: flows that are
+/// answered, and are confirmed therefore. Connections have no part in it: TCP keeps an endpoint until it has left every slice.
+#[test]
+fn a_flow_leaves_an_endpoint_that_its_service_has_lost_and_another_has_still() -> Result<()> {
+    let (service, other) = (Service::new("moving", 40, &["a1"]), Service::new("other", 41, &["a1"]));
+    let cluster = start(&service)?;
+    other.write(cluster.source())?;
+    let mut senders = everywhere(&cluster.lab, &service)?;
+    let mut others = everywhere(&cluster.lab, &other)?;
+    all_reach(&mut senders, "a1")?;
+    all_reach(&mut others, "a1")?;
+    let connections: Vec<_> = ["client-a", "node-a"]
+        .into_iter()
+        .flat_map(|name| Family::ALL.map(|family| (name, Ask::new(service.cluster(family, Protocol::Tcp)))))
+        .map(|(name, ask)| cluster.lab.place(name)?.open(ask))
+        .collect::<Result<_>>()?;
+    service.with_pods(&["b1"]).write(cluster.source())?;
+    all_reach(&mut senders, "b1")?;
+    for sender in &mut others {
+        assert_eq!(sender.try_ask()??.pod, "a1", "{sender}");
+    }
+    for connection in &connections {
+        assert_eq!(connection.ask()?.pod, "a1");
+    }
+    service.with_pods(&[]).write(cluster.source())?;
+    senders.iter_mut().try_for_each(|sender| sender.must_fail(&Failure::Refused))?;
+    service.with_pods(&["a1"]).write(cluster.source())?;
+    all_reach(&mut senders, "a1")
+}

@@ -14,7 +14,7 @@ use proxy_common::outcome::{Hook, Outcome};
 use serde_json::{Value, json};
 use tests::{
     lab::{
-        Lab, LabOptions,
+        Lab, LabOptions, Node,
         address::{Family, pod},
         agent::{AgentOptions, SocketLb},
         cluster::Cluster,
@@ -156,9 +156,9 @@ impl std::fmt::Display for Sender<'_> {
     }
 }
 
-fn start(service: &Service) -> Result<(Cluster, Sinks)> {
+fn start(services: &[Service]) -> Result<(Cluster, Sinks)> {
     let options = AgentOptions { socket_lb: SocketLb::All, ..AgentOptions::default() };
-    let cluster = Cluster::start(LabOptions::default(), options, from_ref(service))?;
+    let cluster = Cluster::start(LabOptions::default(), options, services)?;
     let sinks = Sinks::of(&cluster.lab)?;
     Ok((cluster, sinks))
 }
@@ -169,8 +169,12 @@ fn service(pods: &[&'static str]) -> Service {
 
 /// A pod, whose packets are translated, and the node's own sockets, connected and not.
 fn inside(lab: &Lab) -> Result<Vec<Sender<'_>>> {
+    inside_of(lab, &service(&[]))
+}
+
+fn inside_of<'lab>(lab: &'lab Lab, service: &Service) -> Result<Vec<Sender<'lab>>> {
     let (pod, node) = (lab.place("client-a")?, lab.place("node-a")?);
-    let targets = Family::ALL.map(|family| service(&[]).cluster(family, Protocol::Udp));
+    let targets = Family::ALL.map(|family| service.cluster(family, Protocol::Udp));
     let each =
         |target| [Sender::new(pod, target, true), Sender::new(node, target, true), Sender::new(node, target, false)];
     Ok(targets.into_iter().flat_map(each).collect())
@@ -178,10 +182,14 @@ fn inside(lab: &Lab) -> Result<Vec<Sender<'_>>> {
 
 /// And the client outside, by XDP and by TC.
 fn everywhere(lab: &Lab) -> Result<Vec<Sender<'_>>> {
-    let mut senders = inside(lab)?;
+    everywhere_of(lab, &service(&[]))
+}
+
+fn everywhere_of<'lab>(lab: &'lab Lab, service: &Service) -> Result<Vec<Sender<'lab>>> {
+    let mut senders = inside_of(lab, service)?;
     for node in &lab.nodes {
         for family in Family::ALL {
-            let target = service(&[]).at_node(node.addresses(), family, Protocol::Udp);
+            let target = service.at_node(node.addresses(), family, Protocol::Udp);
             senders.push(Sender::new(&lab.client, target, true));
         }
     }
@@ -194,6 +202,17 @@ fn all_move_to(senders: &mut [Sender<'_>], sinks: &Sinks, pod: &str) -> Result<(
     Ok(())
 }
 
+/// Nobody is ended, not even for a moment, nor sends to anybody else.
+fn all_stay_at(senders: &mut [Sender<'_>], sinks: &Sinks, pod: &str) -> Result<()> {
+    let _ = sinks.heard();
+    for sender in senders {
+        ensure!(sender.send()? == Ok(()), "{sender}, to {pod}");
+        let heard = wait_until("a datagram", SOON, || Some(sinks.heard()).filter(|heard| !heard.is_empty()))?;
+        ensure!(heard.keys().eq([&pod]), "{sender}: {heard:?} instead of {pod} alone");
+    }
+    Ok(())
+}
+
 fn all_end(senders: &mut [Sender<'_>], sinks: &Sinks) -> Result<()> {
     senders.iter_mut().try_for_each(|sender| sender.must_end(sinks))
 }
@@ -201,7 +220,7 @@ fn all_end(senders: &mut [Sender<'_>], sinks: &Sinks) -> Result<()> {
 /// The first and the second shape, and whoever began when there was nobody.
 #[test]
 fn scenario_27_from_some_to_none_and_from_none_to_one_a_client_who_only_sends_is_followed() -> Result<()> {
-    let (cluster, sinks) = start(&service(&[]))?;
+    let (cluster, sinks) = start(from_ref(&service(&[])))?;
     let mut senders = everywhere(&cluster.lab)?;
     all_end(&mut senders, &sinks)?;
     for pod in ["a1", "b1"] {
@@ -222,7 +241,7 @@ fn write_changed(cluster: &Cluster, service: &Service, kind: &str, change: impl 
 /// The third shape: endpoints elsewhere do not count.
 #[test]
 fn scenario_27_under_policy_local_a_client_who_only_sends_follows_the_endpoints_of_its_node() -> Result<()> {
-    let (cluster, sinks) = start(&service(&["a1"]))?;
+    let (cluster, sinks) = start(from_ref(&service(&["a1"])))?;
     let serve_by = |pods: &[&'static str]| {
         write_changed(&cluster, &service(pods), "Service", |object| {
             object["spec"]["internalTrafficPolicy"] = json!("Local");
@@ -239,7 +258,7 @@ fn scenario_27_under_policy_local_a_client_who_only_sends_follows_the_endpoints_
 /// The fourth shape: an endpoint stays in its slice, and is not ready.
 #[test]
 fn scenario_27_a_client_who_only_sends_leaves_an_endpoint_that_is_not_ready_and_finds_it_again() -> Result<()> {
-    let (cluster, sinks) = start(&service(&["a1", "b1"]))?;
+    let (cluster, sinks) = start(from_ref(&service(&["a1", "b1"])))?;
     let mut senders = everywhere(&cluster.lab)?;
     for (ready, pod) in [(0, "a1"), (1, "b1"), (0, "a1")] {
         write_changed(&cluster, &service(&["a1", "b1"]), "EndpointSlice", |slice| {
@@ -256,7 +275,7 @@ fn scenario_27_a_client_who_only_sends_leaves_an_endpoint_that_is_not_ready_and_
 /// The fifth shape: what an agent does when it starts takes no flow from its backend, and no entry out of the table.
 #[test]
 fn scenario_27_a_restart_keeps_the_flows_of_clients_who_only_send_and_they_move_as_ever_afterwards() -> Result<()> {
-    let (cluster, sinks) = start(&service(&PODS))?;
+    let (cluster, sinks) = start(from_ref(&service(&PODS)))?;
     let mut senders = everywhere(&cluster.lab)?;
     let one = |sender: &mut Sender<'_>| -> Result<&'static str> {
         ensure!(sender.send()? == Ok(()), "{sender}");
@@ -278,4 +297,48 @@ fn scenario_27_a_restart_keeps_the_flows_of_clients_who_only_send_and_they_move_
     assert_eq!(opened()?, known, "no flow began anew");
     service(&["b2"]).write(cluster.source())?;
     all_move_to(&mut senders, &sinks, "b2")
+}
+
+/// A sixth shape: the endpoint serves on, for another Service. Each Service's clients go by what is said of their own.
+#[test]
+fn scenario_27_a_client_who_only_sends_leaves_an_endpoint_that_another_service_has_still() -> Result<()> {
+    let other = Service { target_port: SINK, ..Service::new("other", 41, &["a1"]) };
+    let (cluster, sinks) = start(&[service(&["a1"]), other.clone()])?;
+    let (mut own, mut others) = (everywhere(&cluster.lab)?, everywhere_of(&cluster.lab, &other)?);
+    all_move_to(&mut own, &sinks, "a1")?;
+    all_move_to(&mut others, &sinks, "a1")?;
+    let is_unready = |of: &'static str| {
+        write_changed(&cluster, &service(&["a1", "b1"]), "EndpointSlice", move |slice| {
+            let endpoints = slice["endpoints"].as_array_mut().into_iter().flatten();
+            for endpoint in endpoints.filter(|endpoint| endpoint["targetRef"]["name"] == of) {
+                endpoint["conditions"] = json!({ "ready": false, "serving": false, "terminating": false });
+            }
+        })
+    };
+    // A selector that is another's.
+    service(&["b1"]).write(cluster.source())?;
+    all_move_to(&mut own, &sinks, "b1")?;
+    all_stay_at(&mut others, &sinks, "a1")?;
+    // And back, by one who is not ready.
+    is_unready("b1")?;
+    all_move_to(&mut own, &sinks, "a1")?;
+    is_unready("a1")?;
+    all_move_to(&mut own, &sinks, "b1")?;
+    all_stay_at(&mut others, &sinks, "a1")?;
+    // One who drains is kept, as long as that is said of it.
+    service(&["a2"]).terminating(&["b1"]).write(cluster.source())?;
+    wait_until("a2 to have newcomers", SOON, || {
+        let mut newcomer = Sender::new(own[0].place, own[0].target, true);
+        newcomer.send().ok()?.ok()?;
+        thread::sleep(PAUSE);
+        sinks.heard().contains_key("a2").then_some(())
+    })?;
+    all_stay_at(&mut own, &sinks, "b1")?;
+    // While no agent is there, nobody sees who is lost.
+    cluster.lab.nodes.iter().for_each(Node::kill_agent);
+    Service { pods: vec!["b1"], ..other.clone() }.write(cluster.source())?;
+    service(&["a2"]).write(cluster.source())?;
+    cluster.restart_agents()?;
+    all_move_to(&mut own, &sinks, "a2")?;
+    all_move_to(&mut others, &sinks, "b1")
 }

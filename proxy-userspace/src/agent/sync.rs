@@ -312,8 +312,8 @@ impl Agent {
         let defects = self.reconciler.take_defects();
         self.account.tell(&defects);
         self.dataplane.put_node(&self.node_settings(&self.reconciler))?;
+        self.dataplane.apply(&plan)?;
         if !plan.is_empty() {
-            self.dataplane.apply(&plan)?;
             self.prune_at.get_or_insert(began + PRUNE_AFTER);
             debug!(writes = plan.len(), elapsed = ?began.elapsed(), "kernel follows");
         }

@@ -159,6 +159,7 @@ mod tests {
             internal: Arc::default(),
             external: Arc::default(),
             local: Arc::default(),
+            serving: Arc::default(),
             internal_empty: WhenEmpty::Reject,
             external_empty: WhenEmpty::Reject,
         })

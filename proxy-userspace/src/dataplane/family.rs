@@ -47,7 +47,8 @@ pub(super) struct Names {
     peer_addrs: &'static str,
     sources: &'static str,
     pub(super) called: &'static str,
-    flows: [&'static str; 2],
+    /// `FLOWS_*` and `EMBRYOS_*`.
+    pub(super) flows: [&'static str; 2],
 }
 
 /// IPv4.

@@ -1,7 +1,11 @@
 //! How large the flow table is made, and what the agent takes out of it when it is nearly full. The kernel evicts what was
 //! looked up least recently, which may be a connection that is idle; so what is over is taken out before.
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    str::FromStr,
+    sync::{Mutex, PoisonError},
+};
 
 use aya::Pod;
 use proxy_common::{
@@ -117,6 +121,17 @@ where
         }
     }
     Ok(removed)
+}
+
+/// Notes that entries of a map of the flow table, by [`Turnover::index`](proxy_common::flow::Turnover::index), were taken out and not
+/// evicted. Two threads may at once.
+pub(super) fn note_expired(expired: &Table<u32, u64>, index: u32, count: u64) -> Result<(), Error> {
+    static NOTING: Mutex<()> = Mutex::new(());
+    if count == 0 {
+        return Ok(());
+    }
+    let _one_by_one = NOTING.lock().unwrap_or_else(PoisonError::into_inner);
+    expired.put(&index, &(expired.read(&index)? + count))
 }
 
 fn is_over<A>(proto: Protocol, flow: &Flow<A>) -> bool {

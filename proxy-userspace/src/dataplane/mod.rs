@@ -6,6 +6,7 @@ mod attach;
 mod attached;
 mod cleanup;
 mod clsact;
+mod datagrams;
 mod devices;
 mod error;
 mod events;
@@ -221,11 +222,15 @@ impl Dataplane {
         state(self.v4.read()?, self.v6.read()?, &self.slots, &self.service_cidrs)
     }
 
-    /// Carries out a plan, in order. After an error some of it is done: read again before the next.
+    /// Carries out a plan, in order. After an error some of it is done: read again before the next. Where there is nothing to write,
+    /// it may still say that a Service port has lost a backend.
     pub fn apply(&mut self, plan: &Plan) -> Result<(), Error> {
+        self.sweeper.expect(plan);
         let result = self.write(plan);
+        // Nobody chooses whom a Service port has lost from here on. After an error somebody may, and the next plan tells of all ports.
+        let has_lost = result.is_ok() && self.sweeper.follow(plan);
         // Also after an error: what was written does not stand in the next plan.
-        if sockets::may_lose(&plan.v4) || sockets::may_lose(&plan.v6) {
+        if has_lost || sockets::may_lose(&plan.v4) || sockets::may_lose(&plan.v6) {
             self.sweeper.wake();
         }
         result

@@ -193,9 +193,8 @@ impl Observer {
         Ok(sum)
     }
 
-    /// What was taken out was not evicted.
     fn note_expired(&self, index: u32, count: u64) -> Result<(), Error> {
-        if count == 0 { Ok(()) } else { self.expired.put(&index, &(self.expired.read(&index)? + count)) }
+        flow_table::note_expired(&self.expired, index, count)
     }
 
     /// Takes flows out that are over, of maps that are nearly full; returns how many entries.

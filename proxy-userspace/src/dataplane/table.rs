@@ -72,9 +72,15 @@ impl<K: Pod, V: Pod> Table<K, V> {
 
     /// Removes an entry; one that is not there counts as removed.
     pub(super) fn remove(&self, key: &K) -> Result<(), Error> {
+        self.take(key).map(drop)
+    }
+
+    /// Removes an entry; says whether it was there.
+    pub(super) fn take(&self, key: &K) -> Result<bool, Error> {
         match syscall::delete(self.fd.as_fd(), key) {
-            Err(source) if source.raw_os_error() != Some(libc::ENOENT) => Err(self.error("remove from", source)),
-            _ => Ok(()),
+            Ok(()) => Ok(true),
+            Err(source) if source.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(source) => Err(self.error("remove from", source)),
         }
     }
 

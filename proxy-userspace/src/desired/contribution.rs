@@ -9,7 +9,7 @@ use std::{
 };
 
 use proxy_common::{
-    addr::Port,
+    addr::{Port, Protocol},
     backend::BackendState,
     service::{Frontend, Pick, WhenEmpty, flag},
 };
@@ -281,6 +281,7 @@ pub(super) fn whole<A>(port: &Arc<ServicePortName>, flags: u8) -> DesiredService
         internal: Arc::default(),
         external: Arc::default(),
         local: Arc::default(),
+        serving: Arc::default(),
         internal_empty: WhenEmpty::Reject,
         external_empty: WhenEmpty::Reject,
     }
@@ -297,8 +298,9 @@ pub(super) fn port_services<A: Family>(
         |candidate: &model::SlicePort| candidate.name == port.name.port && candidate.protocol == port.name.protocol;
     let weights = &service.spread.weights;
     let mut endpoints = model::endpoints(world.model.slices(&service.name), is_joined);
-    endpoints
-        .retain(|(address, endpoint)| world.has_backend::<A>(Some(service), address.ip()) && weights.of(endpoint) > 0);
+    endpoints.retain(|(address, _)| world.has_backend::<A>(Some(service), address.ip()));
+    let serving = if port.name.protocol == Protocol::Udp { serving(&endpoints) } else { Arc::default() };
+    endpoints.retain(|(_, endpoint)| weights.of(endpoint) > 0);
     let lists = topology::select(&endpoints, world.place);
     let name = &port.name;
     let mode = service.node_port_mode.unwrap_or(world.mode);
@@ -315,6 +317,7 @@ pub(super) fn port_services<A: Family>(
         internal: Arc::clone(internal),
         external: Arc::clone(external),
         local: if flags & flag::DISPATCHED != 0 { Arc::clone(&local) } else { Arc::default() },
+        serving: Arc::clone(&serving),
         internal_empty: when_empty(&lists),
         external_empty: when_empty(&lists),
     };
@@ -332,6 +335,15 @@ pub(super) fn port_services<A: Family>(
     [inside, outside]
 }
 
+/// The endpoints of a Service port that answer, as kube-proxy keeps their flows (its pkg/proxy/conntrack/cleanup.go).
+fn serving<A: Family>(endpoints: &[(SocketAddr, &Endpoint)]) -> Arc<[Target<A>]> {
+    endpoints.iter().filter(|(_, endpoint)| is_serving(endpoint)).filter_map(|(address, _)| target(*address)).collect()
+}
+
+fn is_serving(endpoint: &Endpoint) -> bool {
+    endpoint.is_serving || endpoint.is_ready
+}
+
 /// An empty range of a Service that has endpoints elsewhere is a matter of policy: the client is left to time out, so
 /// that a load balancer tries another node. Without any endpoint it is told.
 fn when_empty(lists: &Lists) -> WhenEmpty {
@@ -345,8 +357,7 @@ pub(super) fn target<A: Family>(address: SocketAddr) -> Option<Target<A>> {
 
 impl<A: Family> DesiredBackend<A> {
     fn of(endpoint: &Endpoint, model: &Model) -> Self {
-        let is_serving = endpoint.is_serving || endpoint.is_ready;
-        let state = if is_serving { BackendState::Serving } else { BackendState::NotServing };
+        let state = if is_serving(endpoint) { BackendState::Serving } else { BackendState::NotServing };
         let peer = model.peer(endpoint.node).filter(|_| !endpoint.is_local);
         let node = peer.and_then(|peer| peer.address(endpoint.address.is_ipv4())).and_then(A::of);
         Self { is_local: endpoint.is_local, node: node.unwrap_or(A::ANY), state }

@@ -53,16 +53,18 @@ impl Indexes {
         *self.uses.entry(index).or_default() += 1;
     }
 
-    pub(super) fn release(&mut self, index: u32, now: Instant) {
-        let Some(uses) = self.uses.get_mut(&index) else { return };
+    /// Says whether that was the last frontend.
+    pub(super) fn release(&mut self, index: u32, now: Instant) -> bool {
+        let Some(uses) = self.uses.get_mut(&index) else { return false };
         *uses -= 1;
         if *uses > 0 {
-            return;
+            return false;
         }
         self.uses.remove(&index);
         self.ids.put_back(index, now);
         if let Some(port) = self.ports.remove(&index) {
             self.by_port.remove(&port);
         }
+        true
     }
 }

@@ -19,6 +19,7 @@ use super::{
     backends::{Backends, Full},
     indexes::Indexes,
     ranges::Ranges,
+    serving::ServingBackends,
     sources::{self, ClientRanges},
 };
 use crate::{
@@ -131,7 +132,8 @@ impl Ledger {
         let v6 = self.v6.plan(&mut self.ranges, &want.v6, &touched.v6, now, &mut overflows);
         let service_cidrs = want.service_cidrs.filter(|wanted| *wanted != self.service_cidrs);
         self.service_cidrs = service_cidrs.unwrap_or(self.service_cidrs);
-        (Plan { v4, v6, service_cidrs }, overflows)
+        let (serving_v4, serving_v6) = (self.v4.serving.take_changes(), self.v6.serving.take_changes());
+        (Plan { v4, v6, service_cidrs, serving_v4, serving_v6 }, overflows)
     }
 
     /// The endpoints the kernel leads clients of this node to, and whether they run here.
@@ -167,6 +169,7 @@ struct FamilyLedger<A: Ord> {
     backends: Backends<A>,
     indexes: Indexes,
     sources: ClientRanges<A>,
+    serving: ServingBackends,
     services_capacity: usize,
 }
 
@@ -175,6 +178,7 @@ impl<A: Address + std::fmt::Display> FamilyLedger<A> {
         Self {
             indexes: Indexes::adopt(state.services.values(), capacity.services),
             sources: ClientRanges::adopt(state.sources, state.services.values(), capacity.sources),
+            serving: ServingBackends::adopt(),
             services: state.services,
             local_addrs: state.local_addrs,
             backends: Backends::adopt(state.backends, capacity.backends, now),
@@ -320,6 +324,9 @@ impl<A: Address + std::fmt::Display> FamilyLedger<A> {
             steps.services.push(Step::PutService(frontend, service));
         }
         self.sources.hold(&service);
+        if frontend.proto == Protocol::Udp {
+            self.serving.put(index, desired.serving.iter().filter_map(|target| self.backends.id(target)).collect());
+        }
         if let Some(old) = old {
             self.let_go(ranges, old, now);
         }
@@ -337,7 +344,9 @@ impl<A: Address + std::fmt::Display> FamilyLedger<A> {
         ranges.release(old.internal, now);
         ranges.release(old.external, now);
         ranges.release(old.local, now);
-        self.indexes.release(old.index, now);
+        if self.indexes.release(old.index, now) {
+            self.serving.remove(old.index);
+        }
         self.sources.release(&old);
     }
 

@@ -8,6 +8,7 @@ mod dispatch;
 mod families;
 mod half;
 mod no_local;
+mod serving;
 mod spread;
 mod world;
 

@@ -58,6 +58,7 @@ pub(crate) fn small_plan() -> Plan {
             Step::PutLocalAddr(Ipv6 { octets: [0x20; 16] }, 0),
         ],
         service_cidrs: Some(service_cidrs()),
+        ..Plan::default()
     }
 }
 

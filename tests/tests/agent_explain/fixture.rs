@@ -246,6 +246,7 @@ fn plan() -> Plan {
         v4: steps(Family::V4, v4, elsewhere_v4),
         v6: steps(Family::V6, v6, elsewhere_v6),
         service_cidrs: Some(service_cidrs),
+        ..Plan::default()
     }
 }
 
