@@ -151,8 +151,10 @@ fn test(kind: &Kind) -> Result<()> {
         services().iter().try_for_each(|service| service.write(source.path()))?;
         let lab = Lab::new(LabOptions { uplinks: [uplink; 2], ..LabOptions::default() })?;
         connect(kind, &lab, lab.node("node-a")?)?;
-        // A tunnel is an uplink unless it is said otherwise.
-        let more = ["--nodeport-addresses", "all"].map(str::to_owned).to_vec();
+        let mut more = ["--nodeport-addresses", "all"].map(str::to_owned).to_vec();
+        if !kind.is_of_uplink {
+            more.extend(["--uplinks", DEVICE].map(str::to_owned));
+        }
         lab.start_agents(source.path(), &AgentOptions { socket_lb: SocketLb::Host, more, ..AgentOptions::default() })?;
         for family in kind.families {
             for protocol in Protocol::ALL {
