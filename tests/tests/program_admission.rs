@@ -79,8 +79,14 @@ fn an_address_that_could_be_a_cluster_ip_and_is_none_is_dropped() -> Result<()> 
         for transport in [SYN, Transport::Tcp(Flags::ACK), Transport::Udp] {
             let mut bed = Testbed::new()?;
             bed.add_service(OTHER_SERVICE.address(family), PORT, Protocol::Tcp, &[])?;
-            for (cidrs, dropped) in [(around_services(), 1), (ServiceCidrs::NONE, 0)] {
+            // At last the node has the address itself, as that of a DNS cache.
+            for (cidrs, dropped, is_own) in
+                [(around_services(), 1, false), (ServiceCidrs::NONE, 0, false), (around_services(), 0, true)]
+            {
                 bed.set_service_cidrs(cidrs)?;
+                if is_own {
+                    bed.add_local_addr(SERVICE.address(family))?;
+                }
                 for (hook, port) in WAYS_IN.into_iter().flat_map(|hook| [(hook, PORT), (hook, 30_000)]) {
                     let client = client_at(hook).address(family);
                     let before = bed.counter(hook, Outcome::DropUnallocated)?;

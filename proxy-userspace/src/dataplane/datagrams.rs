@@ -15,7 +15,7 @@ use proxy_common::{
     addr::Protocol,
     backend::BackendId,
     flow::{Flow, Tier, Turnover},
-    socket::{SocketPeer, SocketTarget, SocketWay},
+    socket::{SocketOrigin, SocketPeer, SocketTarget, SocketWay},
     tuple::Tuple,
 };
 
@@ -164,7 +164,8 @@ where
         Ok(sum)
     }
 
-    /// Has datagrams of sockets that name these Service ports choose anew, where they have to leave their backends.
+    /// Has datagrams of sockets that name these Service ports choose anew, where they have to leave their backends. Sockets that are
+    /// connected are ended, and what they remember goes with them.
     pub(super) fn forget_lost(
         &self,
         sockets: &Table<SocketPeer<A>, SocketTarget<A>>,
@@ -175,7 +176,8 @@ where
         SocketTarget<A>: Pod,
     {
         let subject = |peer: &SocketPeer<A>, target: &SocketTarget<A>| {
-            (peer.way == SocketWay::ToBackend).then_some((target.proto, target.service, target.backend))
+            let is_asked = peer.way == SocketWay::ToBackend && target.origin == SocketOrigin::Sent;
+            is_asked.then_some((target.proto, target.service, target.backend))
         };
         remove(sockets, || self.judge(suspects), subject)
     }

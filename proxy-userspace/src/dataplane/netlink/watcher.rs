@@ -44,6 +44,9 @@ const QUEUE: usize = 16;
 /// In its mode ipvs kube-proxy gives this device the addresses of all Services (`defaultDummyDevice` of `pkg/proxy/ipvs/proxier.go`).
 pub const SERVICE_DEVICE: &str = "kube-ipvs0";
 
+/// Devices that other proxies give the addresses of all Services: kube-proxy's, and kube-router's.
+const SERVICE_DEVICES: [&str; 2] = [SERVICE_DEVICE, "kube-dummy-if"];
+
 /// Notifications of one connection, in the order the kernel sent them.
 type Notifications = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
 
@@ -183,8 +186,8 @@ async fn read(handle: &Handle) -> Result<NodeNetwork, NetlinkError> {
 /// Addresses of Services are none of the node's, whoever has them bound to a device: NodePorts are not served there, and no Service is
 /// refused for having one.
 fn without_services(mut network: NodeNetwork) -> NodeNetwork {
-    let device = network.link(SERVICE_DEVICE).map(|link| link.ifindex);
-    network.addresses.retain(|address| Some(address.ifindex) != device);
+    let devices = SERVICE_DEVICES.map(|name| network.link(name).map(|link| link.ifindex));
+    network.addresses.retain(|address| !devices.contains(&Some(address.ifindex)));
     network
 }
 
@@ -209,7 +212,7 @@ mod tests {
     };
 
     #[test]
-    fn addresses_that_kube_proxy_has_bound_for_services_are_not_the_nodes() {
+    fn addresses_that_another_proxy_has_bound_for_services_are_not_the_nodes() {
         let link = |ifindex, name: &str| Link { ifindex, name: name.into(), ..Link::default() };
         let address = |ifindex, net: &str| LinkAddress {
             ifindex,
@@ -220,8 +223,13 @@ mod tests {
             is_deprecated: false,
         };
         let network = NodeNetwork {
-            links: vec![link(2, "eth0"), link(3, SERVICE_DEVICE), link(4, "kube-bridge")],
-            addresses: vec![address(2, "192.0.2.9/24"), address(3, "10.96.0.1/32"), address(4, "10.244.1.1/24")],
+            links: vec![link(2, "eth0"), link(3, SERVICE_DEVICE), link(4, "kube-bridge"), link(5, "kube-dummy-if")],
+            addresses: vec![
+                address(2, "192.0.2.9/24"),
+                address(3, "10.96.0.1/32"),
+                address(4, "10.244.1.1/24"),
+                address(5, "10.96.0.2/32"),
+            ],
         };
         let own: Vec<u32> = without_services(network.clone()).addresses.iter().map(|address| address.ifindex).collect();
         assert_eq!(own, [2, 4]);
