@@ -23,7 +23,7 @@ pub struct Settings {
     pub name: String,
     /// On which of its addresses NodePorts are served.
     pub node_port_addresses: NodePortAddresses,
-    /// Its uplinks; empty means every device that carries a default route.
+    /// Its uplinks, where the address of masqueraded flows is looked for; empty means every device that carries a default route.
     pub uplinks: Vec<DevicePattern>,
     /// How connections to Services are spread that do not say it.
     pub algorithm: AlgorithmName,

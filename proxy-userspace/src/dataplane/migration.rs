@@ -72,7 +72,9 @@ pub(super) fn open(options: &Options) -> Result<Ebpf, OpenError> {
             if second.exists() {
                 warn!("a take-over was interrupted; it begins anew");
                 // Of a third version. What its programs have opened is lost, but they open no more.
-                left.map_or(Ok(()), |left| set_hold(&second, &left, true))?;
+                if let Some(Err(error)) = left.map(|left| set_hold(&second, &left, true)) {
+                    warn!("{error}");
+                }
                 empty(&second)?;
             }
             Migration { options, directory, second, theirs: &theirs, own: &own }.run()
@@ -107,10 +109,11 @@ fn finish(
     let mut object = load::load(options, directory)?;
     let swap = Swap::prepare(options, &mut object, theirs)?;
     set_hold(directory, own, true)?;
-    set_hold(second, theirs, true)?;
+    let held = set_hold(second, theirs, true);
     wait_for_programs();
     let links = swap.run(&mut object);
-    let merged = Copies::open(second, theirs, directory, own).and_then(|mut copies| Ok(copies.merge()?));
+    let merged =
+        held.and_then(|()| Copies::open(second, theirs, directory, own)).and_then(|mut copies| Ok(copies.merge()?));
     let entries = merged.unwrap_or_else(|error| {
         warn!("flows that were opened meanwhile are not taken over: {error}");
         0
@@ -234,11 +237,15 @@ fn exchange(one: &Path, other: &Path) -> io::Result<()> {
     Ok(rustix::fs::renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)?)
 }
 
-/// Removes the pins in a directory. Their maps go with the last program that uses them.
+/// Removes the pins in a directory. Their maps go with the last program that uses them. First what says that they are in use, so that
+/// nobody takes some of them for all.
 fn empty(directory: &Path) -> Result<(), OpenError> {
     let error = |source| OpenError::PinPath { path: directory.into(), source };
-    for entry in fs::read_dir(directory).map_err(error)? {
-        fs::remove_file(entry.map_err(error)?.path()).map_err(error)?;
+    let entries = fs::read_dir(directory).map_err(error)?.collect::<io::Result<Vec<_>>>().map_err(error)?;
+    let mut paths: Vec<PathBuf> = entries.iter().map(fs::DirEntry::path).collect();
+    paths.sort_by_key(|path| !path.ends_with("DESCRIPTION"));
+    for path in paths {
+        fs::remove_file(path).map_err(error)?;
     }
     Ok(())
 }

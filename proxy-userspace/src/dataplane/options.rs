@@ -17,7 +17,7 @@ pub struct Options {
     pub socket_lb: SocketLb,
     /// How programs attach to uplinks.
     pub uplink_mode: UplinkMode,
-    /// Uplinks; empty means every device that carries a default route, or is an overlay.
+    /// Uplinks; empty means every device that carries a default route, is a tunnel, or a card with an address.
     pub uplinks: Vec<DevicePattern>,
     /// Pod-facing devices; empty means every veth whose peer is in another namespace and that carries no default route.
     pub pod_devices: Vec<DevicePattern>,

@@ -161,6 +161,17 @@ mod tests {
         }
     }
 
+    fn address(ifindex: u32) -> LinkAddress {
+        LinkAddress {
+            ifindex,
+            net: "192.0.2.9/24".parse().unwrap(),
+            is_global: true,
+            is_secondary: false,
+            is_usable: true,
+            is_deprecated: false,
+        }
+    }
+
     #[test]
     fn cards_with_addresses_and_tunnels_that_are_up_lead_out() {
         let link = |kind: &str, is_up| Link {
@@ -170,14 +181,6 @@ mod tests {
             has_ethernet: ["", "vlan", "dummy", "veth", "bridge"].contains(&kind),
             is_up,
             ..Link::default()
-        };
-        let address = |ifindex| LinkAddress {
-            ifindex,
-            net: "192.0.2.9/24".parse().unwrap(),
-            is_global: true,
-            is_secondary: false,
-            is_usable: true,
-            is_deprecated: false,
         };
         let cases = [
             ("a second card", link("", true), 2, true),
@@ -200,14 +203,6 @@ mod tests {
 
     #[test]
     fn programs_of_a_card_see_the_frames_of_its_vlans() {
-        let address = |ifindex| LinkAddress {
-            ifindex,
-            net: "192.0.2.9/24".parse().unwrap(),
-            is_global: true,
-            is_secondary: false,
-            is_usable: true,
-            is_deprecated: false,
-        };
         let vlan = |ifindex, parent| Link {
             ifindex,
             name: format!("vlan{ifindex}"),

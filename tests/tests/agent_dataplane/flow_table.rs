@@ -134,5 +134,13 @@ fn flows_of_the_maps_that_an_interrupted_takeover_left_are_kept() -> Result<()> 
         assert_eq!(table.get(&key(number, Protocol::Udp), 0)?.last_seen, then, "flow {number}");
     }
     assert!(!second.exists());
+
+    // Whatever has become of the others, the agent starts.
+    let other = Node::new()?;
+    other.start(|_, _| Ok(()))?;
+    std::fs::rename(other.pin("maps"), &second)?;
+    std::fs::remove_file(second.join("NODE"))?;
+    node.start(|_, _| Ok(()))?;
+    assert!(!second.exists());
     Ok(())
 }
